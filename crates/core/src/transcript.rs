@@ -1,0 +1,127 @@
+//! What an answer consisted of.
+//!
+//! The transcript root is a Merkle root (see [`crate::merkle`]) over, in this order: a header leaf — `"assay/transcript/1"`,
+//! the request hash, the nonce, one byte for its source, two bytes for the stop reason, the numbers of prompt and output ids
+//! as 4 bytes each —; the prompt ids in leaves of 64, 4 bytes each; the output ids likewise; and the Keccak-256 of the text.
+//! All numbers are big-endian. A contract can so open any id without the rest.
+
+use borsh::{BorshDeserialize, BorshSerialize};
+use serde::{Deserialize, Serialize};
+
+use crate::id::{Hash, Nonce, RequestHash, TranscriptRoot};
+use crate::keccak::keccak256;
+use crate::merkle;
+
+/// Ids in one leaf.
+pub const LEAF_IDS: usize = 64;
+
+/// Everything about an answer that its request does not fix.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Transcript {
+    /// Hash of the request.
+    pub request_hash: RequestHash,
+    /// The nonce of the sampler's seed.
+    pub nonce: Nonce,
+    /// Who chose it.
+    pub nonce_source: NonceSource,
+    /// The rendered prompt.
+    pub prompt_ids: Vec<u32>,
+    /// What the model wrote, the end token included.
+    pub output_ids: Vec<u32>,
+    /// The text of the answer.
+    pub text: String,
+    /// Why it ended.
+    pub stop: StopReason,
+}
+
+/// Who chose the nonce.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NonceSource {
+    /// The client sent one: the provider could not choose among answers.
+    Client,
+    /// The request has a seed and no nonce, which is then zero: the answer is fixed by the request.
+    Seed,
+    /// The provider drew one, and might have drawn until it liked the answer.
+    Provider,
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopReason {
+    /// The model wrote an end token.
+    EndToken,
+    /// The text came to the stop string of this index.
+    StopString(u8),
+    /// `max_tokens` were written.
+    Length,
+    /// The model's window is full.
+    Window,
+}
+
+impl StopReason {
+    /// As OpenAI's `finish_reason`.
+    pub fn finish_reason(self) -> &'static str {
+        match self {
+            StopReason::EndToken | StopReason::StopString(_) => "stop",
+            StopReason::Length | StopReason::Window => "length",
+        }
+    }
+
+    fn bytes(self) -> [u8; 2] {
+        match self {
+            StopReason::EndToken => [0, 0],
+            StopReason::StopString(i) => [1, i],
+            StopReason::Length => [2, 0],
+            StopReason::Window => [3, 0],
+        }
+    }
+}
+
+/// Tokens that are paid for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Tokens of the prompt.
+    pub prompt_tokens: u32,
+    /// Tokens of the answer.
+    pub completion_tokens: u32,
+}
+
+impl Transcript {
+    /// The Merkle root.
+    pub fn root(&self) -> TranscriptRoot {
+        let source = match self.nonce_source {
+            NonceSource::Client => 0u8,
+            NonceSource::Seed => 1,
+            NonceSource::Provider => 2,
+        };
+        let usage = self.usage();
+        let mut header = b"assay/transcript/1".to_vec();
+        header.extend_from_slice(self.request_hash.as_bytes());
+        header.extend_from_slice(self.nonce.as_bytes());
+        header.push(source);
+        header.extend_from_slice(&self.stop.bytes());
+        header.extend_from_slice(&usage.prompt_tokens.to_be_bytes());
+        header.extend_from_slice(&usage.completion_tokens.to_be_bytes());
+        let mut b = merkle::Builder::new();
+        b.push(merkle::leaf(&header));
+        for ids in self.prompt_ids.chunks(LEAF_IDS).chain(self.output_ids.chunks(LEAF_IDS)) {
+            b.push(id_leaf(ids));
+        }
+        b.push(merkle::leaf(keccak256(&[self.text.as_bytes()]).as_bytes()));
+        TranscriptRoot::from_bytes(*b.root().as_bytes())
+    }
+
+    /// Tokens read and written.
+    pub fn usage(&self) -> Usage {
+        let count = |ids: &[u32]| u32::try_from(ids.len()).unwrap_or(u32::MAX);
+        Usage { prompt_tokens: count(&self.prompt_ids), completion_tokens: count(&self.output_ids) }
+    }
+}
+
+fn id_leaf(ids: &[u32]) -> Hash {
+    let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_be_bytes()).collect();
+    merkle::leaf(&bytes)
+}

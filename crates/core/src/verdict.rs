@@ -1,0 +1,103 @@
+//! Verdicts: what a check looked at, what it did not, and what came out.
+
+use serde::{Deserialize, Serialize};
+
+/// The outcome of checking one answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// Whether everything that was checked holds.
+    pub holds: bool,
+    /// What was checked, in order.
+    pub checks: Vec<Check>,
+    /// What this kind of check cannot see, in plain words.
+    pub unchecked: Vec<String>,
+    /// The mistake that matters most: the first with a position if there is one.
+    pub failure: Option<Failure>,
+}
+
+/// One thing that was checked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// What.
+    pub name: String,
+    /// How it came out.
+    pub outcome: Outcome,
+    /// Counts or the mistake, for people.
+    pub detail: String,
+}
+
+/// How a check came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// It holds.
+    Passed,
+    /// It does not.
+    Failed,
+    /// An earlier failure left nothing to check.
+    NotRun,
+}
+
+/// Why an answer does not hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Stable code.
+    pub code: FailureCode,
+    /// Where: an index into the prompt ids, the output ids, or the digests, as the code says.
+    pub position: Option<u32>,
+    /// For people.
+    pub message: String,
+}
+
+/// Stable codes of failures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureCode {
+    /// The provider did not sign the receipt.
+    Signature,
+    /// The request is not the receipted one.
+    RequestHash,
+    /// The request breaks a limit.
+    Limits,
+    /// The receipt, the request or the installed artifact is of another model.
+    ModelRoot,
+    /// The transcript is not the receipted one.
+    TranscriptRoot,
+    /// The digests are not the receipted ones.
+    DigestRoot,
+    /// The token counts are not the transcript's.
+    TokenCounts,
+    /// The nonce does not fit.
+    Nonce,
+    /// The prompt renders to other ids; the position is an index into the prompt ids.
+    PromptIds,
+    /// The model chooses another token; the position is an index into the output ids.
+    OutputId,
+    /// The execution differs; the position is the index of the digest.
+    Digest,
+    /// The ids are another text.
+    Text,
+    /// The answer ends elsewhere or for another reason.
+    StopReason,
+}
+
+impl FailureCode {
+    /// The code as it is written in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            FailureCode::Signature => "signature",
+            FailureCode::RequestHash => "request_hash",
+            FailureCode::Limits => "limits",
+            FailureCode::ModelRoot => "model_root",
+            FailureCode::TranscriptRoot => "transcript_root",
+            FailureCode::DigestRoot => "digest_root",
+            FailureCode::TokenCounts => "token_counts",
+            FailureCode::Nonce => "nonce",
+            FailureCode::PromptIds => "prompt_ids",
+            FailureCode::OutputId => "output_id",
+            FailureCode::Digest => "digest",
+            FailureCode::Text => "text",
+            FailureCode::StopReason => "stop_reason",
+        }
+    }
+}

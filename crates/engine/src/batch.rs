@@ -1,0 +1,347 @@
+//! Continuous batching: many requests share each pass over the weights, joining and leaving between passes.
+//!
+//! A pass holds one token of every request that is decoding, and fills up with chunks of waiting prompts. None of this
+//! shows in the answers: each equals what the request would have got alone. The batcher has no threads, clocks or
+//! channels of its own; its owner calls [`Batcher::step`] in a loop.
+
+use std::collections::VecDeque;
+
+use assay_core::digest::{DigestBuilder, ExecutionDigests};
+use assay_core::request::Sampling;
+use assay_core::transcript::StopReason;
+
+use crate::cache::Sequence;
+use crate::forward::{Executor, Segment};
+use crate::semantics::sample::sample;
+use crate::text::Tokenizer;
+use crate::transcribe::{StopRules, Transcriber};
+
+/// Names a job to its owner.
+pub type JobId = u64;
+
+/// One generation.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// Chosen by the owner, unique among live jobs.
+    pub id: JobId,
+    /// At least one id, each below the vocabulary, fewer than the context.
+    pub prompt: Vec<u32>,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Seed of the sampler.
+    pub seed: [u8; 32],
+    /// Most tokens to generate; 0 for as many as fit.
+    pub max_tokens: u32,
+    /// Texts that end the answer.
+    pub stop: Vec<String>,
+}
+
+/// How much a batcher takes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchLimits {
+    /// Requests that are executed at the same time.
+    pub running_max: usize,
+    /// Requests that wait for their turn.
+    pub waiting_max: usize,
+    /// Bytes of KV caches.
+    pub cache_bytes_max: usize,
+    /// Tokens in one pass.
+    pub rows_max: usize,
+}
+
+impl Default for BatchLimits {
+    fn default() -> Self {
+        BatchLimits { running_max: 64, waiting_max: 256, cache_bytes_max: 2 << 30, rows_max: 256 }
+    }
+}
+
+/// Why a job was not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    /// The prompt and one token do not fit the window.
+    #[error("the prompt has {prompt} tokens, but the model's window holds {window} including the answer")]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Positions of the window.
+        window: usize,
+    },
+    /// There is nothing to continue.
+    #[error("the prompt is empty; give the model at least one token")]
+    PromptEmpty,
+    /// A token id does not exist.
+    #[error("token id {id} is not below the vocabulary of {vocabulary}")]
+    TokenUnknown {
+        /// The id.
+        id: u32,
+        /// Number of ids.
+        vocabulary: u32,
+    },
+    /// The caches of this request alone exceed the memory limit.
+    #[error("the request needs {needed} bytes of cache, but the server has {limit}; lower max_tokens")]
+    CacheTooSmall {
+        /// Bytes needed.
+        needed: usize,
+        /// Bytes there are.
+        limit: usize,
+    },
+    /// Too many requests wait.
+    #[error("{waiting} requests are waiting already; try again later")]
+    QueueFull {
+        /// How many wait.
+        waiting: usize,
+    },
+}
+
+/// What happens to a job.
+#[derive(Debug)]
+pub enum Event {
+    /// The whole prompt has been read and the first token chosen.
+    Started,
+    /// A token was chosen; `text` is what has become certain, perhaps nothing.
+    Token {
+        /// New text.
+        text: String,
+    },
+    /// The answer is complete.
+    Done(Box<Answer>),
+}
+
+/// A finished generation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// What the model read.
+    pub prompt: Vec<u32>,
+    /// What it wrote, the end token included.
+    pub output: Vec<u32>,
+    /// The text of it.
+    pub text: String,
+    /// Why it ended.
+    pub stop: StopReason,
+    /// Digests of the execution.
+    pub digests: ExecutionDigests,
+}
+
+/// What a batcher is busy with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Requests being executed.
+    pub running: usize,
+    /// Requests that wait.
+    pub waiting: usize,
+    /// Bytes of KV caches in use.
+    pub cache_bytes: usize,
+}
+
+struct Active<'t> {
+    job: Job,
+    sequence: Sequence,
+    cache_bytes: usize,
+    /// Ids chosen so far.
+    output: Vec<u32>,
+    digests: DigestBuilder,
+    transcriber: Transcriber<'t>,
+}
+
+impl Active<'_> {
+    /// Tokens that are still to be executed before the next one can be chosen.
+    fn pending(&self) -> &[u32] {
+        let done = self.sequence.position();
+        match done.checked_sub(self.job.prompt.len()) {
+            None => &self.job.prompt[done..],
+            Some(fed) => &self.output[fed..],
+        }
+    }
+}
+
+/// The batcher of one model.
+pub struct Batcher<'t> {
+    executor: Executor,
+    tokenizer: &'t Tokenizer,
+    end_tokens: Vec<u32>,
+    limits: BatchLimits,
+    waiting: VecDeque<Job>,
+    running: Vec<Active<'t>>,
+    cache_bytes: usize,
+}
+
+impl<'t> Batcher<'t> {
+    /// An idle batcher. `end_tokens` end every answer.
+    pub fn new(executor: Executor, tokenizer: &'t Tokenizer, end_tokens: Vec<u32>, limits: BatchLimits) -> Self {
+        Batcher { executor, tokenizer, end_tokens, limits, waiting: VecDeque::new(), running: Vec::new(), cache_bytes: 0 }
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.running.is_empty()
+    }
+
+    /// What it is busy with.
+    pub fn load(&self) -> Load {
+        Load { running: self.running.len(), waiting: self.waiting.len(), cache_bytes: self.cache_bytes }
+    }
+
+    /// The executor.
+    pub fn executor(&self) -> &Executor {
+        &self.executor
+    }
+
+    fn context(&self) -> usize {
+        self.executor.constants().program().program().context as usize
+    }
+
+    fn capacity(&self, job: &Job) -> usize {
+        let asked = if job.max_tokens == 0 { usize::MAX } else { job.max_tokens as usize };
+        job.prompt.len().saturating_add(asked).min(self.context())
+    }
+
+    fn cache_bytes_of(&self, job: &Job) -> usize {
+        Sequence::bytes(self.executor.constants().program().caches(), self.capacity(job))
+    }
+
+    /// Takes a job on, to be started when there is room.
+    pub fn submit(&mut self, job: Job) -> Result<(), SubmitError> {
+        let vocabulary = self.executor.constants().program().program().vocabulary;
+        if job.prompt.is_empty() {
+            return Err(SubmitError::PromptEmpty);
+        }
+        if job.prompt.len() >= self.context() {
+            return Err(SubmitError::PromptTooLong { prompt: job.prompt.len(), window: self.context() });
+        }
+        if let Some(id) = job.prompt.iter().find(|id| **id >= vocabulary) {
+            return Err(SubmitError::TokenUnknown { id: *id, vocabulary });
+        }
+        let needed = self.cache_bytes_of(&job);
+        if needed > self.limits.cache_bytes_max {
+            return Err(SubmitError::CacheTooSmall { needed, limit: self.limits.cache_bytes_max });
+        }
+        if self.waiting.len() >= self.limits.waiting_max {
+            return Err(SubmitError::QueueFull { waiting: self.waiting.len() });
+        }
+        self.waiting.push_back(job);
+        Ok(())
+    }
+
+    /// Drops a job, waiting or running; false if there is none of that id.
+    pub fn cancel(&mut self, id: JobId) -> bool {
+        if let Some(i) = self.waiting.iter().position(|j| j.id == id) {
+            self.waiting.remove(i);
+            return true;
+        }
+        if let Some(i) = self.running.iter().position(|a| a.job.id == id) {
+            let gone = self.running.remove(i);
+            self.cache_bytes -= gone.cache_bytes;
+            return true;
+        }
+        false
+    }
+
+    fn admit(&mut self) {
+        while self.running.len() < self.limits.running_max {
+            let Some(job) = self.waiting.front() else { return };
+            let cache_bytes = self.cache_bytes_of(job);
+            if self.cache_bytes + cache_bytes > self.limits.cache_bytes_max {
+                return;
+            }
+            let capacity = self.capacity(job);
+            let Some(job) = self.waiting.pop_front() else { return };
+            let rules = StopRules {
+                end_tokens: self.end_tokens.clone(),
+                stop: job.stop.clone(),
+                max_tokens: job.max_tokens,
+                context: self.context() as u32,
+                prompt_tokens: job.prompt.len() as u32,
+            };
+            self.cache_bytes += cache_bytes;
+            self.running.push(Active {
+                sequence: Sequence::new(self.executor.constants().program().caches(), capacity),
+                cache_bytes,
+                output: Vec::new(),
+                digests: DigestBuilder::new(),
+                transcriber: Transcriber::new(self.tokenizer, rules),
+                job,
+            });
+        }
+    }
+
+    /// One pass: executes the next tokens of running requests and reports what happened to each.
+    pub fn step(&mut self, report: &mut dyn FnMut(JobId, Event)) {
+        self.admit();
+        let rows_max = self.limits.rows_max.clamp(1, crate::forward::BATCH_ROWS_MAX);
+        // Decoding requests first: each needs one row, and someone is reading along.
+        let mut order: Vec<usize> = (0..self.running.len()).collect();
+        order.sort_by_key(|i| self.running[*i].output.is_empty());
+        let mut shares = vec![0usize; self.running.len()];
+        let mut left = rows_max;
+        for i in order {
+            shares[i] = self.running[i].pending().len().min(left);
+            left -= shares[i];
+        }
+        let taking: Vec<usize> = (0..shares.len()).filter(|i| shares[*i] > 0).collect();
+        if taking.is_empty() {
+            return;
+        }
+        let tokens: Vec<(Vec<u32>, bool)> = taking
+            .iter()
+            .map(|i| {
+                let pending = self.running[*i].pending();
+                (pending[..shares[*i]].to_vec(), shares[*i] == pending.len())
+            })
+            .collect();
+        let positions: Vec<usize> = taking.iter().map(|i| self.running[*i].sequence.position()).collect();
+        let mut segments: Vec<Segment<'_>> = self
+            .running
+            .iter_mut()
+            .enumerate()
+            .filter(|(i, _)| shares[*i] > 0)
+            .zip(&tokens)
+            .map(|((_, a), (tokens, whole))| Segment {
+                sequence: &mut a.sequence,
+                logits_from: if *whole { tokens.len() - 1 } else { tokens.len() },
+                tokens,
+            })
+            .collect();
+        let output = self.executor.forward(&mut segments);
+        let (mut row, mut chosen) = (0, 0);
+        for ((i, position), (tokens, whole)) in taking.iter().zip(positions).zip(&tokens) {
+            let a = &mut self.running[*i];
+            for n in 0..tokens.len() {
+                let (q, scale) = output.hidden(row);
+                a.digests.push((position + n) as u32, q, scale.mantissa, scale.exponent);
+                row += 1;
+            }
+            if *whole {
+                let id = sample(output.logits(chosen), &a.job.sampling, &a.job.seed, a.output.len() as u32);
+                chosen += 1;
+                if a.output.is_empty() {
+                    report(a.job.id, Event::Started);
+                }
+                a.output.push(id);
+                a.transcriber.push(id);
+                report(a.job.id, Event::Token { text: a.transcriber.take_text().to_owned() });
+            }
+        }
+        self.retire(report);
+    }
+
+    fn retire(&mut self, report: &mut dyn FnMut(JobId, Event)) {
+        let mut i = 0;
+        while i < self.running.len() {
+            let Some(stop) = self.running[i].transcriber.stopped() else {
+                i += 1;
+                continue;
+            };
+            let a = self.running.remove(i);
+            self.cache_bytes -= a.cache_bytes;
+            let answer = Answer {
+                text: a.transcriber.text().to_owned(),
+                prompt: a.job.prompt,
+                output: a.output,
+                stop,
+                digests: a.digests.finish(),
+            };
+            report(a.job.id, Event::Done(Box::new(answer)));
+        }
+    }
+}
+

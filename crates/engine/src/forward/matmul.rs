@@ -1,0 +1,103 @@
+//! Matrix products of a batch: row tiles of the matrix are shared among threads, columns go by in blocks that stay in
+//! the nearest cache while all rows of the batch meet them.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use super::Executor;
+use crate::kernel::{Dot, Kernel};
+use crate::matrix::{GROUP, Matrix, TILE_ROWS};
+use crate::pool::Parts;
+use crate::program::{TensorId, ValueId};
+use crate::reference::headroom;
+
+/// Column groups of a block: 128 groups × 256 bytes are 32 KiB of weights.
+const BLOCK_GROUPS: usize = 128;
+/// Batch rows whose sums are kept at once: 64 KiB of accumulators.
+const BLOCK_ROWS: usize = 256;
+
+thread_local! {
+    static SUMS: RefCell<Vec<i32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// int8 rows with the sum of each.
+pub(super) struct Rows<'a> {
+    pub(super) q: &'a [i8],
+    pub(super) stride: usize,
+    pub(super) sums: &'a [i32],
+    pub(super) count: usize,
+}
+
+impl Executor {
+    pub(super) fn matmul(&mut self, i: usize, weights: TensorId, x: ValueId, rows: usize) {
+        let constants = Arc::clone(&self.constants);
+        let w = constants.matrix(weights);
+        let h = headroom(w.cols());
+        let mut out = self.take_integers(i, rows);
+        {
+            let x_rows = Rows {
+                q: self.int8(x),
+                stride: self.width(x),
+                sums: &self.buffers.sums[usize::from(x)],
+                count: rows,
+            };
+            let parts = Parts::new(&mut out);
+            let threads = self.pool.threads();
+            // Few large runs of tiles: each thread reads its own stretch of memory in order.
+            let piece = w.tiles().div_ceil(threads * if w.tiles() >= threads * 16 { 4 } else { 1 });
+            let kernel = self.kernel;
+            self.pool.run(w.tiles().div_ceil(piece), &|t| {
+                for tile in t * piece..((t + 1) * piece).min(w.tiles()) {
+                    multiply_tile(kernel, &w, tile, &x_rows, h, &parts);
+                }
+            });
+        }
+        self.put_integers(i, out);
+        let change = h as i32 - i32::from(w.shift());
+        let scales = self.buffers.scales[usize::from(x)][..rows].iter().map(|s| s.shifted(change)).collect();
+        self.buffers.scales[i] = scales;
+    }
+}
+
+fn multiply_tile(kernel: Kernel, w: &Matrix<'_>, tile: usize, x: &Rows<'_>, h: u32, out: &Parts<'_, i32>) {
+    let bytes = w.tile(tile);
+    let groups = bytes.len() / (TILE_ROWS * GROUP);
+    assert!(x.q.len() >= x.count * x.stride && x.stride == groups * GROUP, "rows are as wide as the matrix");
+    let first = tile * TILE_ROWS;
+    let tile_rows = (w.rows() - first).min(TILE_ROWS);
+    let scales = &w.scales()[first..first + tile_rows];
+    let f = kernel.functions;
+    SUMS.with_borrow_mut(|sums| {
+        sums.resize(BLOCK_ROWS.min(x.count.max(1)) * TILE_ROWS, 0);
+        for from in (0..x.count).step_by(BLOCK_ROWS) {
+            let count = (x.count - from).min(BLOCK_ROWS);
+            sums.resize(sums.len().max(count * TILE_ROWS), 0);
+            for g in (0..groups).step_by(BLOCK_GROUPS) {
+                let d = Dot {
+                    w: bytes[g * TILE_ROWS * GROUP..].as_ptr(),
+                    stride: TILE_ROWS * GROUP,
+                    groups: (groups - g).min(BLOCK_GROUPS),
+                    rows_16: tile_rows.div_ceil(16),
+                    x: x.q[from * x.stride + g * GROUP..].as_ptr(),
+                    x_stride: x.stride,
+                    m: count,
+                    out: sums.as_mut_ptr(),
+                    out_stride: TILE_ROWS,
+                    accumulate: g > 0,
+                };
+                // SAFETY: the kernel runs here. A tile holds `groups` groups of 64 rows, `x` has `count` rows of that
+                // many groups from `from` on (asserted above), and `sums` has `count` rows of 64.
+                unsafe { (f.dot)(d) };
+            }
+            for r in 0..count {
+                let at = (from + r) * w.rows() + first;
+                // SAFETY: the kernel runs here; each tile writes its own columns of each row.
+                unsafe {
+                    let out = out.part(at..at + tile_rows);
+                    let correction = x.sums[from + r].wrapping_mul(128);
+                    (f.apply_row_scales)(&sums[r * TILE_ROWS..][..tile_rows], correction, scales, h, out);
+                }
+            }
+        }
+    });
+}

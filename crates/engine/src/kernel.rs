@@ -1,0 +1,146 @@
+//! The same integers faster: one table of functions per instruction set, chosen at run time.
+//!
+//! Every function computes exactly what the reference computes; `tests/kernels.rs` drives each table against it. The
+//! products of int8 numbers are written with intrinsics; elementwise passes are plain loops (`body`) compiled once per
+//! instruction set, so that they cannot differ.
+
+mod body;
+mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use crate::semantics::quantise::Quantiser;
+use crate::semantics::scale::Scale;
+
+/// Environment variable that forces a kernel by name.
+pub const KERNEL_VARIABLE: &str = "ASSAY_KERNEL";
+
+/// int8 products of `rows` stored matrix rows with `m` vectors.
+///
+/// `w` points to column groups of `stride` bytes, `groups` of them, the first `rows_16 · 64` bytes of each being rows ×
+/// 4 biased weights. `x` points to `m` vectors, `x_stride` bytes apart, each of `4 · groups` int8 numbers. `out`
+/// receives (or, with `accumulate`, is added) `m` rows of `16 · rows_16` sums of biased weight times number,
+/// `out_stride` apart; sums wrap.
+#[derive(Clone, Copy)]
+pub(crate) struct Dot {
+    pub(crate) w: *const u8,
+    pub(crate) stride: usize,
+    pub(crate) groups: usize,
+    pub(crate) rows_16: usize,
+    pub(crate) x: *const i8,
+    pub(crate) x_stride: usize,
+    pub(crate) m: usize,
+    pub(crate) out: *mut i32,
+    pub(crate) out_stride: usize,
+    pub(crate) accumulate: bool,
+}
+
+/// Key or value scales of one head, one entry per position.
+#[derive(Clone, Copy)]
+pub(crate) struct HeadScales<'a> {
+    pub(crate) mantissas: &'a [u16],
+    pub(crate) exponents: &'a [i16],
+}
+
+/// One instruction set's functions.
+///
+/// # Safety
+/// Each function needs the processor features of its table; [`Kernel`] hands out a table only where they are present.
+/// [`Functions::dot`] also needs the pointers that [`Dot`] describes.
+pub(crate) struct Functions {
+    pub(crate) dot: unsafe fn(Dot),
+    /// Largest absolute value.
+    pub(crate) max_abs: unsafe fn(&[i32]) -> u32,
+    /// Sum of squares after a normalising shift.
+    pub(crate) sum_squares: unsafe fn(&[i32], u32) -> u64,
+    /// Quantises and returns the sum of the results.
+    pub(crate) quantise: unsafe fn(Quantiser, &[i32], &mut [i8]) -> i32,
+    /// `rsh((acc - correction) · scale, headroom)`.
+    pub(crate) apply_row_scales: unsafe fn(&[i32], i32, &[u16], u32, &mut [i32]),
+    /// Saturating `x + y · scale` at the given fraction bits.
+    pub(crate) add_scaled: unsafe fn(&[i32], &[i32], Scale, u32, &mut [i32]),
+    /// `x · scale` at the given fraction bits.
+    pub(crate) to_fixed: unsafe fn(&[i32], Scale, u32, &mut [i32]),
+    /// Rotates one head: input, angles (cosines, sines), output.
+    pub(crate) rotate: unsafe fn(&[i32], &[i16], &mut [i32]),
+    /// Activated gate times `u`: g, u, scale of g, table, normalising shift of u, output.
+    pub(crate) gate: unsafe fn(&[i32], &[i32], Scale, &[i32], u32, &mut [i32]),
+    /// Attention scores in place of dot products; returns the largest. Correction is subtracted from each product.
+    pub(crate) scores: unsafe fn(&mut [i32], i32, HeadScales<'_>, Scale) -> i32,
+    /// From scores and the largest: the high and low byte of each value weight.
+    pub(crate) weights: unsafe fn(&[i32], i32, HeadScales<'_>, i16, &mut [i8], &mut [i8]) -> WeightSums,
+}
+
+/// Sums over one query's attention weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct WeightSums {
+    /// Of the weights.
+    pub(crate) total: u64,
+    /// Of the high bytes of the value weights.
+    pub(crate) high: i32,
+    /// Of the low bytes.
+    pub(crate) low: i32,
+}
+
+/// An instruction set that this processor has.
+#[derive(Clone, Copy)]
+pub struct Kernel {
+    name: &'static str,
+    pub(crate) functions: &'static Functions,
+}
+
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+/// A kernel was asked for that is not to be had.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("kernel `{asked}` is not available here; choose one of: {available} (or unset {KERNEL_VARIABLE})")]
+pub struct KernelError {
+    /// The name asked for.
+    pub asked: String,
+    /// Names that this processor can run.
+    pub available: String,
+}
+
+impl Kernel {
+    /// Kernels that this processor can run, fastest first. The last is always `scalar`.
+    pub fn available() -> Vec<Kernel> {
+        let mut all = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            if x86::has_avx512() {
+                all.push(Kernel { name: "avx512", functions: &x86::AVX512 });
+            }
+            if x86::has_avx2() {
+                all.push(Kernel { name: "avx2", functions: &x86::AVX2 });
+            }
+        }
+        all.push(Kernel { name: "scalar", functions: &scalar::FUNCTIONS });
+        all
+    }
+
+    /// The kernel called `name`.
+    pub fn named(name: &str) -> Result<Kernel, KernelError> {
+        let all = Kernel::available();
+        all.iter().find(|k| k.name == name).copied().ok_or_else(|| KernelError {
+            asked: name.to_owned(),
+            available: all.iter().map(|k| k.name).collect::<Vec<_>>().join(", "),
+        })
+    }
+
+    /// The kernel that [`KERNEL_VARIABLE`] names, or the fastest.
+    pub fn from_environment() -> Result<Kernel, KernelError> {
+        match std::env::var(KERNEL_VARIABLE) {
+            Ok(name) if !name.is_empty() => Kernel::named(&name),
+            _ => Ok(Kernel::available()[0]),
+        }
+    }
+
+    /// Its name: `scalar`, `avx2` or `avx512`.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+}

@@ -1,0 +1,182 @@
+//! Elementwise passes as plain loops. Each instruction set compiles them anew (`instantiate!`), so that the compiler
+//! vectorises them for it; what they compute is written once.
+
+use super::{HeadScales, WeightSums};
+use crate::program::ROTARY_FRAC;
+use crate::reference::{activation, gate_product, score, value_weight};
+use crate::semantics::exp2::exp2_weight;
+use crate::semantics::fixed::{rsh, sat32, shift_sat};
+use crate::semantics::quantise::Quantiser;
+use crate::semantics::scale::Scale;
+
+#[inline(always)]
+pub(super) fn max_abs(v: &[i32]) -> u32 {
+    v.iter().fold(0, |m, x| m.max(x.unsigned_abs()))
+}
+
+#[inline(always)]
+pub(super) fn sum_squares(v: &[i32], shift: u32) -> u64 {
+    let (half, shift) = if shift == 0 { (0, 0) } else { (1i64 << (shift - 1), shift) };
+    v.iter().fold(0, |sum, &x| {
+        let y = ((i64::from(x) + half) >> shift) as i32;
+        sum + u64::from((y * y) as u32)
+    })
+}
+
+#[inline(always)]
+pub(super) fn quantise(q: Quantiser, v: &[i32], out: &mut [i8]) -> i32 {
+    let mut sum = 0;
+    if q.shift == 0 {
+        for (o, &x) in out.iter_mut().zip(v) {
+            let b = (x.wrapping_mul(q.factor).wrapping_add(1 << 23)) >> 24;
+            sum += b;
+            *o = b as i8;
+        }
+    } else {
+        // (x + 2^(s-1)) >> s without leaving 32 bits: the bit below the cut is the carry.
+        let below = q.shift - 1;
+        for (o, &x) in out.iter_mut().zip(v) {
+            let y = (x >> q.shift) + ((x >> below) & 1);
+            let b = (y.wrapping_mul(q.factor).wrapping_add(1 << 23)) >> 24;
+            sum += b;
+            *o = b as i8;
+        }
+    }
+    sum
+}
+
+#[inline(always)]
+pub(super) fn apply_row_scales(acc: &[i32], correction: i32, scales: &[u16], headroom: u32, out: &mut [i32]) {
+    let half = 1i64 << (headroom - 1);
+    for ((o, &a), &s) in out.iter_mut().zip(acc).zip(scales) {
+        let a = a.wrapping_sub(correction);
+        *o = ((i64::from(a) * i64::from(s) + half) >> headroom) as i32;
+    }
+}
+
+/// Runs `each` over products with a common shift, the usual shifts on a path without branches.
+#[inline(always)]
+fn fixed_loop(v: &[i32], scale: Scale, frac: u32, mut each: impl FnMut(usize, i32)) {
+    let s = -i32::from(scale.exponent) - frac as i32;
+    let m = i64::from(scale.mantissa);
+    if (1..=62).contains(&s) {
+        let half = 1i64 << (s - 1);
+        for (i, &x) in v.iter().enumerate() {
+            each(i, sat32((i64::from(x) * m + half) >> s));
+        }
+    } else {
+        for (i, &x) in v.iter().enumerate() {
+            each(i, shift_sat(i64::from(x) * m, s));
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) fn add_scaled(x: &[i32], y: &[i32], scale: Scale, frac: u32, out: &mut [i32]) {
+    let n = out.len();
+    let (x, y) = (&x[..n], &y[..n]);
+    fixed_loop(y, scale, frac, |i, y| out[i] = x[i].saturating_add(y));
+}
+
+#[inline(always)]
+pub(super) fn to_fixed(x: &[i32], scale: Scale, frac: u32, out: &mut [i32]) {
+    let n = out.len();
+    fixed_loop(&x[..n], scale, frac, |i, y| out[i] = y);
+}
+
+#[inline(always)]
+pub(super) fn rotate(v: &[i32], angles: &[i16], out: &mut [i32]) {
+    let half = v.len() / 2;
+    let (a, b) = v.split_at(half);
+    let (x, y) = out.split_at_mut(half);
+    let angles = &angles[..2 * half];
+    for i in 0..half {
+        let (c, s) = (i64::from(angles[2 * i]), i64::from(angles[2 * i + 1]));
+        let (p, q) = (i64::from(a[i]), i64::from(b[i]));
+        x[i] = sat32(rsh(p * c - q * s, ROTARY_FRAC));
+        y[i] = sat32(rsh(q * c + p * s, ROTARY_FRAC));
+    }
+}
+
+#[inline(always)]
+pub(super) fn gate(g: &[i32], u: &[i32], scale: Scale, table: &[i32], shift: u32, out: &mut [i32]) {
+    let n = out.len();
+    let u = &u[..n];
+    let table = &table[..crate::program::TABLE_LEN];
+    fixed_loop(&g[..n], scale, crate::reference::GATE_FRAC, |i, g| {
+        out[i] = gate_product(activation(g, table), u[i], shift);
+    });
+}
+
+#[inline(always)]
+pub(super) fn scores(dots: &mut [i32], correction: i32, keys: HeadScales<'_>, query: Scale) -> i32 {
+    let n = dots.len();
+    let (m, e) = (&keys.mantissas[..n], &keys.exponents[..n]);
+    let mut top = i32::MIN;
+    for i in 0..n {
+        let key = Scale { mantissa: m[i], exponent: e[i] };
+        let s = score(i64::from(dots[i].wrapping_sub(correction)), key, query);
+        dots[i] = s;
+        top = top.max(s);
+    }
+    top
+}
+
+#[inline(always)]
+pub(super) fn weights(
+    scores: &[i32],
+    top: i32,
+    values: HeadScales<'_>,
+    highest: i16,
+    high: &mut [i8],
+    low: &mut [i8],
+) -> WeightSums {
+    let n = scores.len();
+    let (m, e) = (&values.mantissas[..n], &values.exponents[..n]);
+    let (high, low) = (&mut high[..n], &mut low[..n]);
+    let mut sums = WeightSums { total: 0, high: 0, low: 0 };
+    for i in 0..n {
+        let weight = exp2_weight(top.wrapping_sub(scores[i]) as u32);
+        sums.total += u64::from(weight);
+        let w = value_weight(weight, Scale { mantissa: m[i], exponent: e[i] }, highest) as i32;
+        let h = (w + 128) >> 8;
+        let l = w - (h << 8);
+        sums.high += h;
+        sums.low += l;
+        high[i] = h as i8;
+        low[i] = l as i8;
+    }
+    sums
+}
+
+/// Makes a module of functions with the given processor features from the bodies above.
+macro_rules! instantiate {
+    (@ $(#[$feature:meta])* $name:ident($($arg:ident: $type:ty),*) -> $result:ty) => {
+        $(#[$feature])*
+        unsafe fn $name($($arg: $type),*) -> $result {
+            body::$name($($arg),*)
+        }
+    };
+    ($(#[$feature:meta])* $dot:path) => {
+        use crate::kernel::body::{self, instantiate};
+        use crate::kernel::{Functions, HeadScales, WeightSums};
+        use crate::semantics::quantise::Quantiser;
+        use crate::semantics::scale::Scale;
+
+        instantiate!(@ $(#[$feature])* max_abs(v: &[i32]) -> u32);
+        instantiate!(@ $(#[$feature])* sum_squares(v: &[i32], shift: u32) -> u64);
+        instantiate!(@ $(#[$feature])* quantise(q: Quantiser, v: &[i32], out: &mut [i8]) -> i32);
+        instantiate!(@ $(#[$feature])* apply_row_scales(acc: &[i32], correction: i32, scales: &[u16], headroom: u32, out: &mut [i32]) -> ());
+        instantiate!(@ $(#[$feature])* add_scaled(x: &[i32], y: &[i32], scale: Scale, frac: u32, out: &mut [i32]) -> ());
+        instantiate!(@ $(#[$feature])* to_fixed(x: &[i32], scale: Scale, frac: u32, out: &mut [i32]) -> ());
+        instantiate!(@ $(#[$feature])* rotate(v: &[i32], angles: &[i16], out: &mut [i32]) -> ());
+        instantiate!(@ $(#[$feature])* gate(g: &[i32], u: &[i32], scale: Scale, table: &[i32], shift: u32, out: &mut [i32]) -> ());
+        instantiate!(@ $(#[$feature])* scores(dots: &mut [i32], correction: i32, keys: HeadScales<'_>, query: Scale) -> i32);
+        instantiate!(@ $(#[$feature])* weights(scores: &[i32], top: i32, values: HeadScales<'_>, highest: i16, high: &mut [i8], low: &mut [i8]) -> WeightSums);
+
+        pub(in crate::kernel) static FUNCTIONS: Functions = Functions {
+            dot: $dot, max_abs, sum_squares, quantise, apply_row_scales, add_scaled, to_fixed, rotate, gate, scores, weights,
+        };
+    };
+}
+pub(super) use instantiate;

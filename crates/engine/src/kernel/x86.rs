@@ -1,0 +1,184 @@
+//! AVX2 and AVX-512 VNNI.
+
+use std::arch::x86_64::*;
+
+use super::Dot;
+
+pub(super) use avx2::FUNCTIONS as AVX2;
+pub(super) use avx512::FUNCTIONS as AVX512;
+
+/// Whether the processor runs [`AVX512`].
+pub(super) fn has_avx512() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vnni")
+}
+
+/// Whether the processor runs [`AVX2`].
+pub(super) fn has_avx2() -> bool {
+    is_x86_feature_detected!("avx2")
+}
+
+mod avx512 {
+    crate::kernel::body::instantiate!(
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+        super::dot_avx512
+    );
+}
+
+mod avx2 {
+    crate::kernel::body::instantiate!(
+        #[target_feature(enable = "avx2")]
+        super::dot_avx2
+    );
+}
+
+/// # Safety
+/// AVX-512 VNNI is present and the pointers are as [`Dot`] describes.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+unsafe fn dot_avx512(d: Dot) {
+    // SAFETY: same contract.
+    unsafe {
+        match d.rows_16 {
+            1 => dot_avx512_rows::<1>(d),
+            2 => dot_avx512_rows::<2>(d),
+            3 => dot_avx512_rows::<3>(d),
+            _ => dot_avx512_rows::<4>(d),
+        }
+    }
+}
+
+/// # Safety
+/// As [`dot_avx512`], `N` being `rows_16`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+#[inline]
+unsafe fn dot_avx512_rows<const N: usize>(mut d: Dot) {
+    // SAFETY: each block takes its own vectors and moves on by as many.
+    unsafe {
+        while d.m >= 6 {
+            block_avx512::<N, 6>(&d);
+            d = d.skip(6);
+        }
+        match d.m {
+            5 => block_avx512::<N, 5>(&d),
+            4 => block_avx512::<N, 4>(&d),
+            3 => block_avx512::<N, 3>(&d),
+            2 => block_avx512::<N, 2>(&d),
+            1 => block_avx512::<N, 1>(&d),
+            _ => {}
+        }
+    }
+}
+
+/// # Safety
+/// As [`dot_avx512`], with at least `M` vectors and `N` being `rows_16`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+#[inline]
+unsafe fn block_avx512<const N: usize, const M: usize>(d: &Dot) {
+    let mut acc = [[_mm512_setzero_si512(); N]; M];
+    // SAFETY: all reads and writes are within what `Dot` describes.
+    unsafe {
+        if d.accumulate {
+            for (r, acc) in acc.iter_mut().enumerate() {
+                for (n, a) in acc.iter_mut().enumerate() {
+                    *a = _mm512_loadu_si512(d.out.add(r * d.out_stride + n * 16).cast());
+                }
+            }
+        }
+        for g in 0..d.groups {
+            let mut w = [_mm512_setzero_si512(); N];
+            for (n, w) in w.iter_mut().enumerate() {
+                *w = _mm512_loadu_si512(d.w.add(g * d.stride + n * 64).cast());
+            }
+            for (r, acc) in acc.iter_mut().enumerate() {
+                let x = _mm512_set1_epi32(d.x.add(r * d.x_stride + g * 4).cast::<i32>().read_unaligned());
+                for (n, a) in acc.iter_mut().enumerate() {
+                    *a = _mm512_dpbusd_epi32(*a, w[n], x);
+                }
+            }
+        }
+        for (r, acc) in acc.iter().enumerate() {
+            for (n, a) in acc.iter().enumerate() {
+                _mm512_storeu_si512(d.out.add(r * d.out_stride + n * 16).cast(), *a);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// AVX2 is present and the pointers are as [`Dot`] describes.
+#[target_feature(enable = "avx2")]
+unsafe fn dot_avx2(mut d: Dot) {
+    // SAFETY: each block takes its own vectors and moves on by as many.
+    unsafe {
+        while d.m >= 2 {
+            for n in 0..d.rows_16 {
+                block_avx2::<2>(&d, n);
+            }
+            d = d.skip(2);
+        }
+        if d.m == 1 {
+            for n in 0..d.rows_16 {
+                block_avx2::<1>(&d, n);
+            }
+        }
+    }
+}
+
+/// 16 rows, as four accumulators of 4 rows × 2 sums per vector.
+///
+/// # Safety
+/// As [`dot_avx2`], with at least `M` vectors and `n` below `rows_16`.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn block_avx2<const M: usize>(d: &Dot, n: usize) {
+    let mut acc = [[_mm256_setzero_si256(); 4]; M];
+    // SAFETY: all reads and writes are within what `Dot` describes.
+    unsafe {
+        for g in 0..d.groups {
+            let base = d.w.add(g * d.stride + n * 64);
+            let mut w = [_mm256_setzero_si256(); 4];
+            for (i, w) in w.iter_mut().enumerate() {
+                *w = _mm256_cvtepu8_epi16(_mm_loadu_si128(base.add(i * 16).cast()));
+            }
+            for (r, acc) in acc.iter_mut().enumerate() {
+                let x = d.x.add(r * d.x_stride + g * 4).cast::<i32>().read_unaligned();
+                let x = _mm256_broadcastq_epi64(_mm_cvtepi8_epi16(_mm_cvtsi32_si128(x)));
+                for (i, a) in acc.iter_mut().enumerate() {
+                    *a = _mm256_add_epi32(*a, _mm256_madd_epi16(w[i], x));
+                }
+            }
+        }
+        for (r, acc) in acc.iter().enumerate() {
+            for half in 0..2 {
+                // hadd works within 128-bit lanes: rows 0 1 4 5 | 2 3 6 7, put in order by the permutation.
+                let sums = _mm256_hadd_epi32(acc[2 * half], acc[2 * half + 1]);
+                let sums = _mm256_permute4x64_epi64(sums, 0b11_01_10_00);
+                let out: *mut __m256i = d.out.add(r * d.out_stride + n * 16 + half * 8).cast();
+                let sums = if d.accumulate { _mm256_add_epi32(sums, _mm256_loadu_si256(out)) } else { sums };
+                _mm256_storeu_si256(out, sums);
+            }
+        }
+    }
+}
+
+impl Dot {
+    /// The same products for the vectors after the first `n`.
+    ///
+    /// # Safety
+    /// There are at least `n` vectors.
+    #[inline(always)]
+    unsafe fn skip(self, n: usize) -> Dot {
+        // SAFETY: the caller's promise.
+        unsafe {
+            Dot {
+                x: self.x.add(n * self.x_stride),
+                out: self.out.add(n * self.out_stride),
+                m: self.m - n,
+                ..self
+            }
+        }
+    }
+}

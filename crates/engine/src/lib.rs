@@ -1,0 +1,15 @@
+//! The integer engine: models as programs of integer operations, executed to the same bits everywhere.
+//!
+//! `semantics`, `program` and `reference` are the specification made runnable; `kernel`, `forward` and `batch` compute the
+//! same bits fast. Floats exist only where models are imported and where numbers are printed.
+
+pub mod cache;
+pub mod constants;
+pub mod forward;
+pub mod kernel;
+pub mod matrix;
+mod plan;
+pub mod pool;
+pub mod program;
+pub mod reference;
+pub mod semantics;

@@ -1,0 +1,99 @@
+//! int8 matrices in the layout that kernels read (semantics 7.2): one layout for every instruction set, straight from
+//! the mapped artifact.
+//!
+//! Rows come in tiles of 64, columns in groups of 4. A row tile holds its column groups one after the other; a column
+//! group holds, for each of the 64 rows, 4 bytes. Each byte is the weight plus 128. Rows and columns that exist only to
+//! fill a tile or group hold weight 0. So 16 rows × 4 columns are one 64-byte vector, and a row tile is read in order.
+
+/// Rows of a tile.
+pub const TILE_ROWS: usize = 64;
+/// Columns of a tile: what one Merkle leaf holds of a row.
+pub const TILE_COLS: usize = 256;
+/// Columns of a group.
+pub const GROUP: usize = 4;
+/// What is added to a weight to store it.
+pub const BIAS: u8 = 128;
+
+/// A matrix and its row scales, borrowed from an artifact.
+#[derive(Clone, Copy, Debug)]
+pub struct Matrix<'a> {
+    rows: usize,
+    cols: usize,
+    shift: i16,
+    bytes: &'a [u8],
+    scales: &'a [u16],
+}
+
+/// Length in bytes of the stored weights of a matrix.
+pub const fn stored_len(rows: usize, cols: usize) -> usize {
+    rows.next_multiple_of(TILE_ROWS) * cols.next_multiple_of(GROUP)
+}
+
+/// Position of a weight in the stored bytes.
+#[inline(always)]
+pub const fn stored_index(cols: usize, row: usize, col: usize) -> usize {
+    let tile = (row / TILE_ROWS) * TILE_ROWS * cols.next_multiple_of(GROUP);
+    tile + (col / GROUP) * TILE_ROWS * GROUP + (row % TILE_ROWS) * GROUP + col % GROUP
+}
+
+impl<'a> Matrix<'a> {
+    /// A matrix over stored bytes; `None` when the lengths do not fit the shape.
+    pub fn new(rows: usize, cols: usize, shift: i16, bytes: &'a [u8], scales: &'a [u16]) -> Option<Self> {
+        (bytes.len() == stored_len(rows, cols) && scales.len() == rows).then_some(Matrix {
+            rows,
+            cols,
+            shift,
+            bytes,
+            scales,
+        })
+    }
+
+    /// Outputs.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Inputs.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Binary exponent: weights are `w · scale · 2^-shift`.
+    pub fn shift(&self) -> i16 {
+        self.shift
+    }
+
+    /// One scale per row.
+    pub fn scales(&self) -> &'a [u16] {
+        self.scales
+    }
+
+    /// One weight.
+    #[inline(always)]
+    pub fn weight(&self, row: usize, col: usize) -> i8 {
+        (self.bytes[stored_index(self.cols, row, col)] ^ BIAS) as i8
+    }
+
+    /// Number of row tiles.
+    pub fn tiles(&self) -> usize {
+        self.rows.div_ceil(TILE_ROWS)
+    }
+
+    /// The stored bytes of a row tile: column groups of 64 × 4 bytes.
+    #[inline(always)]
+    pub fn tile(&self, tile: usize) -> &'a [u8] {
+        let len = TILE_ROWS * self.cols.next_multiple_of(GROUP);
+        &self.bytes[tile * len..(tile + 1) * len]
+    }
+}
+
+/// Stores rows of int8 weights (row-major) in the layout of this module.
+pub fn store(rows: usize, cols: usize, weights: &[i8]) -> Vec<u8> {
+    let mut bytes = vec![BIAS; stored_len(rows, cols)];
+    for (r, row) in weights.chunks_exact(cols).take(rows).enumerate() {
+        for (c, &w) in row.iter().enumerate() {
+            bytes[stored_index(cols, r, c)] = (w as u8) ^ BIAS;
+        }
+    }
+    bytes
+}
