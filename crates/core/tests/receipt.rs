@@ -1,4 +1,5 @@
 //! Receipts against an independent EIP-712 implementation and real keys; records that were tampered with.
+#![allow(clippy::unwrap_used)]
 
 use alloy_primitives::{Address, B256, U256};
 use alloy_signer::SignerSync;

@@ -167,8 +167,21 @@ pub struct Batcher<'t> {
 
 impl<'t> Batcher<'t> {
     /// An idle batcher. `end_tokens` end every answer.
-    pub fn new(executor: Executor, tokenizer: &'t Tokenizer, end_tokens: Vec<u32>, limits: BatchLimits) -> Self {
-        Batcher { executor, tokenizer, end_tokens, limits, waiting: VecDeque::new(), running: Vec::new(), cache_bytes: 0 }
+    pub fn new(
+        executor: Executor,
+        tokenizer: &'t Tokenizer,
+        end_tokens: Vec<u32>,
+        limits: BatchLimits,
+    ) -> Self {
+        Batcher {
+            executor,
+            tokenizer,
+            end_tokens,
+            limits,
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            cache_bytes: 0,
+        }
     }
 
     /// Whether there is nothing to do.
@@ -344,4 +357,3 @@ impl<'t> Batcher<'t> {
         }
     }
 }
-

@@ -64,12 +64,15 @@ pub(crate) struct Functions {
     /// Rotates one head: input, angles (cosines, sines), output.
     pub(crate) rotate: unsafe fn(&[i32], &[i16], &mut [i32]),
     /// Activated gate times `u`: g, u, scale of g, table, normalising shift of u, output.
-    pub(crate) gate: unsafe fn(&[i32], &[i32], Scale, &[i32], u32, &mut [i32]),
+    pub(crate) gate: Gate,
     /// Attention scores in place of dot products; returns the largest. Correction is subtracted from each product.
     pub(crate) scores: unsafe fn(&mut [i32], i32, HeadScales<'_>, Scale) -> i32,
     /// From scores and the largest: the high and low byte of each value weight.
-    pub(crate) weights: unsafe fn(&[i32], i32, HeadScales<'_>, i16, &mut [i8], &mut [i8]) -> WeightSums,
+    pub(crate) weights: Weights,
 }
+
+type Gate = unsafe fn(&[i32], &[i32], Scale, &[i32], u32, &mut [i32]);
+type Weights = unsafe fn(&[i32], i32, HeadScales<'_>, i16, &mut [i8], &mut [i8]) -> WeightSums;
 
 /// Sums over one query's attention weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

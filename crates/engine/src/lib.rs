@@ -3,9 +3,12 @@
 //! `semantics`, `program` and `reference` are the specification made runnable; `kernel`, `forward` and `batch` compute the
 //! same bits fast. Floats exist only where models are imported and where numbers are printed.
 
+pub mod artifact;
+pub mod batch;
 pub mod cache;
 pub mod constants;
 pub mod forward;
+pub mod import;
 pub mod kernel;
 pub mod matrix;
 mod plan;
@@ -13,3 +16,5 @@ pub mod pool;
 pub mod program;
 pub mod reference;
 pub mod semantics;
+pub mod text;
+pub mod transcribe;

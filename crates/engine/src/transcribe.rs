@@ -34,7 +34,14 @@ pub struct Transcriber<'a> {
 impl<'a> Transcriber<'a> {
     /// An empty answer.
     pub fn new(tokenizer: &'a Tokenizer, rules: StopRules) -> Self {
-        Transcriber { rules, stream: tokenizer.stream(), text: String::new(), released: 0, tokens: 0, stopped: None }
+        Transcriber {
+            rules,
+            stream: tokenizer.stream(),
+            text: String::new(),
+            released: 0,
+            tokens: 0,
+            stopped: None,
+        }
     }
 
     /// Takes the next id and says why the answer ends with it, if it does. After an end, ids are ignored.
@@ -62,7 +69,8 @@ impl<'a> Transcriber<'a> {
         if self.rules.max_tokens != 0 && self.tokens >= self.rules.max_tokens {
             return Some(StopReason::Length);
         }
-        (self.rules.prompt_tokens.saturating_add(self.tokens) >= self.rules.context).then_some(StopReason::Window)
+        (self.rules.prompt_tokens.saturating_add(self.tokens) >= self.rules.context)
+            .then_some(StopReason::Window)
     }
 
     /// Appends text; cuts it at the first stop string, of several that start there the first listed.
@@ -77,7 +85,8 @@ impl<'a> Transcriber<'a> {
         }
         self.text.push_str(new);
         let tail = &self.text[from..];
-        let found = self.rules.stop.iter().enumerate().filter_map(|(i, s)| tail.find(s.as_str()).map(|at| (at, i)));
+        let found =
+            self.rules.stop.iter().enumerate().filter_map(|(i, s)| tail.find(s.as_str()).map(|at| (at, i)));
         let (at, i) = found.min()?;
         self.text.truncate(from + at);
         Some(StopReason::StopString(i as u8))

@@ -1,5 +1,6 @@
 //! Every kernel, batch, chunking and thread count against the reference, on random programs of random shapes with
 //! extreme weights.
+#![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
 

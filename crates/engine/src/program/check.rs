@@ -262,7 +262,7 @@ impl View<'_> {
             }
             Op::Quantise { x, offset, len, groups } => {
                 self.run(x, offset, u64::from(len))?;
-                if groups == 0 || len % groups != 0 {
+                if groups == 0 || !len.is_multiple_of(groups) {
                     return Err(format!("cuts {len} numbers into {groups} groups"));
                 }
                 Ok(ValueType::Int8 { len, groups })
@@ -287,7 +287,7 @@ impl View<'_> {
             Op::Attend { q, k, v, layer, heads, kv_heads, head_dim, scale, frac } => {
                 self.head(heads, head_dim)?;
                 self.head(kv_heads, head_dim)?;
-                if heads % kv_heads != 0
+                if !heads.is_multiple_of(kv_heads)
                     || usize::from(layer) != attends.len()
                     || frac > FRAC_MAX
                     || !scale.is_canonical()
@@ -322,7 +322,7 @@ impl View<'_> {
     fn head(&self, heads: u32, head_dim: u32) -> Result<(), String> {
         if heads == 0
             || head_dim == 0
-            || head_dim % 4 != 0
+            || !head_dim.is_multiple_of(4)
             || head_dim > HEAD_DIM_MAX
             || heads > DIMENSION_MAX / head_dim
         {

@@ -1,2 +1,0 @@
-//! The `assay` binary.
-fn main() {}

@@ -1,0 +1,455 @@
+//! The `.assay` artifact: a program, its constants, and what turns text into ids, in one file that is memory-mapped.
+//!
+//! # Layout
+//!
+//! `ASSAY\0\0\1`, the model root (32 bytes), the manifest's length (8 bytes, little-endian), the canonical [`Manifest`], the
+//! tokenizer's bytes, and the constants in order of the program, every one at the next multiple of 64 bytes (matrices: 4096).
+//! A matrix is its weights in the layout of [`crate::matrix`] followed, at the next multiple of 64, by its row scales (u16); a table
+//! is i32, a rotary table i16, all little-endian. Where each constant lies follows from the program alone, and the file ends
+//! with the last one.
+//!
+//! The model root does not depend on this layout: see [`root`].
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use assay_core::canonical::{Canonical, CanonicalError};
+use assay_core::id::{Hash, ModelRoot};
+use borsh::{BorshDeserialize, BorshSerialize};
+
+use crate::constants::Constants;
+use crate::matrix::{BIAS, GROUP, Matrix, TILE_ROWS};
+use crate::program::{Checked, Program, ProgramError, ROTARY_FRAC, Shape, TABLE_LEN, TensorId};
+
+pub mod opening;
+pub mod root;
+pub mod writer;
+
+/// First bytes of every artifact: kind and version.
+pub const MAGIC: [u8; 8] = *b"ASSAY\0\0\x01";
+/// Name of the arithmetic.
+pub const PROFILE: &str = "int8-v1";
+/// Most bytes of a tokenizer.
+pub const TOKENIZER_BYTES_MAX: usize = 64 << 20;
+/// Most bytes of a chat template.
+pub const TEMPLATE_BYTES_MAX: usize = 256 << 10;
+/// Most ids that end an answer.
+pub const END_TOKENS_MAX: usize = 64;
+const HEADER: usize = 48;
+
+/// What an artifact holds beside its constants.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Manifest {
+    /// What computes.
+    pub program: Program,
+    /// What turns text into ids.
+    pub text: TextModel,
+    /// Where it came from: for people, not under the root.
+    pub provenance: Provenance,
+    /// Bytes of the tokenizer.
+    pub tokenizer_len: u64,
+}
+
+impl Canonical for Manifest {
+    const TAG: &'static str = "assay/manifest/1";
+}
+
+/// How text becomes ids, beside the tokenizer itself.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct TextModel {
+    /// Beginning of a sequence.
+    pub bos: Option<u32>,
+    /// Whether text prompts begin with it.
+    pub add_bos: bool,
+    /// Ids that end an answer.
+    pub end_tokens: Vec<u32>,
+    /// Jinja template that renders a conversation.
+    pub chat_template: String,
+    /// Whether the template came with the model; otherwise it joins the messages.
+    pub has_chat_template: bool,
+}
+
+impl Canonical for TextModel {
+    const TAG: &'static str = "assay/text/1";
+}
+
+/// Where an artifact came from. Anyone can check it by importing the same sources; nothing depends on it.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Provenance {
+    /// The name it is served under.
+    pub name: String,
+    /// Licence of the weights.
+    pub licence: String,
+    /// Source files and their BLAKE3.
+    pub sources: Vec<(String, Hash)>,
+}
+
+/// Why a file is no usable artifact.
+#[derive(Debug, thiserror::Error)]
+pub enum ArtifactError {
+    /// The file cannot be read.
+    #[error("{path}: {source}")]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is something else, or of another version.
+    #[error("{path} is not an Assay artifact of this version; import the model again with `assay import`")]
+    Magic {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// The file is shorter or longer than its manifest says.
+    #[error(
+        "{path}: {got} bytes where the manifest needs {expected}: the file is damaged; import or fetch it again"
+    )]
+    Length {
+        /// Which file.
+        path: PathBuf,
+        /// Bytes there are.
+        got: u64,
+        /// Bytes there should be.
+        expected: u64,
+    },
+    /// The manifest does not parse.
+    #[error("{path}: manifest: {source}")]
+    Manifest {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: CanonicalError,
+    },
+    /// The program is not valid.
+    #[error("{path}: {source}")]
+    Program {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: ProgramError,
+    },
+    /// A constant or a text setting is out of its range.
+    #[error("{path}: {what}")]
+    Content {
+        /// Which file.
+        path: PathBuf,
+        /// What and where.
+        what: String,
+    },
+    /// The content is not what the root says.
+    #[error(
+        "{path}: the content's root is {got}, but the file says {stored}: it was damaged or altered; fetch it again"
+    )]
+    Root {
+        /// Which file.
+        path: PathBuf,
+        /// Root of the content.
+        got: ModelRoot,
+        /// Root in the header.
+        stored: ModelRoot,
+    },
+    /// This machine stores numbers the other way round.
+    #[error("artifacts are mapped as they are, which needs a little-endian machine")]
+    Endianness,
+}
+
+impl ArtifactError {
+    /// Stable code.
+    pub fn code(&self) -> &'static str {
+        match self {
+            ArtifactError::Io { .. } => "artifact_io",
+            ArtifactError::Magic { .. } => "artifact_magic",
+            ArtifactError::Length { .. } => "artifact_length",
+            ArtifactError::Manifest { .. } => "artifact_manifest",
+            ArtifactError::Program { .. } => "artifact_program",
+            ArtifactError::Content { .. } => "artifact_content",
+            ArtifactError::Root { .. } => "artifact_root",
+            ArtifactError::Endianness => "artifact_endianness",
+        }
+    }
+}
+
+/// Byte range of one constant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// Weights, table or angles.
+    pub(crate) data: (usize, usize),
+    /// Row scales; empty but for matrices.
+    pub(crate) scales: (usize, usize),
+}
+
+/// Where the constants lie, and the length of the file; `None` when it would not fit this machine.
+pub(crate) fn layout(program: &Program, after: usize) -> Option<(Vec<Place>, usize)> {
+    let mut at = after;
+    let mut place = |align: usize, numbers: [u32; 2], bytes: usize| -> Option<(usize, usize)> {
+        let from = at.checked_next_multiple_of(align)?;
+        let [a, b] = numbers.map(usize::try_from);
+        let len = a.ok()?.checked_mul(b.ok()?)?.checked_mul(bytes)?;
+        at = from.checked_add(len)?;
+        Some((from, len))
+    };
+    let mut places = Vec::with_capacity(program.tensors.len());
+    for t in &program.tensors {
+        places.push(match t.shape {
+            Shape::Matrix { rows, cols, .. } => {
+                let stored = [rows.next_multiple_of(TILE_ROWS as u32), cols.next_multiple_of(GROUP as u32)];
+                Place { data: place(4096, stored, 1)?, scales: place(64, [rows, 1], 2)? }
+            }
+            Shape::Table => Place { data: place(64, [TABLE_LEN as u32, 1], 4)?, scales: (0, 0) },
+            Shape::Rotary { positions, pairs } => {
+                Place { data: place(64, [positions, pairs], 4)?, scales: (0, 0) }
+            }
+        });
+    }
+    Some((places, at))
+}
+
+enum Bytes {
+    Mapped(memmap2::Mmap),
+    /// In memory, from an offset that is a multiple of 4096.
+    Owned(Vec<u8>, usize, usize),
+}
+
+impl std::ops::Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Bytes::Mapped(m) => m,
+            Bytes::Owned(v, from, len) => &v[*from..*from + *len],
+        }
+    }
+}
+
+/// An artifact, ready to be executed.
+pub struct Artifact {
+    path: PathBuf,
+    bytes: Bytes,
+    root: ModelRoot,
+    program: Checked,
+    text: TextModel,
+    provenance: Provenance,
+    tokenizer: (usize, usize),
+    places: Vec<Place>,
+}
+
+impl std::fmt::Debug for Artifact {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Artifact").field("path", &self.path).field("root", &self.root).finish_non_exhaustive()
+    }
+}
+
+impl Artifact {
+    /// Maps a file and checks everything but its root (see [`Artifact::check_root`]).
+    pub fn open(path: &Path) -> Result<Artifact, ArtifactError> {
+        let io = |source| ArtifactError::Io { path: path.to_owned(), source };
+        let file = File::open(path).map_err(io)?;
+        if file.metadata().map_err(io)?.len() < HEADER as u64 {
+            return Err(ArtifactError::Magic { path: path.to_owned() });
+        }
+        // SAFETY: artifacts are written once under a temporary name and never changed in place by this program; another
+        // program that does would have to be stopped by file permissions.
+        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
+        Artifact::new(path.to_owned(), Bytes::Mapped(map))
+    }
+
+    /// An artifact in memory; `name` stands for a path in messages.
+    pub fn from_bytes(name: &str, bytes: &[u8]) -> Result<Artifact, ArtifactError> {
+        let mut v = vec![0u8; bytes.len() + 4096];
+        let from = v.as_ptr().align_offset(4096);
+        v[from..from + bytes.len()].copy_from_slice(bytes);
+        Artifact::new(PathBuf::from(name), Bytes::Owned(v, from, bytes.len()))
+    }
+
+    fn new(path: PathBuf, bytes: Bytes) -> Result<Artifact, ArtifactError> {
+        if cfg!(target_endian = "big") {
+            return Err(ArtifactError::Endianness);
+        }
+        let magic = || ArtifactError::Magic { path: path.clone() };
+        let header: &[u8; HEADER] = bytes.first_chunk().ok_or_else(magic)?;
+        let (front, length) = header.split_last_chunk::<8>().ok_or_else(magic)?;
+        let root = front.strip_prefix(&MAGIC).and_then(|r| r.first_chunk::<32>()).ok_or_else(magic)?;
+        let root = ModelRoot::from_bytes(*root);
+        let got = bytes.len() as u64;
+        let length = u64::from_le_bytes(*length);
+        let short = |expected: u64| ArtifactError::Length { path: path.clone(), got, expected };
+        let end = usize::try_from(length).ok().and_then(|l| l.checked_add(HEADER));
+        let manifest = end.and_then(|e| bytes.get(HEADER..e)).ok_or_else(|| short(length))?;
+        let manifest = Manifest::from_canonical_bytes(manifest)
+            .map_err(|source| ArtifactError::Manifest { path: path.clone(), source })?;
+        let tokenizer_at = HEADER + length as usize;
+        let tokenizer_len = usize::try_from(manifest.tokenizer_len).unwrap_or(usize::MAX);
+        if tokenizer_len > TOKENIZER_BYTES_MAX {
+            let what =
+                format!("a tokenizer of {tokenizer_len} bytes; at most {TOKENIZER_BYTES_MAX} are allowed");
+            return Err(ArtifactError::Content { path, what });
+        }
+        let program = manifest
+            .program
+            .check()
+            .map_err(|source| ArtifactError::Program { path: path.clone(), source })?;
+        let (places, expected) =
+            layout(program.program(), tokenizer_at + tokenizer_len).ok_or_else(|| short(u64::MAX))?;
+        if bytes.len() != expected {
+            return Err(short(expected as u64));
+        }
+        let artifact = Artifact {
+            path,
+            bytes,
+            root,
+            program,
+            text: manifest.text,
+            provenance: manifest.provenance,
+            tokenizer: (tokenizer_at, tokenizer_len),
+            places,
+        };
+        artifact.check_content()?;
+        Ok(artifact)
+    }
+
+    /// Checks what the arithmetic relies on beyond the program: tables, angles, and ids of the text model.
+    fn check_content(&self) -> Result<(), ArtifactError> {
+        let fail = |what: String| Err(ArtifactError::Content { path: self.path.clone(), what });
+        let one = 1i16 << ROTARY_FRAC;
+        for (i, t) in self.program.program().tensors.iter().enumerate() {
+            let i = i as TensorId;
+            match t.shape {
+                Shape::Table if self.table(i).iter().any(|v| !(32_768..=65_536).contains(v)) => {
+                    return fail(format!("table `{}` has values outside 32768 to 65536", t.name));
+                }
+                Shape::Rotary { .. } if self.rotary(i).iter().any(|v| !(-one..=one).contains(v)) => {
+                    return fail(format!("rotary table `{}` has values outside -{one} to {one}", t.name));
+                }
+                Shape::Matrix { .. } if !padding_is_zero(&self.matrix(i)) => {
+                    return fail(format!("matrix `{}` has weights beyond its rows and columns", t.name));
+                }
+                _ => {}
+            }
+        }
+        let vocabulary = self.program.program().vocabulary;
+        let text = &self.text;
+        if text.bos.iter().chain(&text.end_tokens).any(|id| *id >= vocabulary) {
+            return fail(format!("a special token is not below the vocabulary of {vocabulary}"));
+        }
+        if text.end_tokens.len() > END_TOKENS_MAX || text.chat_template.len() > TEMPLATE_BYTES_MAX {
+            return fail(format!(
+                "more than {END_TOKENS_MAX} end tokens, or a chat template above {TEMPLATE_BYTES_MAX} bytes"
+            ));
+        }
+        if self.provenance.name.is_empty() || self.provenance.name.len() > 200 {
+            return fail("a name that is empty or above 200 bytes".into());
+        }
+        Ok(())
+    }
+
+    /// Recomputes the root from the content. After each matrix, `progress` hears how many weights it had
+    /// ([`Artifact::parameters`] in all).
+    pub fn check_root(&self, progress: &dyn Fn(u64)) -> Result<(), ArtifactError> {
+        let got = root::model_root(self, &self.text, self.tokenizer_json(), progress);
+        if got == self.root {
+            return Ok(());
+        }
+        Err(ArtifactError::Root { path: self.path.clone(), got, stored: self.root })
+    }
+
+    /// The whole file, as it is stored and transported.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The root as the file says it.
+    pub fn root(&self) -> ModelRoot {
+        self.root
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Size of the file.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Never: an artifact has a header.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// How text becomes ids.
+    pub fn text(&self) -> &TextModel {
+        &self.text
+    }
+
+    /// The tokenizer, in the format of Hugging Face's `tokenizer.json`.
+    pub fn tokenizer_json(&self) -> &[u8] {
+        &self.bytes[self.tokenizer.0..self.tokenizer.0 + self.tokenizer.1]
+    }
+
+    /// Where it came from.
+    pub fn provenance(&self) -> &Provenance {
+        &self.provenance
+    }
+
+    /// Number of weights.
+    pub fn parameters(&self) -> u64 {
+        let count = |s: &Shape| match s {
+            Shape::Matrix { rows, cols, .. } => u64::from(*rows) * u64::from(*cols),
+            Shape::Table | Shape::Rotary { .. } => 0,
+        };
+        self.program.program().tensors.iter().map(|t| count(&t.shape)).sum()
+    }
+
+    /// As constants to execute.
+    pub fn shared(self: &Arc<Self>) -> Arc<dyn Constants> {
+        Arc::clone(self) as Arc<dyn Constants>
+    }
+
+    fn numbers<T: Number>(&self, (at, len): (usize, usize)) -> &[T] {
+        // SAFETY: T is a plain little-endian integer without invalid values; what does not align is left out of the middle.
+        let (before, numbers, after) = unsafe { self.bytes[at..at + len].align_to::<T>() };
+        assert!(before.is_empty() && after.is_empty(), "constants lie at multiples of 64 bytes");
+        numbers
+    }
+}
+
+/// Whether the bytes that only fill tiles and groups hold weight 0: no root covers them.
+fn padding_is_zero(w: &Matrix<'_>) -> bool {
+    let zero = |bytes: &[u8]| bytes.iter().all(|b| *b == BIAS);
+    let group = TILE_ROWS * GROUP;
+    let (rows, cols) = (w.rows() % TILE_ROWS, w.cols() % GROUP);
+    let below = rows == 0 || w.tile(w.tiles() - 1).chunks_exact(group).all(|g| zero(&g[rows * GROUP..]));
+    let beside = |tile: &[u8]| tile[tile.len() - group..].chunks_exact(GROUP).all(|row| zero(&row[cols..]));
+    below && (cols == 0 || (0..w.tiles()).all(|t| beside(w.tile(t))))
+}
+
+/// Integers that constants are made of.
+trait Number: Copy {}
+impl Number for u16 {}
+impl Number for i16 {}
+impl Number for i32 {}
+
+impl Constants for Artifact {
+    fn program(&self) -> &Checked {
+        &self.program
+    }
+
+    fn matrix(&self, t: TensorId) -> Matrix<'_> {
+        let (rows, cols, shift) = self.program.matrix_shape(t);
+        let place = self.places[usize::from(t)];
+        let bytes = &self.bytes[place.data.0..place.data.0 + place.data.1];
+        Matrix::new(rows as usize, cols as usize, shift, bytes, self.numbers(place.scales))
+            .expect("the layout gives every matrix its length")
+    }
+
+    fn table(&self, t: TensorId) -> &[i32] {
+        self.numbers(self.places[usize::from(t)].data)
+    }
+
+    fn rotary(&self, t: TensorId) -> &[i16] {
+        self.numbers(self.places[usize::from(t)].data)
+    }
+}

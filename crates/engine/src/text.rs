@@ -1,0 +1,167 @@
+//! Text to ids and back: tokenizer, chat template, streaming.
+//!
+//! Whatever a client writes is text: the name of a special token inside a message or prompt never becomes that token.
+//! Only the model's chat template can write special tokens. Nothing here reads the clock, the environment or a file.
+
+use std::collections::BTreeMap;
+
+use assay_core::request::{Message, Prompt};
+
+use crate::artifact::TextModel;
+
+mod special;
+mod stream;
+pub mod template;
+
+use special::Specials;
+pub use stream::TextStream;
+pub use template::TemplateError;
+
+/// Why text cannot become ids.
+#[derive(Debug, thiserror::Error)]
+pub enum TextError {
+    /// The tokenizer's bytes are not a `tokenizer.json`.
+    #[error("the tokenizer cannot be loaded: {0}")]
+    Tokenizer(String),
+    /// The tokenizer fails on a text.
+    #[error("the tokenizer cannot encode this text: {0}")]
+    Encode(String),
+    /// The chat template does not take these messages.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+}
+
+impl TextError {
+    /// Stable code.
+    pub fn code(&self) -> &'static str {
+        match self {
+            TextError::Tokenizer(_) => "text_tokenizer",
+            TextError::Encode(_) => "text_encode",
+            TextError::Template(_) => "text_template",
+        }
+    }
+}
+
+/// A model's tokenizer and chat template.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    text: TextModel,
+    specials: Specials,
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer").finish_non_exhaustive()
+    }
+}
+
+impl Tokenizer {
+    /// From an artifact's parts.
+    pub fn new(text: &TextModel, tokenizer_json: &[u8]) -> Result<Tokenizer, TextError> {
+        // The tokenizers crate panics on some malformed JSON: only what parses as a whole reaches it.
+        serde_json::from_slice::<serde_json::Value>(tokenizer_json)
+            .map_err(|e| TextError::Tokenizer(e.to_string()))?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(tokenizer_json)
+            .map_err(|e| TextError::Tokenizer(e.to_string()))?;
+        inner.set_encode_special_tokens(true);
+        // Padding and truncation settings of training time have no place in serving.
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|e| TextError::Tokenizer(e.to_string()))?;
+        let added: BTreeMap<_, _> = inner.get_added_tokens_decoder().into_iter().collect();
+        let specials = Specials::new(added.into_iter().filter(|(_, t)| t.special))
+            .map_err(|e| TextError::Tokenizer(e.to_string()))?;
+        Ok(Tokenizer { inner, text: text.clone(), specials })
+    }
+
+    /// Number of ids that the tokenizer knows.
+    pub fn vocabulary(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    /// One above the highest id that text can become.
+    pub fn id_limit(&self) -> u32 {
+        self.inner.get_vocab(true).into_values().max().map_or(0, |id| id.saturating_add(1))
+    }
+
+    /// The id of a token by name.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// Ids of a prompt of any kind.
+    pub fn encode_prompt(&self, prompt: &Prompt) -> Result<Vec<u32>, TextError> {
+        match prompt {
+            Prompt::Chat(messages) => self.encode_chat(messages),
+            Prompt::Text(text) => self.encode_text(text),
+            Prompt::Tokens(ids) => Ok(ids.clone()),
+        }
+    }
+
+    /// Ids of a text, after the beginning-of-sequence token if the model wants one.
+    pub fn encode_text(&self, text: &str) -> Result<Vec<u32>, TextError> {
+        let mut ids: Vec<u32> = self.text.bos.filter(|_| self.text.add_bos).into_iter().collect();
+        self.encode_plain(text, &mut ids)?;
+        Ok(ids)
+    }
+
+    fn encode_plain(&self, text: &str, ids: &mut Vec<u32>) -> Result<(), TextError> {
+        if text.is_empty() {
+            return Ok(());
+        }
+        let encoding = self.inner.encode_fast(text, false).map_err(|e| TextError::Encode(e.to_string()))?;
+        ids.extend_from_slice(encoding.get_ids());
+        Ok(())
+    }
+
+    /// The conversation as the model's template renders it.
+    pub fn render_chat(&self, messages: &[Message]) -> Result<String, TextError> {
+        let token = |id: u32| self.inner.id_to_token(id).unwrap_or_default();
+        let bos = self.text.bos.map(token).unwrap_or_default();
+        let eos = self.text.end_tokens.first().copied().map(token).unwrap_or_default();
+        Ok(template::render(&self.text.chat_template, messages, &bos, &eos)?)
+    }
+
+    /// Ids of a conversation.
+    pub fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>, TextError> {
+        let disarm = |text: &str| self.specials.disarm(text);
+        let plain: Vec<Message> = messages
+            .iter()
+            .map(|m| Message {
+                role: m.role,
+                content: disarm(&m.content),
+                name: m.name.as_deref().map(disarm),
+            })
+            .collect();
+        let rendered = self.render_chat(&plain)?;
+        let mut ids = Vec::new();
+        if !self.text.has_chat_template {
+            ids.extend(self.text.bos.filter(|_| self.text.add_bos));
+        }
+        for piece in self.specials.split(&rendered) {
+            self.encode_plain(&special::rearm(piece.text), &mut ids)?;
+            ids.extend(piece.special);
+        }
+        Ok(ids)
+    }
+
+    /// Text of ids, special tokens left out: what a [`TextStream`] gives for them.
+    pub fn decode(&self, ids: &[u32]) -> String {
+        let mut stream = self.stream();
+        let mut text: String = ids.iter().map(|id| stream.push(*id)).collect();
+        text.push_str(&stream.finish());
+        text
+    }
+
+    /// A stream of ids that becomes text as soon as characters are complete.
+    pub fn stream(&self) -> TextStream<'_> {
+        TextStream::new(self)
+    }
+
+    fn decode_run(&self, ids: &[u32]) -> String {
+        self.inner.decode(ids, true).unwrap_or_default()
+    }
+
+    fn is_special(&self, id: u32) -> bool {
+        self.specials.contains(id)
+    }
+}
