@@ -15,6 +15,7 @@ mod plan;
 pub mod pool;
 pub mod program;
 pub mod reference;
+pub mod replay;
 pub mod semantics;
 pub mod text;
 pub mod transcribe;

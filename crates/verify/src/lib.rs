@@ -1,0 +1,7 @@
+//! Receipts to verdicts.
+//!
+//! No I/O, no async, no clock: records, models and ways to execute come in as parameters. A verdict says what was checked
+//! and what was not. Foreign records never panic here.
+#![forbid(unsafe_code)]
+
+pub mod reexecution;

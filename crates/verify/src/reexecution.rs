@@ -1,0 +1,268 @@
+//! Verification by re-execution: one teacher-forced prefill over prompt and answer checks everything.
+//!
+//! A mistake does not stop the check: a record that was altered after it was signed fails by its hashes, and the execution
+//! says which token, digest or character it was.
+
+use assay_core::answer::{AnswerRecord, BindingError};
+use assay_core::digest::DigestBuilder;
+use assay_core::id::ModelRoot;
+use assay_core::request::sampler_seed;
+use assay_core::transcript::NonceSource;
+use assay_core::verdict::{Check, Failure, FailureCode, Outcome, Verdict};
+use assay_engine::artifact::TextModel;
+use assay_engine::program::Program;
+use assay_engine::replay::Execution;
+use assay_engine::semantics::sample::sample;
+use assay_engine::text::Tokenizer;
+use assay_engine::transcribe::{StopRules, Transcriber};
+
+/// The model that an answer is checked against.
+#[derive(Clone, Copy)]
+pub struct Subject<'a> {
+    /// Root of the model's content, recomputed by whoever vouches for it.
+    pub root: ModelRoot,
+    /// Its program.
+    pub program: &'a Program,
+    /// Its text settings.
+    pub text: &'a TextModel,
+    /// Its tokenizer.
+    pub tokenizer: &'a Tokenizer,
+}
+
+/// Checks a record without a model: that its parts fit together and the provider signed them.
+pub fn check_record(record: &AnswerRecord) -> Verdict {
+    let mut report = Report::default();
+    report.bindings(record);
+    for name in REEXECUTED {
+        report.checks.push(Check {
+            name: name.into(),
+            outcome: Outcome::NotRun,
+            detail: "needs the model".into(),
+        });
+    }
+    report.finish(record)
+}
+
+const REEXECUTED: [&str; 5] = ["prompt", "tokens", "execution digests", "text", "stop"];
+
+/// Checks a record by executing it again with `execution`, which must execute the subject's program.
+pub fn check_by_reexecution(
+    record: &AnswerRecord,
+    subject: &Subject<'_>,
+    execution: &mut dyn Execution,
+) -> Verdict {
+    let mut report = Report::default();
+    report.bindings(record);
+    report.model(record, subject);
+    report.prompt(record, subject);
+    if report.runnable(record, subject) {
+        report.execution(record, subject, execution);
+    }
+    report.text(record, subject);
+    report.finish(record)
+}
+
+#[derive(Default)]
+struct Report {
+    checks: Vec<Check>,
+    failures: Vec<Failure>,
+}
+
+impl Report {
+    fn pass(&mut self, name: &str, detail: impl Into<String>) {
+        self.checks.push(Check { name: name.into(), outcome: Outcome::Passed, detail: detail.into() });
+    }
+
+    fn fail(&mut self, name: &str, code: FailureCode, position: Option<usize>, message: String) {
+        self.checks.push(Check { name: name.into(), outcome: Outcome::Failed, detail: message.clone() });
+        let position = position.map(|p| u32::try_from(p).unwrap_or(u32::MAX));
+        self.failures.push(Failure { code, position, message });
+    }
+
+    fn bindings(&mut self, record: &AnswerRecord) {
+        let broken = record.broken_bindings();
+        let signature = broken.iter().find(|b| matches!(b, BindingError::Signature(_)));
+        match signature {
+            None => self.pass("signature", format!("by {}", record.receipt.receipt.provider)),
+            Some(e) => self.fail("signature", FailureCode::Signature, None, e.to_string()),
+        }
+        if broken.iter().all(|b| matches!(b, BindingError::Signature(_))) {
+            self.pass(
+                "hashes",
+                "request, transcript, digests, token counts and nonce are the receipted ones",
+            );
+        }
+        for b in broken {
+            let code = match b {
+                BindingError::Signature(_) => continue,
+                BindingError::RequestHash => FailureCode::RequestHash,
+                BindingError::TranscriptRequest | BindingError::TranscriptRoot => FailureCode::TranscriptRoot,
+                BindingError::ModelRoot => FailureCode::ModelRoot,
+                BindingError::DigestRoot => FailureCode::DigestRoot,
+                BindingError::TokenCounts => FailureCode::TokenCounts,
+                BindingError::Nonce => FailureCode::Nonce,
+            };
+            self.fail("hashes", code, None, b.to_string());
+        }
+        if let Err(e) = record.request.check() {
+            self.fail("limits", FailureCode::Limits, None, e.to_string());
+        }
+    }
+
+    fn model(&mut self, record: &AnswerRecord, subject: &Subject<'_>) {
+        let receipted = record.receipt.receipt.model_root;
+        if receipted == subject.root {
+            self.pass("model", format!("{receipted}"));
+        } else {
+            let message = format!("the receipt is for model {receipted}, not {}", subject.root);
+            self.fail("model", FailureCode::ModelRoot, None, message);
+        }
+    }
+
+    fn prompt(&mut self, record: &AnswerRecord, subject: &Subject<'_>) {
+        let got = &record.transcript.prompt_ids;
+        match subject.tokenizer.encode_prompt(&record.request.prompt) {
+            Err(e) => {
+                self.fail("prompt", FailureCode::PromptIds, None, format!("the prompt does not render: {e}"))
+            }
+            Ok(want) => match first_difference(&want, got) {
+                None => self.pass("prompt", format!("{} tokens, template and tokenizer replayed", got.len())),
+                Some(at) => {
+                    let show = |ids: &[u32]| ids.get(at).map_or("nothing".into(), |id| id.to_string());
+                    let message = format!(
+                        "prompt token {at}: the request renders to {}, the transcript has {}",
+                        show(&want),
+                        show(got)
+                    );
+                    self.fail("prompt", FailureCode::PromptIds, Some(at), message);
+                }
+            },
+        }
+    }
+
+    /// Whether the transcript can be executed at all; says why not.
+    fn runnable(&mut self, record: &AnswerRecord, subject: &Subject<'_>) -> bool {
+        let t = &record.transcript;
+        let (prompt, output) = (t.prompt_ids.len(), t.output_ids.len());
+        let context = subject.program.context as usize;
+        let unknown =
+            t.prompt_ids.iter().chain(&t.output_ids).position(|id| *id >= subject.program.vocabulary);
+        let reason = if prompt == 0 || output == 0 {
+            "the transcript has no prompt or no answer".to_owned()
+        } else if prompt.saturating_add(output) > context {
+            format!("{prompt} and {output} tokens do not fit the window of {context}")
+        } else if let Some(at) = unknown {
+            match at.checked_sub(prompt) {
+                Some(i) => {
+                    let message = format!("output token {i} is not in the vocabulary");
+                    self.fail("tokens", FailureCode::OutputId, Some(i), message);
+                    return false;
+                }
+                None => format!("prompt token {at} is not in the vocabulary"),
+            }
+        } else {
+            return true;
+        };
+        self.fail("limits", FailureCode::Limits, None, reason);
+        for name in ["tokens", "execution digests"] {
+            let detail = "the transcript cannot be executed".to_owned();
+            self.checks.push(Check { name: name.into(), outcome: Outcome::NotRun, detail });
+        }
+        false
+    }
+
+    fn execution(&mut self, record: &AnswerRecord, subject: &Subject<'_>, execution: &mut dyn Execution) {
+        let t = &record.transcript;
+        let seed = sampler_seed(t.nonce, record.request.hash(), subject.root);
+        let fed = t.output_ids.len().saturating_sub(1);
+        let tokens: Vec<u32> = t.prompt_ids.iter().chain(t.output_ids.iter().take(fed)).copied().collect();
+        let first = t.prompt_ids.len().saturating_sub(1);
+        let mut digests = DigestBuilder::new();
+        let mut wrong: Option<(usize, u32, u32)> = None;
+        execution.replay(&tokens, first, &mut |row| {
+            let (numbers, scale) = row.hidden;
+            let position = u32::try_from(row.position).unwrap_or(u32::MAX);
+            digests.push(position, numbers, scale.mantissa, scale.exponent);
+            let (Some(logits), Some(i)) = (row.logits, row.position.checked_sub(first)) else { return };
+            let Some(got) = t.output_ids.get(i) else { return };
+            let index = u32::try_from(i).unwrap_or(u32::MAX);
+            let want = sample(logits, &record.request.sampling, &seed, index);
+            if want != *got && wrong.is_none() {
+                wrong = Some((i, want, *got));
+            }
+        });
+        match wrong {
+            None => self
+                .pass("tokens", format!("all {} follow from the model, the request and the seed", fed + 1)),
+            Some((i, want, got)) => {
+                let message = format!("output token {i}: the model chooses {want}, the transcript has {got}");
+                self.fail("tokens", FailureCode::OutputId, Some(i), message);
+            }
+        }
+        match record.digests.first_difference(&digests.finish()) {
+            None => self.pass("execution digests", format!("all {} equal", record.digests.0.len())),
+            Some(at) => {
+                let message =
+                    format!("digest {at} (positions {} on) is of another execution", at.saturating_mul(32));
+                self.fail("execution digests", FailureCode::Digest, Some(at), message);
+            }
+        }
+    }
+
+    /// Replays text and end of the answer from its ids.
+    fn text(&mut self, record: &AnswerRecord, subject: &Subject<'_>) {
+        let t = &record.transcript;
+        let rules = StopRules {
+            end_tokens: subject.text.end_tokens.clone(),
+            stop: record.request.stop.clone(),
+            max_tokens: record.request.max_tokens,
+            context: subject.program.context,
+            prompt_tokens: t.usage().prompt_tokens,
+        };
+        let mut transcriber = Transcriber::new(subject.tokenizer, rules);
+        let ended = t.output_ids.iter().position(|id| transcriber.push(*id).is_some());
+        let last = t.output_ids.len().checked_sub(1);
+        match (ended, transcriber.stopped()) {
+            (Some(at), Some(stop)) if Some(at) == last && stop == t.stop => {
+                self.pass("stop", format!("{stop:?} after {} tokens", t.output_ids.len()));
+            }
+            (at, stop) => {
+                let message = format!(
+                    "the answer ends {} ({stop:?}), the transcript says {:?} after {} tokens",
+                    at.map_or("nowhere".into(), |a| format!("at token {a}")),
+                    t.stop,
+                    t.output_ids.len()
+                );
+                self.fail("stop", FailureCode::StopReason, at.or(last), message);
+            }
+        }
+        if transcriber.text() == t.text {
+            self.pass("text", format!("{} bytes", t.text.len()));
+        } else {
+            let at = first_difference(transcriber.text().as_bytes(), t.text.as_bytes());
+            let message = format!("the ids are another text, from byte {} on", at.unwrap_or(0));
+            self.fail("text", FailureCode::Text, at, message);
+        }
+    }
+
+    fn finish(self, record: &AnswerRecord) -> Verdict {
+        let mut unchecked = vec![
+            "that the receipt stands in the epoch that the provider posted (there is no ledger yet)"
+                .to_owned(),
+            "the price: fees are not part of this version".to_owned(),
+        ];
+        if record.transcript.nonce_source == NonceSource::Provider {
+            unchecked.push(
+                "that the provider did not try several nonces and keep the answer it liked: send a nonce or a seed".into(),
+            );
+        }
+        let first_with_position = self.failures.iter().find(|f| f.position.is_some());
+        let failure = first_with_position.or(self.failures.first()).cloned();
+        Verdict { holds: self.failures.is_empty(), checks: self.checks, unchecked, failure }
+    }
+}
+
+fn first_difference<T: PartialEq>(a: &[T], b: &[T]) -> Option<usize> {
+    let shared = a.iter().zip(b).position(|(a, b)| a != b);
+    shared.or_else(|| (a.len() != b.len()).then(|| a.len().min(b.len())))
+}
