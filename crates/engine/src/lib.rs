@@ -19,3 +19,4 @@ pub mod replay;
 pub mod semantics;
 pub mod text;
 pub mod transcribe;
+pub mod vectors;

@@ -1,0 +1,16 @@
+//! The HTTP surface: OpenAI's wire format over one [`Inference`] trait.
+//!
+//! Knows nothing of engines, networks or money: whoever implements the trait answers. `docs/api.md` is the normative
+//! description; tests hold the server to its tables.
+#![forbid(unsafe_code)]
+
+mod answer;
+mod inference;
+mod metrics;
+mod parameters;
+mod refusal;
+mod server;
+
+pub use inference::{Event, Generation, Inference, Load, ModelCard, Order};
+pub use refusal::Refusal;
+pub use server::{ServerOptions, router, serve};

@@ -1,0 +1,307 @@
+//! Routes, limits, and a shutdown that lets answers finish.
+//!
+//! Shutdown: 1. the signal resolves: no new connections, new requests on old ones are refused as draining; 2. running answers
+//! finish, for at most [`ServerOptions::drain_s`]; 3. what is left is dropped, which cancels its work.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use assay_core::id::{Nonce, ReceiptId};
+use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::{Path, Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tower_http::cors::CorsLayer;
+
+use crate::answer::{self, Frame, Meter};
+use crate::metrics::Metrics;
+use crate::parameters::{Route, parse};
+use crate::refusal::Refused;
+use crate::{Inference, ModelCard, Order, Refusal};
+
+const RECEIPT_HEADER: HeaderName = HeaderName::from_static("x-assay-receipt");
+const NONCE_HEADER: &str = "x-assay-nonce";
+const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
+
+/// How the server behaves.
+#[derive(Clone, Copy, Debug)]
+pub struct ServerOptions {
+    /// Most bytes of a body.
+    pub body_bytes_max: usize,
+    /// Seconds in which a body must have come.
+    pub body_s: u64,
+    /// Seconds that running answers have to finish at shutdown.
+    pub drain_s: u64,
+}
+
+impl Default for ServerOptions {
+    fn default() -> Self {
+        ServerOptions { body_bytes_max: 8 << 20, body_s: 60, drain_s: 60 }
+    }
+}
+
+struct Server<I> {
+    inference: Arc<I>,
+    options: ServerOptions,
+    metrics: Arc<Metrics>,
+    draining: AtomicBool,
+    next_request: AtomicU64,
+    started_ns: u128,
+}
+
+type Shared<I> = Arc<Server<I>>;
+
+/// Serves until `shutdown` resolves and running answers have finished.
+pub async fn serve<I: Inference>(
+    listener: TcpListener,
+    inference: Arc<I>,
+    options: ServerOptions,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    let server = shared(inference, options);
+    let (signal, mut stopping) = tokio::sync::watch::channel(false);
+    let marked = Arc::clone(&server);
+    let graceful = async move {
+        shutdown.await;
+        marked.draining.store(true, Relaxed);
+        // The receiver below lives as long as the server.
+        let _ = signal.send(true);
+    };
+    let running = axum::serve(listener, routes(server)).with_graceful_shutdown(graceful).into_future();
+    let deadline = async {
+        // An error means that the sender is gone: then the server has ended anyway.
+        let _ = stopping.wait_for(|s| *s).await;
+        tokio::time::sleep(Duration::from_secs(options.drain_s)).await;
+    };
+    tokio::select! {
+        ended = running => ended,
+        () = deadline => {
+            tracing::warn!("answers were still running {} s after the signal and are dropped", options.drain_s);
+            Ok(())
+        }
+    }
+}
+
+/// The routes alone, for tests and for embedding.
+pub fn router<I: Inference>(inference: Arc<I>, options: ServerOptions) -> Router {
+    routes(shared(inference, options))
+}
+
+fn shared<I: Inference>(inference: Arc<I>, options: ServerOptions) -> Shared<I> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Arc::new(Server {
+        inference,
+        options,
+        metrics: Arc::new(Metrics::new()),
+        draining: AtomicBool::new(false),
+        next_request: AtomicU64::new(0),
+        started_ns: now.as_nanos(),
+    })
+}
+
+fn routes<I: Inference>(server: Shared<I>) -> Router {
+    let cors = CorsLayer::permissive().expose_headers([RECEIPT_HEADER, REQUEST_ID_HEADER]);
+    Router::new()
+        .route("/v1/chat/completions", post(chat::<I>))
+        .route("/v1/completions", post(completions::<I>))
+        .route("/v1/models", get(list_models::<I>))
+        .route("/v1/models/{*id}", get(one_model::<I>))
+        .route("/v1/receipts/{id}", get(receipt::<I>))
+        .route("/health", get(health::<I>))
+        .route("/metrics", get(metrics::<I>))
+        .route("/", get(hint::<I>))
+        .fallback(async |uri: Uri| Refusal::UnknownRoute { path: uri.path().to_owned() })
+        .method_not_allowed_fallback(async |method: Method| Refusal::Method { method: method.to_string() })
+        .layer(from_fn_with_state(Arc::clone(&server), around::<I>))
+        .layer(cors)
+        .with_state(server)
+}
+
+/// Gives every response its request id and counts refusals.
+async fn around<I: Inference>(State(s): State<Shared<I>>, mut request: Request, next: Next) -> Response {
+    let own = request.headers().get(REQUEST_ID_HEADER).and_then(|v| v.to_str().ok()).filter(|v| is_sane(v));
+    let id = match own {
+        Some(id) => id.to_owned(),
+        None => format!("req-{:x}-{:x}", s.started_ns, s.next_request.fetch_add(1, Relaxed)),
+    };
+    request.extensions_mut().insert(RequestId(id.clone()));
+    let mut response = next.run(request).await;
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(REQUEST_ID_HEADER, value);
+    }
+    if let Some(Refused(code)) = response.extensions().get::<Refused>() {
+        s.metrics.refused(code);
+    }
+    response
+}
+
+#[derive(Clone)]
+struct RequestId(String);
+
+fn is_sane(id: &str) -> bool {
+    (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:+/=".contains(&b))
+}
+
+async fn chat<I: Inference>(state: State<Shared<I>>, request: Request) -> Result<Response, Refusal> {
+    answer_route(state.0, Route::Chat, request).await
+}
+
+async fn completions<I: Inference>(state: State<Shared<I>>, request: Request) -> Result<Response, Refusal> {
+    answer_route(state.0, Route::Completions, request).await
+}
+
+async fn answer_route<I: Inference>(
+    s: Shared<I>,
+    route: Route,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let started = Instant::now();
+    if s.draining.load(Relaxed) {
+        return Err(Refusal::Draining);
+    }
+    let request_id = request.extensions().get::<RequestId>().map(|r| r.0.clone()).unwrap_or_default();
+    let (nonce, inline) = our_headers(request.headers())?;
+    let body = read_body(request.into_body(), &s.options).await?;
+    let parsed = parse(route, &body)?;
+    let card = find(&s.inference.models(), &parsed.model)?;
+    let order = Order { request: parsed.request(card.root), nonce, request_id };
+    let generation = s.inference.generate(order).await?;
+    let receipt = generation.receipt_id.to_string();
+    let prefix = if route == Route::Chat { "chatcmpl-" } else { "cmpl-" };
+    let frame = Frame {
+        route,
+        id: format!("{prefix}{}", receipt.get(2..34).unwrap_or_default()),
+        model: parsed.model.clone(),
+        fingerprint: card.root.to_string(),
+        created: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+        include_usage: parsed.include_usage,
+        inline,
+    };
+    let meter = Meter::new(Arc::clone(&s.metrics), card.id, started);
+    let mut response = if parsed.stream {
+        let stream = answer::stream(generation, frame, meter).await?;
+        let headers = [
+            (header::CONTENT_TYPE, "text/event-stream; charset=utf-8"),
+            (header::CACHE_CONTROL, "no-cache"),
+            (HeaderName::from_static("x-accel-buffering"), "no"),
+        ];
+        (headers, Body::from_stream(stream)).into_response()
+    } else {
+        Json(answer::collect(generation, &frame, meter).await?).into_response()
+    };
+    if let Ok(value) = HeaderValue::from_str(&receipt) {
+        response.headers_mut().insert(RECEIPT_HEADER, value);
+    }
+    Ok(response)
+}
+
+fn our_headers(headers: &HeaderMap) -> Result<(Option<Nonce>, bool), Refusal> {
+    let invalid =
+        |param: &str, message: &str| Refusal::Invalid { param: param.into(), message: message.into() };
+    let nonce = match headers.get(NONCE_HEADER) {
+        None => None,
+        Some(v) => {
+            let nonce = v.to_str().ok().and_then(|v| v.parse().ok());
+            let expected = "the header must be 32 bytes as 0x and 64 hex digits";
+            Some(nonce.ok_or_else(|| invalid(NONCE_HEADER, expected))?)
+        }
+    };
+    let inline = match headers.get(RECEIPT_HEADER).map(|v| v.as_bytes()) {
+        None => false,
+        Some(b"inline") => true,
+        Some(_) => return Err(invalid("x-assay-receipt", "the header's only value in requests is `inline`")),
+    };
+    Ok((nonce, inline))
+}
+
+async fn read_body(body: Body, options: &ServerOptions) -> Result<Bytes, Refusal> {
+    let limit = options.body_bytes_max;
+    let read = tokio::time::timeout(Duration::from_secs(options.body_s), to_bytes(body, limit)).await;
+    match read {
+        Err(_) => Err(Refusal::BodyTimeout { after_s: options.body_s }),
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(e)) => {
+            let too_large =
+                std::error::Error::source(&e).is_some_and(|s| s.to_string().contains("length limit"));
+            if too_large {
+                Err(Refusal::BodyTooLarge { limit })
+            } else {
+                Err(Refusal::InvalidJson { reason: "the body broke off".into() })
+            }
+        }
+    }
+}
+
+/// The model of that id, alias or root.
+fn find(models: &[ModelCard], name: &str) -> Result<ModelCard, Refusal> {
+    let root = name.parse().ok();
+    let found =
+        models.iter().find(|m| m.id == name || m.aliases.iter().any(|a| a == name) || Some(m.root) == root);
+    found.cloned().ok_or_else(|| Refusal::UnknownModel { asked: name.chars().take(200).collect() })
+}
+
+fn model_json(m: &ModelCard) -> Value {
+    json!({"id": m.id, "object": "model", "created": m.created, "owned_by": m.owned_by, "root": m.root,
+           "context_length": m.context_length, "quantization": m.profile, "size_bytes": m.bytes,
+           "chat_template": m.has_chat_template, "aliases": m.aliases})
+}
+
+async fn list_models<I: Inference>(State(s): State<Shared<I>>) -> Json<Value> {
+    let data: Vec<Value> = s.inference.models().iter().map(model_json).collect();
+    Json(json!({"object": "list", "data": data}))
+}
+
+async fn one_model<I: Inference>(
+    State(s): State<Shared<I>>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, Refusal> {
+    Ok(Json(model_json(&find(&s.inference.models(), &id)?)))
+}
+
+async fn receipt<I: Inference>(
+    State(s): State<Shared<I>>,
+    Path(id): Path<String>,
+) -> Result<Response, Refusal> {
+    let unknown = || Refusal::UnknownReceipt { asked: id.chars().take(80).collect() };
+    let parsed: ReceiptId = id.parse().map_err(|_| unknown())?;
+    let record = s.inference.receipt(parsed).await?.ok_or_else(unknown)?;
+    Ok(Json(record).into_response())
+}
+
+async fn health<I: Inference>(State(s): State<Shared<I>>) -> Response {
+    let load = s.inference.load();
+    let (code, status) = match (s.draining.load(Relaxed), load.ready) {
+        (true, _) => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+        (false, false) => (StatusCode::SERVICE_UNAVAILABLE, "not_ready"),
+        (false, true) => (StatusCode::OK, "ok"),
+    };
+    let body = json!({"status": status, "running": load.running, "waiting": load.waiting});
+    (code, Json(body)).into_response()
+}
+
+async fn metrics<I: Inference>(State(s): State<Shared<I>>) -> Response {
+    let models: Vec<String> = s.inference.models().into_iter().map(|m| m.id).collect();
+    let text = s.metrics.text(s.inference.load(), &models);
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], text).into_response()
+}
+
+async fn hint<I: Inference>(State(s): State<Shared<I>>, headers: HeaderMap) -> String {
+    let host =
+        headers.get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or("127.0.0.1:11711").to_owned();
+    let model = s.inference.models().into_iter().next().map_or_else(|| "MODEL".to_owned(), |m| m.id);
+    format!(
+        "Assay: an inference server whose answers anyone can re-execute to the bit.\n\n\
+         curl -i http://{host}/v1/chat/completions -H 'content-type: application/json' \\\n  \
+         -d '{{\"model\":\"{model}\",\"messages\":[{{\"role\":\"user\",\"content\":\"Once upon a time\"}}]}}'\n\n\
+         Then check the answer with the receipt id from its x-assay-receipt header:  assay verify 0x…\n\n\
+         Routes: POST /v1/chat/completions, POST /v1/completions, GET /v1/models, GET /v1/receipts/ID, GET /health, GET /metrics\n"
+    )
+}

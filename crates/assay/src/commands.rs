@@ -1,0 +1,10 @@
+//! One module per command: its arguments as typed, and what it does.
+
+pub mod bench;
+pub mod doctor;
+pub mod import;
+pub mod models;
+pub mod run;
+pub mod up;
+pub mod vectors;
+pub mod verify;

@@ -1,0 +1,83 @@
+//! `assay import`.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use assay_engine::import::{ImportOptions, import};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::home::Home;
+
+#[derive(Args)]
+pub struct Import {
+    /// A Hugging Face folder (config.json, *.safetensors, tokenizer.json) or a llama2.c .bin file.
+    source: PathBuf,
+    /// Name to install it under [default: the folder's or file's name].
+    #[arg(long)]
+    name: Option<String>,
+    /// Tokenizer file, when none lies with the weights (tokenizer.json, or llama2.c's tokenizer.bin).
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
+    /// Licence of the weights, for those who list models.
+    #[arg(long, value_name = "SPDX")]
+    licence: Option<String>,
+    /// Shorten the model's window to this many tokens.
+    #[arg(long, value_name = "TOKENS")]
+    context: Option<u32>,
+    /// Write the artifact here instead of installing it.
+    #[arg(long, short, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Import {
+    pub fn run(self, home: &Home) -> Result<()> {
+        let options = ImportOptions {
+            name: self.name,
+            tokenizer: self.tokenizer,
+            licence: self.licence,
+            context: self.context,
+            ..ImportOptions::default()
+        };
+        let bar = ProgressBar::new(0).with_style(
+            ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} {elapsed}")
+                .expect("the template is valid"),
+        );
+        let mut progress = |p: assay_engine::import::Progress| {
+            bar.set_length(p.total as u64);
+            bar.set_position(p.done as u64);
+            bar.set_message(p.tensor);
+        };
+        // The name is only known after the source is read: an install is written beside the models and then named.
+        let (out, install) = match &self.out {
+            Some(out) => (out.clone(), false),
+            None => (home.path().join("models").join(format!(".import-{}", std::process::id())), true),
+        };
+        let result = import(&self.source, &options, &out, &mut progress);
+        bar.finish_and_clear();
+        let report = result?;
+        let path = if install {
+            let path = home.model_path(&report.name);
+            std::fs::rename(&out, &path)?;
+            path
+        } else {
+            out
+        };
+        let bytes = std::fs::metadata(&path)?.len();
+        if self.json {
+            let json = serde_json::json!({
+                "name": report.name, "root": report.root, "parameters": report.parameters,
+                "bytes": bytes, "path": path,
+            });
+            println!("{json}");
+        } else {
+            println!("{}  {} parameters, {} bytes", report.name, report.parameters, bytes);
+            println!("root {}", report.root);
+            println!("{}", path.display());
+        }
+        Ok(())
+    }
+}

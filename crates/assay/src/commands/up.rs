@@ -1,0 +1,173 @@
+//! `assay up` and `assay serve`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result};
+use assay_api::ServerOptions;
+use assay_engine::artifact::Artifact;
+use assay_engine::batch::BatchLimits;
+use assay_engine::kernel::Kernel;
+use assay_engine::pool::Pool;
+use assay_node::key::NodeKey;
+use assay_node::provider::Provider;
+use assay_node::serving::ServedModel;
+use assay_node::store::ReceiptStore;
+use clap::Args;
+
+use crate::home::{Home, built_in};
+
+/// Port of a node: 127.0.0.1:11711.
+pub const DEFAULT_LISTEN: &str = "127.0.0.1:11711";
+
+#[derive(Args)]
+pub struct Up {
+    #[command(flatten)]
+    server: Server,
+}
+
+#[derive(Args)]
+pub struct Serve {
+    /// Models: names, roots or files.
+    #[arg(required = true, value_name = "MODEL")]
+    models: Vec<String>,
+    #[command(flatten)]
+    server: Server,
+}
+
+#[derive(Args)]
+struct Server {
+    /// Address and port to listen on.
+    #[arg(long, env = "ASSAY_LISTEN", default_value = DEFAULT_LISTEN, value_name = "ADDR:PORT")]
+    listen: SocketAddr,
+    #[command(flatten)]
+    engine: Engine,
+    /// Requests that are executed at the same time, per model.
+    #[arg(long, default_value_t = BatchLimits::default().running_max, value_name = "N")]
+    max_running: usize,
+    /// Requests that may wait, per model; further ones are answered with status 429.
+    #[arg(long, default_value_t = BatchLimits::default().waiting_max, value_name = "N")]
+    max_waiting: usize,
+    /// Memory for the KV caches of each model, in MiB.
+    #[arg(long, default_value_t = BatchLimits::default().cache_bytes_max >> 20, value_name = "MIB")]
+    cache_mib: usize,
+}
+
+/// How the engine runs.
+#[derive(Args, Clone, Copy)]
+pub struct Engine {
+    /// Threads of the engine [default: one per processor].
+    #[arg(long, env = "ASSAY_THREADS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+}
+
+impl Engine {
+    /// The thread pool.
+    pub fn pool(&self) -> Arc<Pool> {
+        let all = std::thread::available_parallelism().map_or(1, usize::from);
+        Arc::new(Pool::new(self.threads.map_or(all, usize::from)))
+    }
+
+    /// A provider of these models.
+    pub fn provider(&self, home: &Home, models: Vec<Arc<Artifact>>, limits: BatchLimits) -> Result<Provider> {
+        let pool = self.pool();
+        let kernel = Kernel::from_environment()?;
+        let key = NodeKey::load_or_create(&home.key())?;
+        let store = ReceiptStore::open(&home.receipts())?;
+        let mut served = Vec::new();
+        for artifact in models {
+            let name = artifact.provenance().name.clone();
+            let model = ServedModel::start(artifact, kernel, Arc::clone(&pool), limits)
+                .with_context(|| format!("model `{name}`"))?;
+            served.push(model);
+        }
+        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        Ok(Provider::new(served, key, store, created, pool.threads() as u32))
+    }
+}
+
+impl Up {
+    pub fn run(self, home: &Home) -> Result<()> {
+        let mut models = home.models()?;
+        if models.is_empty() {
+            models.push(built_in()?);
+        }
+        self.server.run(home, models)
+    }
+}
+
+impl Serve {
+    pub fn run(self, home: &Home) -> Result<()> {
+        let mut models: Vec<Arc<Artifact>> = Vec::new();
+        for name in &self.models {
+            let model = home.model(name)?;
+            if models.iter().all(|m| m.root() != model.root()) {
+                models.push(model);
+            }
+        }
+        self.server.run(home, models)
+    }
+}
+
+impl Server {
+    fn limits(&self) -> BatchLimits {
+        BatchLimits {
+            running_max: self.max_running.max(1),
+            waiting_max: self.max_waiting,
+            cache_bytes_max: self.cache_mib << 20,
+            ..BatchLimits::default()
+        }
+    }
+
+    fn run(self, home: &Home, models: Vec<Arc<Artifact>>) -> Result<()> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let listener = tokio::net::TcpListener::bind(self.listen).await.with_context(|| {
+                format!(
+                    "cannot listen on {}; another program may use it: choose one with --listen",
+                    self.listen
+                )
+            })?;
+            let address = listener.local_addr()?;
+            let names: Vec<String> = models.iter().map(|m| m.provenance().name.clone()).collect();
+            let provider = Arc::new(self.engine.provider(home, models, self.limits())?);
+            let kernel = provider.served().first().map_or("none", |m| m.kernel().name());
+            eprintln!("Serving {} on http://{address}/v1 (kernel {kernel})", names.join(", "));
+            eprintln!(
+                "Data: {}. Stop with Ctrl-C; running answers are finished first.",
+                home.path().display()
+            );
+            // `assay verify` finds the node of its data directory by this file; a stale one only costs it an attempt.
+            let announced = home.node_address();
+            std::fs::write(&announced, address.to_string())
+                .with_context(|| announced.display().to_string())?;
+            assay_api::serve(listener, provider, ServerOptions::default(), stop_signal()).await?;
+            // The node has stopped either way.
+            let _ = std::fs::remove_file(&announced);
+            eprintln!("Stopped.");
+            Ok(())
+        })
+    }
+}
+
+/// Resolves when the process is asked to stop.
+async fn stop_signal() {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        match signal(SignalKind::terminate()) {
+            Ok(mut terminate) => tokio::select! {
+                _ = terminate.recv() => {}
+                _ = tokio::signal::ctrl_c() => {}
+            },
+            Err(_) => {
+                let _ = tokio::signal::ctrl_c().await;
+            }
+        }
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = tokio::signal::ctrl_c().await;
+    }
+}

@@ -1,0 +1,119 @@
+//! The data directory, and the models in it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, bail};
+use assay_core::id::ModelRoot;
+use assay_engine::artifact::Artifact;
+
+/// The model that ships inside the binary.
+pub static BUILT_IN: &[u8] = include_bytes!("../../../models/stories-1.7m.assay");
+/// Its path, in messages.
+const BUILT_IN_NAME: &str = "(built in)";
+
+/// A data directory.
+pub struct Home {
+    root: PathBuf,
+}
+
+impl Home {
+    /// The directory given, or the default one. Nothing is created yet.
+    pub fn open(given: Option<&Path>) -> Result<Home> {
+        let root = match given {
+            Some(dir) => dir.to_owned(),
+            None => {
+                default_dir().context("no home directory is known; give --data-dir DIR or set ASSAY_HOME")?
+            }
+        };
+        Ok(Home { root })
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where the node's key is.
+    pub fn key(&self) -> PathBuf {
+        self.root.join("node").join("key")
+    }
+
+    /// Where answers are kept.
+    pub fn receipts(&self) -> PathBuf {
+        self.root.join("node").join("receipts.redb")
+    }
+
+    /// Where a running node says what it listens on.
+    pub fn node_address(&self) -> PathBuf {
+        self.root.join("node").join("address")
+    }
+
+    /// Where an installed model is, or would be.
+    pub fn model_path(&self, name: &str) -> PathBuf {
+        // A slash in a name is no folder, and no name climbs out of the directory.
+        let file: String = name.chars().map(|c| if c == '/' || c == '\\' { '+' } else { c }).collect();
+        self.root.join("models").join(format!("{file}.assay"))
+    }
+
+    /// Files of installed models, sorted.
+    pub fn installed(&self) -> Result<Vec<PathBuf>> {
+        let folder = self.root.join("models");
+        if !folder.exists() {
+            return Ok(vec![]);
+        }
+        let entries = std::fs::read_dir(&folder).with_context(|| folder.display().to_string())?;
+        let mut files: Vec<PathBuf> = entries
+            .flatten()
+            .map(|e| e.path())
+            .filter(|p| p.extension().is_some_and(|e| e == "assay"))
+            .collect();
+        files.sort();
+        Ok(files)
+    }
+
+    /// The installed models that can be opened; the others are warned about.
+    pub fn models(&self) -> Result<Vec<Arc<Artifact>>> {
+        let mut all = Vec::new();
+        for path in self.installed()? {
+            match Artifact::open(&path) {
+                Ok(a) => all.push(Arc::new(a)),
+                Err(e) => eprintln!("warning: {e}"),
+            }
+        }
+        Ok(all)
+    }
+
+    /// The model called `name`: a file, a name or a root.
+    pub fn model(&self, name: &str) -> Result<Arc<Artifact>> {
+        let path = Path::new(name);
+        if path.extension().is_some_and(|e| e == "assay") && path.exists() {
+            return Ok(Arc::new(Artifact::open(path)?));
+        }
+        let root = name.parse::<ModelRoot>().ok();
+        let named = |a: &Arc<Artifact>| a.provenance().name == name || Some(a.root()) == root;
+        if let Some(a) = self.models()?.into_iter().chain([built_in()?]).find(named) {
+            return Ok(a);
+        }
+        let known: Vec<String> = self.models()?.iter().map(|a| a.provenance().name.clone()).collect();
+        bail!(
+            "no model called `{name}` is installed. Installed: {}. Import one with `assay import`",
+            if known.is_empty() { "none but the built-in one".to_owned() } else { known.join(", ") }
+        )
+    }
+
+    /// The model with this root, if there is one.
+    pub fn model_by_root(&self, root: ModelRoot) -> Result<Option<Arc<Artifact>>> {
+        Ok(self.models()?.into_iter().chain([built_in()?]).find(|a| a.root() == root))
+    }
+}
+
+/// The built-in model.
+pub fn built_in() -> Result<Arc<Artifact>> {
+    Ok(Arc::new(Artifact::from_bytes(BUILT_IN_NAME, BUILT_IN)?))
+}
+
+fn default_dir() -> Option<PathBuf> {
+    let from = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    from("XDG_DATA_HOME").or_else(|| from("HOME").map(|h| h.join(".local/share"))).map(|d| d.join("assay"))
+}

@@ -1,0 +1,94 @@
+//! The `assay` binary: commands, configuration, output.
+//!
+//! Exit status: 0 when the command did what was asked; 1 when a verification failed, or on an error; 2 when a verification
+//! could not be done, or the command line was wrong.
+#![expect(unreachable_pub, reason = "nothing sees into a binary: `pub` is enough of a mark")]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+mod commands;
+mod home;
+
+use commands::{bench, doctor, import, models, run, up, vectors, verify};
+use home::Home;
+
+/// An open network for AI inference that nobody has to trust: serve models whose answers anyone can re-execute to the bit.
+#[derive(Parser)]
+#[command(version, propagate_version = true, arg_required_else_help = true)]
+struct Cli {
+    /// Where models, receipts and the node's key are kept [default: $XDG_DATA_HOME/assay or ~/.local/share/assay].
+    #[arg(long, global = true, env = "ASSAY_HOME", value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve every installed model, or the built-in one, over the OpenAI API.
+    Up(up::Up),
+    /// Serve the named models over the OpenAI API.
+    Serve(up::Serve),
+    /// Talk to a model in the terminal.
+    Run(run::Run),
+    /// Turn a checkpoint into an integer model: a Hugging Face folder or a llama2.c file.
+    Import(import::Import),
+    /// List the installed models.
+    List(models::List),
+    /// Show a model: its root, shape, sources and licence.
+    Show(models::Show),
+    /// Remove an installed model.
+    Rm(models::Rm),
+    /// Check an answer by re-executing it: exit status 0 if it holds, 1 if not, 2 if it could not be checked.
+    Verify(verify::Verify),
+    /// Recompute the conformance vectors on this machine and compare them with the published ones.
+    Vectors(vectors::Vectors),
+    /// Find out what is wrong with this installation.
+    Doctor(doctor::Doctor),
+    /// Measure speed, loss and the cost of verification.
+    Bench(bench::Bench),
+    /// Print shell completions.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("ASSAY_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let home = || Home::open(cli.data_dir.as_deref());
+    let result = match cli.command {
+        Command::Up(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
+        Command::Serve(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
+        Command::Run(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
+        Command::Import(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
+        Command::List(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
+        Command::Show(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
+        Command::Rm(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
+        Command::Verify(c) => {
+            // Whatever keeps a check from happening is status 2, never mistaken for a verdict.
+            let result = home().and_then(|h| c.run(&h));
+            return result.unwrap_or_else(|e| {
+                eprintln!("error: {e:#}");
+                ExitCode::from(2)
+            });
+        }
+        Command::Vectors(c) => c.run(),
+        Command::Doctor(c) => home().and_then(|h| c.run(&h)),
+        Command::Bench(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "assay", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    };
+    result.unwrap_or_else(|e| {
+        eprintln!("error: {e:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,343 @@
+//! Conformance vectors: hashes that every engine for profile `int8-v1` must reproduce, on any machine.
+//!
+//! Inputs come from a fixed generator (xorshift64 with shifts 13, 7, 17, from the seed that each vector names); each hash is
+//! Keccak-256 over the results, numbers big-endian in their width. The programs exercise every operation over shapes with
+//! tails and weights at their ends.
+
+use std::sync::Arc;
+
+use assay_core::id::Hash;
+use assay_core::keccak::keccak256;
+use assay_core::request::Sampling;
+
+use crate::cache::Sequence;
+use crate::constants::Constants;
+use crate::forward::{Executor, Segment};
+use crate::kernel::Kernel;
+use crate::matrix::{Matrix, store};
+use crate::pool::Pool;
+use crate::program::{Checked, Op, Program, Shape, TABLE_LEN, Tensor};
+use crate::reference::Reference;
+use crate::semantics::exp2::{exp2_likelihood, exp2_weight};
+use crate::semantics::fixed::{isqrt, rsh, shift_sat};
+use crate::semantics::norm::rms_scale;
+use crate::semantics::quantise::quantise;
+use crate::semantics::sample::sample;
+use crate::semantics::scale::Scale;
+
+/// One vector.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vector {
+    /// What it covers.
+    pub name: String,
+    /// The hash.
+    pub hash: Hash,
+}
+
+/// The generator of all inputs.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    /// A 32-bit number of random size.
+    fn sized(&mut self) -> i32 {
+        let bits = self.next() % 32;
+        (self.next() as i32) >> bits
+    }
+}
+
+/// Computes all vectors; programs run on the reference, or on a kernel, which must give the same.
+pub fn compute(kernel: Option<Kernel>) -> Vec<Vector> {
+    let functions = [
+        ("rounding", rounding()),
+        ("scales", scales()),
+        ("powers", powers()),
+        ("quantise", quantised()),
+        ("norm", norms()),
+        ("sample", samples()),
+    ];
+    let mut all: Vec<Vector> = functions
+        .iter()
+        .map(|(name, bytes)| Vector { name: (*name).to_owned(), hash: keccak256(&[bytes]) })
+        .collect();
+    for (i, shape) in SHAPES.iter().enumerate() {
+        let bytes = execute(&Arc::new(Model::new(shape)), kernel);
+        all.push(Vector { name: format!("program-{}", i + 1), hash: keccak256(&[&bytes]) });
+    }
+    all
+}
+
+fn rounding() -> Vec<u8> {
+    let mut r = Random(1);
+    let mut out = Vec::new();
+    for _ in 0..4096 {
+        let v = (r.next() as i64) >> (2 + r.next() % 60);
+        let s = (r.next() % 63) as u32;
+        out.extend(rsh(v, s).to_be_bytes());
+        out.extend(shift_sat(v, (r.next() % 140) as i32 - 50).to_be_bytes());
+        out.extend(isqrt(v.unsigned_abs()).to_be_bytes());
+    }
+    out
+}
+
+fn push_scale(out: &mut Vec<u8>, s: Scale) {
+    out.extend(s.mantissa.to_be_bytes());
+    out.extend(s.exponent.to_be_bytes());
+}
+
+fn scales() -> Vec<u8> {
+    let mut r = Random(2);
+    let mut out = Vec::new();
+    for _ in 0..4096 {
+        let a = Scale::from_u64(r.next() >> (r.next() % 64), (r.next() % 200) as i32 - 100);
+        let b = Scale::from_u64(r.next() >> (r.next() % 64), (r.next() % 70_000) as i32 - 35_000);
+        push_scale(&mut out, a);
+        push_scale(&mut out, a.times(b));
+        out.extend(a.to_fixed(r.sized(), (r.next() % 29) as u32).to_be_bytes());
+    }
+    out
+}
+
+fn powers() -> Vec<u8> {
+    (0..=40u32 << 16)
+        .step_by(97)
+        .chain([u32::MAX])
+        .flat_map(|d| [exp2_weight(d), exp2_likelihood(d)])
+        .flat_map(u32::to_be_bytes)
+        .collect()
+}
+
+fn quantised() -> Vec<u8> {
+    let mut r = Random(3);
+    let mut out = Vec::new();
+    for n in 1..200 {
+        let shift = r.next() % 32;
+        let v: Vec<i32> = (0..n).map(|_| (r.next() as i32) >> shift).collect();
+        let mut q = vec![0i8; n];
+        let s = quantise(&v, Scale::power(-16), &mut q);
+        out.extend(q.iter().map(|q| *q as u8));
+        push_scale(&mut out, s);
+    }
+    out
+}
+
+fn norms() -> Vec<u8> {
+    let mut r = Random(4);
+    let mut out = Vec::new();
+    for n in 1..200 {
+        let x: Vec<i32> = (0..n).map(|_| r.sized()).collect();
+        push_scale(&mut out, rms_scale(&x, r.next() >> (20 + r.next() % 40)));
+    }
+    out
+}
+
+fn samples() -> Vec<u8> {
+    let mut r = Random(5);
+    let mut out = Vec::new();
+    for i in 0..512u32 {
+        let logits: Vec<i32> = (0..97).map(|_| (r.next() % (1 << 20)) as i32 - (1 << 19)).collect();
+        let sampling = Sampling {
+            temperature_micro: (r.next() % 2_000_001) as u32,
+            top_k: (r.next() % 50) as u32,
+            top_p_micro: 1 + (r.next() % 1_000_000) as u32,
+            min_p_micro: (r.next() % 200_000) as u32,
+            seed: None,
+        };
+        out.extend(sample(&logits, &sampling, &[i as u8; 32], i).to_be_bytes());
+    }
+    out
+}
+
+/// A model of two layers in memory.
+struct Model {
+    program: Checked,
+    matrices: Vec<(Vec<u8>, Vec<u16>)>,
+    table: Vec<i32>,
+    rotary: Vec<i16>,
+}
+
+struct ModelShape {
+    dim: u32,
+    heads: u32,
+    kv_heads: u32,
+    head_dim: u32,
+    hidden: u32,
+    shift: i16,
+    seed: u64,
+}
+
+/// Tame numbers, tails everywhere, and numbers that saturate.
+const SHAPES: [ModelShape; 3] = [
+    ModelShape { dim: 64, heads: 4, kv_heads: 2, head_dim: 16, hidden: 172, shift: 24, seed: 11 },
+    ModelShape { dim: 77, heads: 3, kv_heads: 1, head_dim: 68, hidden: 131, shift: 25, seed: 12 },
+    ModelShape { dim: 33, heads: 2, kv_heads: 2, head_dim: 8, hidden: 40, shift: 6, seed: 13 },
+];
+
+const VOCABULARY: u32 = 83;
+const CONTEXT: u32 = 96;
+
+impl Model {
+    fn new(s: &ModelShape) -> Model {
+        let mut r = Random(s.seed);
+        let (q, kv) = (s.heads * s.head_dim, s.kv_heads * s.head_dim);
+        let mut tensors = Vec::new();
+        let mut matrices = Vec::new();
+        let mut matrix = |name: String, rows: u32, cols: u32| {
+            let w: Vec<i8> = (0..rows * cols).map(|_| r.next() as i8).collect();
+            let scales = (0..rows).map(|_| r.next() as u16).collect();
+            matrices.push((store(rows as usize, cols as usize, &w), scales));
+            tensors.push(Tensor { name, shape: Shape::Matrix { rows, cols, shift: s.shift } });
+        };
+        matrix("embed".into(), VOCABULARY, s.dim);
+        for l in 0..2 {
+            matrix(format!("{l}.qkv"), q + 2 * kv, s.dim);
+            matrix(format!("{l}.out"), s.dim, q);
+            matrix(format!("{l}.gate_up"), 2 * s.hidden, s.dim);
+            matrix(format!("{l}.down"), s.dim, s.hidden);
+        }
+        matrix("head".into(), VOCABULARY, s.dim);
+        let rotary = Shape::Rotary { positions: CONTEXT, pairs: s.head_dim / 2 };
+        tensors.push(Tensor { name: "rotary".into(), shape: rotary });
+        tensors.push(Tensor { name: "table".into(), shape: Shape::Table });
+        let ops = ops(s);
+        let last = (ops.len() - 1) as u16;
+        let program = Program {
+            context: CONTEXT,
+            vocabulary: VOCABULARY,
+            residual_frac: 16,
+            tensors,
+            ops,
+            hidden: last - 2,
+            logits: last,
+        };
+        // Any rising table and any angles will do: they are data.
+        let table = (0..TABLE_LEN as i32).map(|i| 32_768 + i * 32).collect();
+        let rotary = (0..CONTEXT * s.head_dim).map(|_| (r.next() % 32_769) as u16 as i32 - 16_384);
+        let rotary = rotary.map(|v| v as i16).collect();
+        Model {
+            program: program.check().expect("the programs of vectors are valid"),
+            matrices,
+            table,
+            rotary,
+        }
+    }
+}
+
+fn ops(s: &ModelShape) -> Vec<Op> {
+    let (q_len, kv_len) = (s.heads * s.head_dim, s.kv_heads * s.head_dim);
+    let (heads, kv_heads, head_dim, table) = (s.heads, s.kv_heads, s.head_dim, 10);
+    let mut ops = vec![Op::Embed { table: 0 }];
+    let mut push = |op| {
+        ops.push(op);
+        (ops.len() - 1) as u16
+    };
+    let mut x = 0;
+    for l in 0..2u16 {
+        let n = push(Op::RmsNorm { x, epsilon: 42_950 });
+        let a = push(Op::Quantise { x: n, offset: 0, len: s.dim, groups: 1 });
+        let m = push(Op::MatMul { weights: 1 + 4 * l, x: a });
+        let q = push(Op::Rotary { x: m, offset: 0, heads, head_dim, table });
+        let k = push(Op::Rotary { x: m, offset: q_len, heads: kv_heads, head_dim, table });
+        let q = push(Op::Quantise { x: q, offset: 0, len: q_len, groups: heads });
+        let k = push(Op::Quantise { x: k, offset: 0, len: kv_len, groups: kv_heads });
+        let v = push(Op::Quantise { x: m, offset: q_len + kv_len, len: kv_len, groups: kv_heads });
+        let scale = Scale { mantissa: 47_274, exponent: -17 };
+        let a = push(Op::Attend { q, k, v, layer: l, heads, kv_heads, head_dim, scale, frac: 20 });
+        let a = push(Op::Quantise { x: a, offset: 0, len: q_len, groups: 1 });
+        let a = push(Op::MatMul { weights: 2 + 4 * l, x: a });
+        x = push(Op::Add { x, y: a });
+        let n = push(Op::RmsNorm { x, epsilon: 42_950 });
+        let a = push(Op::Quantise { x: n, offset: 0, len: s.dim, groups: 1 });
+        let m = push(Op::MatMul { weights: 3 + 4 * l, x: a });
+        let g = push(Op::Gate { x: m, gate: 0, up: s.hidden, len: s.hidden, table: 11 });
+        let a = push(Op::Quantise { x: g, offset: 0, len: s.hidden, groups: 1 });
+        let a = push(Op::MatMul { weights: 4 + 4 * l, x: a });
+        x = push(Op::Add { x, y: a });
+    }
+    let n = push(Op::RmsNorm { x, epsilon: 42_950 });
+    let hidden = push(Op::Quantise { x: n, offset: 0, len: s.dim, groups: 1 });
+    let m = push(Op::MatMul { weights: 9, x: hidden });
+    push(Op::Logits { x: m });
+    ops
+}
+
+impl Constants for Model {
+    fn program(&self) -> &Checked {
+        &self.program
+    }
+
+    fn matrix(&self, t: u16) -> Matrix<'_> {
+        let (rows, cols, shift) = self.program.matrix_shape(t);
+        let (bytes, scales) = &self.matrices[usize::from(t)];
+        Matrix::new(rows as usize, cols as usize, shift, bytes, scales)
+            .expect("lengths follow from the shape")
+    }
+
+    fn table(&self, _: u16) -> &[i32] {
+        &self.table
+    }
+
+    fn rotary(&self, _: u16) -> &[i16] {
+        &self.rotary
+    }
+}
+
+/// Hidden vectors and logits at every position of a full context.
+fn execute(model: &Arc<Model>, kernel: Option<Kernel>) -> Vec<u8> {
+    let mut r = Random(99);
+    let tokens: Vec<u32> = (0..CONTEXT).map(|_| (r.next() % u64::from(VOCABULARY)) as u32).collect();
+    let mut out = Vec::new();
+    let mut push = |hidden: &[i8], scale: Scale, logits: &[i32]| {
+        out.extend(hidden.iter().map(|q| *q as u8));
+        push_scale(&mut out, scale);
+        out.extend(logits.iter().flat_map(|l| l.to_be_bytes()));
+    };
+    match kernel {
+        None => {
+            let mut reference = Reference::new(model.as_ref());
+            for t in tokens {
+                let values = reference.step(t, true);
+                let (q, s) = values[usize::from(model.program.program().hidden)].int8();
+                push(q, s[0], values[usize::from(model.program.program().logits)].integers().0);
+            }
+        }
+        Some(kernel) => {
+            let mut executor = Executor::new(model.clone(), kernel, Arc::new(Pool::new(2)));
+            let mut sequence = Sequence::new(model.program.caches(), tokens.len());
+            for chunk in tokens.chunks(31) {
+                let output = executor.forward(&mut [Segment {
+                    sequence: &mut sequence,
+                    tokens: chunk,
+                    logits_from: 0,
+                }]);
+                for i in 0..chunk.len() {
+                    let (q, s) = output.hidden(i);
+                    push(q, s, output.logits(i));
+                }
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kernel_gives_the_published_vectors() {
+        let published = include_str!("../../../docs/vectors/int8-v1.txt");
+        let print =
+            |all: Vec<Vector>| all.iter().map(|v| format!("{} {}\n", v.name, v.hash)).collect::<String>();
+        assert_eq!(print(compute(None)), published, "the reference moved: that is a new profile");
+        for kernel in Kernel::available() {
+            assert_eq!(print(compute(Some(kernel))), published, "{kernel:?}");
+        }
+    }
+}

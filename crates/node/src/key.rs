@@ -1,0 +1,127 @@
+//! The node's secp256k1 key: one file, readable by its owner alone, never printed.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use alloy_primitives::B256;
+use alloy_signer::SignerSync as _;
+use alloy_signer_local::PrivateKeySigner;
+use assay_core::id::{NodeAddress, SignatureBytes};
+use assay_core::receipt::{Domain, Receipt, SignedReceipt};
+use tempfile::NamedTempFile;
+
+/// Why there is no key.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// The file cannot be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file holds something else.
+    #[error(
+        "{path} does not hold a key (64 hex digits); restore it from a backup, or move it away to get a new identity"
+    )]
+    Malformed {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// The signer failed.
+    #[error("signing failed: {0}")]
+    Signing(String),
+}
+
+/// The key.
+pub struct NodeKey(PrivateKeySigner);
+
+impl std::fmt::Debug for NodeKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "NodeKey({}, secret not shown)", self.address())
+    }
+}
+
+impl NodeKey {
+    /// Reads the key in `path`, or makes one there.
+    pub fn load_or_create(path: &Path) -> Result<NodeKey, KeyError> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => NodeKey::parse(path, text.trim()),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => NodeKey::create(path),
+            Err(source) => Err(KeyError::Io { path: path.to_owned(), source }),
+        }
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<NodeKey, KeyError> {
+        let malformed = || KeyError::Malformed { path: path.to_owned() };
+        let mut bytes = [0u8; 32];
+        hex::decode_to_slice(text, &mut bytes).map_err(|_| malformed())?;
+        PrivateKeySigner::from_bytes(&B256::from(bytes)).map(NodeKey).map_err(|_| malformed())
+    }
+
+    fn create(path: &Path) -> Result<NodeKey, KeyError> {
+        let key = PrivateKeySigner::random();
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let write = || -> std::io::Result<bool> {
+            std::fs::create_dir_all(folder)?;
+            // Temporary files are readable by their owner alone, and keep that when they get their name.
+            let mut file = NamedTempFile::new_in(folder)?;
+            writeln!(file, "{}", hex::encode(key.to_bytes()))?;
+            file.as_file().sync_all()?;
+            match file.persist_noclobber(path) {
+                Ok(_) => Ok(true),
+                Err(e) if e.error.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
+                Err(e) => Err(e.error),
+            }
+        };
+        match write() {
+            Ok(true) => Ok(NodeKey(key)),
+            // Another process made one meanwhile: that is the key.
+            Ok(false) => NodeKey::load_or_create(path),
+            Err(source) => Err(KeyError::Io { path: path.to_owned(), source }),
+        }
+    }
+
+    /// Who signs.
+    pub fn address(&self) -> NodeAddress {
+        NodeAddress::from_bytes(self.0.address().into_array())
+    }
+
+    /// Signs a receipt for `domain`.
+    pub fn sign(&self, receipt: Receipt, domain: Domain) -> Result<SignedReceipt, KeyError> {
+        let hash = B256::from(*receipt.signing_hash(&domain).as_bytes());
+        let signature = self.0.sign_hash_sync(&hash).map_err(|e| KeyError::Signing(e.to_string()))?;
+        Ok(SignedReceipt { receipt, domain, signature: SignatureBytes::from_bytes(signature.as_bytes()) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_made_once_and_kept_private() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("node/key");
+        let key = NodeKey::load_or_create(&path).unwrap();
+        assert_eq!(NodeKey::load_or_create(&path).unwrap().address(), key.address());
+        assert!(!format!("{key:?}").contains(std::fs::read_to_string(&path).unwrap().trim()));
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt as _;
+            assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        }
+    }
+
+    #[test]
+    fn a_damaged_key_is_an_error_and_stays_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        for bad in ["", "abc", &"0".repeat(64), &"g".repeat(64)] {
+            std::fs::write(&path, bad).unwrap();
+            assert!(matches!(NodeKey::load_or_create(&path), Err(KeyError::Malformed { .. })));
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), bad);
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! The daemons of a node. Today: the provider, which answers requests with the engine and signs a receipt for each answer.
+//!
+//! Floats and HTTP stay outside; the engine runs on threads of its own and is never waited for by one that serves clients.
+
+pub mod key;
+pub mod provider;
+pub mod serving;
+pub mod store;

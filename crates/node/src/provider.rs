@@ -1,0 +1,301 @@
+//! The provider: takes a request, runs the engine, signs a receipt, stores the record, and only then ends the answer.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use assay_api::{Event, Generation, Inference, Load, ModelCard, Order, Refusal};
+use assay_core::answer::{AnswerRecord, Format, GenerationCost};
+use assay_core::id::{ChannelId, Nonce, ReceiptId};
+use assay_core::receipt::{Domain, Receipt, receipt_id};
+use assay_core::request::{Request, sampler_seed};
+use assay_core::transcript::{NonceSource, Transcript};
+use assay_engine::batch::{Answer, Event as EngineEvent, Job, SubmitError};
+use assay_engine::constants::Constants as _;
+use tokio::sync::mpsc;
+
+use crate::key::NodeKey;
+use crate::serving::{Running, ServedModel};
+use crate::store::{ReceiptStore, StoreError};
+
+/// Pieces of text that may wait for a slow client before its request stops drawing from the engine's queue.
+const PIECES: usize = 64;
+/// When to come back to a full queue.
+const RETRY_AFTER_S: u32 = 1;
+
+/// A node that answers.
+pub struct Provider {
+    models: Vec<ServedModel>,
+    key: Arc<NodeKey>,
+    store: Arc<ReceiptStore>,
+    created: u64,
+    threads: u32,
+}
+
+impl Provider {
+    /// A provider of `models`, which must have different names. `created` is in seconds since 1970, for model lists.
+    pub fn new(
+        models: Vec<ServedModel>,
+        key: NodeKey,
+        store: ReceiptStore,
+        created: u64,
+        threads: u32,
+    ) -> Provider {
+        Provider { models, key: Arc::new(key), store: Arc::new(store), created, threads }
+    }
+
+    /// Answers on disk.
+    pub fn store(&self) -> &Arc<ReceiptStore> {
+        &self.store
+    }
+
+    /// The models.
+    pub fn served(&self) -> &[ServedModel] {
+        &self.models
+    }
+
+    async fn start(&self, order: Order) -> Result<Generation, Refusal> {
+        let Order { request, nonce, request_id } = order;
+        let model = self.models.iter().find(|m| m.artifact().root() == request.model);
+        let model = model.ok_or(Refusal::UnknownModel { asked: request.model.to_string() })?;
+        request
+            .check()
+            .map_err(|e| Refusal::Invalid { param: e.param.to_owned(), message: e.to_string() })?;
+        let tokenizer = Arc::clone(model.tokenizer());
+        // Rendering and tokenising a long prompt takes a while: not on a thread that serves others.
+        let (request, prompt) = tokio::task::spawn_blocking(move || {
+            let ids = tokenizer.encode_prompt(&request.prompt);
+            (request, ids)
+        })
+        .await
+        .map_err(internal)?;
+        let prompt =
+            prompt.map_err(|e| Refusal::Invalid { param: prompt_param(&request), message: e.to_string() })?;
+
+        let (nonce, nonce_source) = match (nonce, request.sampling.seed) {
+            (Some(nonce), _) => (nonce, NonceSource::Client),
+            (None, Some(_)) => (Nonce::ZERO, NonceSource::Seed),
+            (None, None) => (random_nonce(), NonceSource::Provider),
+        };
+        let store = Arc::clone(&self.store);
+        let sequence = tokio::task::spawn_blocking(move || store.reserve_sequence())
+            .await
+            .map_err(internal)?
+            .map_err(internal)?;
+        let request_hash = request.hash();
+        let seed = sampler_seed(nonce, request_hash, request.model);
+        let prompt_tokens = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
+        let started = Instant::now();
+        let job = |id| Job {
+            id,
+            prompt,
+            sampling: request.sampling.clone(),
+            seed,
+            max_tokens: request.max_tokens,
+            stop: request.stop.clone(),
+        };
+        let running = model.submit(job).await.map_err(|e| refusal(e, &request))?;
+        let answering = Answering {
+            key: Arc::clone(&self.key),
+            store: Arc::clone(&self.store),
+            request,
+            nonce,
+            nonce_source,
+            sequence,
+            started,
+            first: None,
+            threads: self.threads,
+            kernel: model.kernel().name(),
+            request_id,
+        };
+        let receipt_id = receipt_id(self.key.address(), sequence, request_hash);
+        let (events, receiver) = mpsc::channel(PIECES);
+        // Owned by the request: it ends with the answer, or when the client's receiver is gone.
+        tokio::spawn(answering.forward(running, events));
+        Ok(Generation { receipt_id, prompt_tokens, events: receiver })
+    }
+}
+
+fn internal(e: impl std::fmt::Display) -> Refusal {
+    Refusal::Internal { message: e.to_string() }
+}
+
+fn prompt_param(request: &Request) -> String {
+    match request.prompt {
+        assay_core::request::Prompt::Chat(_) => "messages".to_owned(),
+        _ => "prompt".to_owned(),
+    }
+}
+
+fn refusal(e: SubmitError, request: &Request) -> Refusal {
+    match e {
+        SubmitError::PromptTooLong { prompt, window } => Refusal::ContextExceeded {
+            prompt: u32::try_from(prompt).unwrap_or(u32::MAX),
+            window: u32::try_from(window).unwrap_or(u32::MAX),
+        },
+        SubmitError::QueueFull { .. } => Refusal::Busy { retry_after_s: RETRY_AFTER_S },
+        SubmitError::PromptEmpty | SubmitError::TokenUnknown { .. } => {
+            Refusal::Invalid { param: prompt_param(request), message: e.to_string() }
+        }
+        SubmitError::CacheTooSmall { .. } => {
+            Refusal::Invalid { param: "max_tokens".into(), message: e.to_string() }
+        }
+    }
+}
+
+fn random_nonce() -> Nonce {
+    Nonce::from_bytes(alloy_primitives::B256::random().0)
+}
+
+/// One answer on its way to the client.
+struct Answering {
+    key: Arc<NodeKey>,
+    store: Arc<ReceiptStore>,
+    request: Request,
+    nonce: Nonce,
+    nonce_source: NonceSource,
+    sequence: u64,
+    started: Instant,
+    first: Option<Instant>,
+    threads: u32,
+    kernel: &'static str,
+    request_id: String,
+}
+
+impl Answering {
+    /// Passes events on until the answer ends. A client that is gone drops `running`, which cancels the job.
+    async fn forward(mut self, mut running: Running, events: mpsc::Sender<Event>) {
+        loop {
+            let event = tokio::select! {
+                () = events.closed() => return,
+                event = running.events.recv() => event,
+            };
+            let last = match event {
+                None => Event::Failed(Refusal::Internal {
+                    message: "the engine stopped; see the server's log".into(),
+                }),
+                Some(EngineEvent::Started) => {
+                    self.first = Some(Instant::now());
+                    continue;
+                }
+                Some(EngineEvent::Token { text }) => {
+                    if !text.is_empty() && events.send(Event::Delta(text)).await.is_err() {
+                        return;
+                    }
+                    continue;
+                }
+                Some(EngineEvent::Done(answer)) => self.conclude(*answer).await,
+            };
+            // A client that left in this moment finds its receipt on the receipts route.
+            let _ = events.send(last).await;
+            return;
+        }
+    }
+
+    /// Signs and stores; the end of the answer is reported only after its record is durable.
+    async fn conclude(self, answer: Answer) -> Event {
+        let request_id = self.request_id.clone();
+        let done = tokio::task::spawn_blocking(move || self.record(answer)).await;
+        match done {
+            Ok(Ok(record)) => {
+                let usage = record.transcript.usage();
+                Event::End { stop: record.transcript.stop, usage, record: Arc::new(record) }
+            }
+            Ok(Err(message)) => {
+                tracing::error!(request_id, message, "an answer could not be receipted");
+                Event::Failed(Refusal::Internal { message })
+            }
+            Err(e) => Event::Failed(internal(e)),
+        }
+    }
+
+    fn record(self, answer: Answer) -> Result<AnswerRecord, String> {
+        let ended = Instant::now();
+        let first = self.first.unwrap_or(ended);
+        let nanoseconds =
+            |from: Instant, to: Instant| u64::try_from((to - from).as_nanos()).unwrap_or(u64::MAX);
+        let transcript = Transcript {
+            request_hash: self.request.hash(),
+            nonce: self.nonce,
+            nonce_source: self.nonce_source,
+            prompt_ids: answer.prompt,
+            output_ids: answer.output,
+            text: answer.text,
+            stop: answer.stop,
+        };
+        let usage = transcript.usage();
+        let receipt = Receipt {
+            provider: self.key.address(),
+            sequence: self.sequence,
+            model_root: self.request.model,
+            request_hash: transcript.request_hash,
+            transcript_root: transcript.root(),
+            digest_root: answer.digests.root(),
+            prompt_tokens: usage.prompt_tokens,
+            completion_tokens: usage.completion_tokens,
+            fee_micro_usd: 0,
+            payer_channel: ChannelId::ZERO,
+            client_nonce: self.nonce,
+            epoch: 0,
+        };
+        let record = AnswerRecord {
+            format: Format::V1,
+            receipt: self.key.sign(receipt, Domain::DEVELOPMENT).map_err(|e| e.to_string())?,
+            request: self.request,
+            transcript,
+            digests: answer.digests,
+            generation: Some(GenerationCost {
+                prefill_ns: nanoseconds(self.started, first),
+                decode_ns: nanoseconds(first, ended),
+                threads: self.threads,
+                kernel: self.kernel.to_owned(),
+            }),
+        };
+        self.store.put(&record).map_err(|e: StoreError| e.to_string())?;
+        Ok(record)
+    }
+}
+
+impl Inference for Provider {
+    fn models(&self) -> Vec<ModelCard> {
+        self.models
+            .iter()
+            .map(|m| {
+                let a = m.artifact();
+                ModelCard {
+                    id: a.provenance().name.clone(),
+                    root: a.root(),
+                    created: self.created,
+                    owned_by: "assay".to_owned(),
+                    context_length: a.program().program().context,
+                    profile: assay_engine::artifact::PROFILE.to_owned(),
+                    bytes: a.len() as u64,
+                    has_chat_template: a.text().has_chat_template,
+                    aliases: vec![],
+                }
+            })
+            .collect()
+    }
+
+    async fn generate(&self, order: Order) -> Result<Generation, Refusal> {
+        self.start(order).await
+    }
+
+    async fn receipt(&self, id: ReceiptId) -> Result<Option<AnswerRecord>, Refusal> {
+        let store = Arc::clone(&self.store);
+        tokio::task::spawn_blocking(move || store.get(id)).await.map_err(internal)?.map_err(internal)
+    }
+
+    fn load(&self) -> Load {
+        let mut total = Load { running: 0, waiting: 0, kv_cache_used_ppm: 0, ready: !self.models.is_empty() };
+        let (mut used, mut limit) = (0u64, 0u64);
+        for m in &self.models {
+            let load = m.load();
+            total.running += load.running as u32;
+            total.waiting += load.waiting as u32;
+            used += load.cache_bytes as u64;
+            limit += m.limits().cache_bytes_max as u64;
+        }
+        total.kv_cache_used_ppm = (used * 1_000_000).checked_div(limit).unwrap_or(0) as u32;
+        total
+    }
+}

@@ -1,0 +1,204 @@
+//! A model being served: its batcher on a thread of its own, spoken to through channels.
+//!
+//! Shutdown: 1. the handle drops its sender; 2. the thread finishes the pass it is in and drops all jobs, whose events end;
+//! 3. it is joined.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use assay_engine::artifact::Artifact;
+use assay_engine::batch::{BatchLimits, Batcher, Event, Job, JobId, Load, SubmitError};
+use assay_engine::forward::Executor;
+use assay_engine::kernel::Kernel;
+use assay_engine::pool::Pool;
+use assay_engine::text::{TextError, Tokenizer};
+use tokio::sync::{mpsc, oneshot};
+
+/// A model with its thread.
+pub struct ServedModel {
+    artifact: Arc<Artifact>,
+    tokenizer: Arc<Tokenizer>,
+    /// Unbounded, since whoever sends has been admitted by the batcher's own limits or waits for its verdict.
+    commands: Option<Sender<Command>>,
+    thread: Option<JoinHandle<()>>,
+    load: Arc<Mutex<Load>>,
+    next_job: AtomicU64,
+    kernel: Kernel,
+    limits: BatchLimits,
+}
+
+enum Command {
+    Submit { job: Job, events: mpsc::Sender<Event>, admitted: oneshot::Sender<Result<(), SubmitError>> },
+    Cancel(JobId),
+}
+
+/// A job under way. Dropping it cancels the work.
+pub struct Running {
+    id: JobId,
+    commands: Sender<Command>,
+    /// What happens.
+    pub events: mpsc::Receiver<Event>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // A finished job is unknown to the batcher, which ignores this.
+        let _ = self.commands.send(Command::Cancel(self.id));
+    }
+}
+
+impl ServedModel {
+    /// Starts serving `artifact`, sharing `pool` with other models.
+    pub fn start(
+        artifact: Arc<Artifact>,
+        kernel: Kernel,
+        pool: Arc<Pool>,
+        limits: BatchLimits,
+    ) -> Result<ServedModel, TextError> {
+        let tokenizer = Arc::new(Tokenizer::new(artifact.text(), artifact.tokenizer_json())?);
+        let load = Arc::new(Mutex::new(Load::default()));
+        let (commands, inbox) = channel();
+        let thread = {
+            let (artifact, tokenizer, load) =
+                (Arc::clone(&artifact), Arc::clone(&tokenizer), Arc::clone(&load));
+            std::thread::Builder::new()
+                .name("assay-batcher".into())
+                .spawn(move || {
+                    let executor = Executor::new(artifact.shared(), kernel, pool);
+                    let end_tokens = artifact.text().end_tokens.clone();
+                    let batcher = Batcher::new(executor, &tokenizer, end_tokens, limits);
+                    run(batcher, &inbox, &load);
+                })
+                .expect("the system can start a thread for a model")
+        };
+        let (commands, thread) = (Some(commands), Some(thread));
+        Ok(ServedModel {
+            artifact,
+            tokenizer,
+            commands,
+            thread,
+            load,
+            next_job: AtomicU64::new(0),
+            kernel,
+            limits,
+        })
+    }
+
+    /// The artifact.
+    pub fn artifact(&self) -> &Arc<Artifact> {
+        &self.artifact
+    }
+
+    /// Its tokenizer.
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.tokenizer
+    }
+
+    /// The kernel in use.
+    pub fn kernel(&self) -> Kernel {
+        self.kernel
+    }
+
+    /// What it takes on.
+    pub fn limits(&self) -> BatchLimits {
+        self.limits
+    }
+
+    /// What it is busy with.
+    pub fn load(&self) -> Load {
+        *self.load.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues a job made by `job` from its id.
+    pub async fn submit(&self, job: impl FnOnce(JobId) -> Job) -> Result<Running, SubmitError> {
+        let id = self.next_job.fetch_add(1, Relaxed);
+        let job = job(id);
+        let window = self.artifact_context();
+        // Room for every event of the longest answer: the batcher never waits for a reader.
+        let (sender, events) = mpsc::channel(window + 8);
+        let (admitted, verdict) = oneshot::channel();
+        let commands = self.commands.clone().expect("the sender lives as long as the handle");
+        let stopped = SubmitError::QueueFull { waiting: 0 };
+        if commands.send(Command::Submit { job, events: sender, admitted }).is_err() {
+            return Err(stopped);
+        }
+        let running = Running { id, commands, events };
+        match verdict.await {
+            Ok(Ok(())) => Ok(running),
+            Ok(Err(e)) => Err(e),
+            Err(_) => Err(stopped),
+        }
+    }
+
+    fn artifact_context(&self) -> usize {
+        use assay_engine::constants::Constants as _;
+        self.artifact.program().program().context as usize
+    }
+}
+
+impl Drop for ServedModel {
+    fn drop(&mut self) {
+        self.commands = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic of the engine was reported where it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(mut batcher: Batcher<'_>, inbox: &Receiver<Command>, load: &Mutex<Load>) {
+    let mut readers: HashMap<JobId, mpsc::Sender<Event>> = HashMap::new();
+    loop {
+        // Idle: wait. Busy: take what has come, then go on.
+        loop {
+            let command = if batcher.is_idle() {
+                match inbox.recv() {
+                    Ok(c) => c,
+                    Err(_) => return,
+                }
+            } else {
+                match inbox.try_recv() {
+                    Ok(c) => c,
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return,
+                }
+            };
+            match command {
+                Command::Submit { job, events, admitted } => {
+                    let id = job.id;
+                    let verdict = batcher.submit(job);
+                    if verdict.is_ok() {
+                        readers.insert(id, events);
+                    }
+                    if admitted.send(verdict).is_err() {
+                        batcher.cancel(id);
+                        readers.remove(&id);
+                    }
+                }
+                Command::Cancel(id) => {
+                    batcher.cancel(id);
+                    readers.remove(&id);
+                }
+            }
+            *load.lock().unwrap_or_else(PoisonError::into_inner) = batcher.load();
+        }
+        let mut gone = Vec::new();
+        batcher.step(&mut |id, event| {
+            let done = matches!(event, Event::Done(_));
+            let sent = readers.get(&id).is_some_and(|r| r.try_send(event).is_ok());
+            if done {
+                readers.remove(&id);
+            } else if !sent {
+                gone.push(id);
+            }
+        });
+        for id in gone {
+            batcher.cancel(id);
+            readers.remove(&id);
+        }
+        *load.lock().unwrap_or_else(PoisonError::into_inner) = batcher.load();
+    }
+}

@@ -1,0 +1,197 @@
+//! Answers on disk: what `put` returned for is there after kill -9 and after a power cut.
+//!
+//! One writer thread commits whatever has gathered since its last commit, so that many answers share one flush.
+//! Shutdown: 1. the last handle drops its sender; 2. the thread commits what is queued; 3. it is joined.
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use assay_core::answer::AnswerRecord;
+use assay_core::canonical::Canonical as _;
+use assay_core::id::ReceiptId;
+use redb::{
+    Database, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _, TableDefinition,
+};
+
+const ANSWERS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("answers");
+/// Sequence to receipt id: newest last.
+const ORDER: TableDefinition<'_, u64, &[u8; 32]> = TableDefinition::new("order");
+const STATE: TableDefinition<'_, &str, u64> = TableDefinition::new("state");
+const NEXT_SEQUENCE: &str = "next_sequence";
+
+/// Sequence numbers set aside at once: as many may be lost to a crash, none is used twice.
+const SEQUENCE_BLOCK: u64 = 1024;
+/// Answers that wait for a commit.
+const QUEUE: usize = 1024;
+/// Answers of one commit.
+const COMMIT_MAX: usize = 256;
+
+/// Why an answer cannot be stored or found.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{path}: {reason}")]
+pub struct StoreError {
+    path: PathBuf,
+    reason: String,
+}
+
+struct Put {
+    id: ReceiptId,
+    sequence: u64,
+    bytes: Vec<u8>,
+    done: SyncSender<Result<(), StoreError>>,
+}
+
+struct Sequences {
+    next: u64,
+    end: u64,
+}
+
+/// The store of one node.
+pub struct ReceiptStore {
+    path: PathBuf,
+    database: Arc<Database>,
+    sequences: Mutex<Sequences>,
+    queue: Option<SyncSender<Put>>,
+    writer: Option<JoinHandle<()>>,
+}
+
+impl ReceiptStore {
+    /// Opens the store in `path`, making it if there is none. One process at a time may hold it.
+    pub fn open(path: &Path) -> Result<ReceiptStore, StoreError> {
+        let fail = |reason: String| StoreError { path: path.to_owned(), reason };
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(|e| fail(e.to_string()))?;
+        }
+        let database = Database::create(path).map_err(|e| match e {
+            redb::DatabaseError::DatabaseAlreadyOpen => fail(
+                "another node is using this data directory; stop it, or choose another with --data-dir"
+                    .into(),
+            ),
+            other => fail(other.to_string()),
+        })?;
+        let database = Arc::new(database);
+        let start = || -> Result<u64, redb::Error> {
+            let write = database.begin_write()?;
+            write.open_table(ANSWERS)?;
+            write.open_table(ORDER)?;
+            let next = write.open_table(STATE)?.get(NEXT_SEQUENCE)?.map_or(0, |v| v.value());
+            write.commit()?;
+            Ok(next)
+        };
+        let next = start().map_err(|e| fail(e.to_string()))?;
+        let (queue, puts) = sync_channel(QUEUE);
+        let writer = {
+            let (database, path) = (Arc::clone(&database), path.to_owned());
+            std::thread::Builder::new()
+                .name("assay-receipts".into())
+                .spawn(move || write_loop(&database, &path, &puts))
+                .map_err(|e| fail(e.to_string()))?
+        };
+        let sequences = Mutex::new(Sequences { next, end: next });
+        Ok(ReceiptStore {
+            path: path.to_owned(),
+            database,
+            sequences,
+            queue: Some(queue),
+            writer: Some(writer),
+        })
+    }
+
+    fn fail(&self, e: impl std::fmt::Display) -> StoreError {
+        StoreError { path: self.path.clone(), reason: e.to_string() }
+    }
+
+    /// A number that this node has never used and never will again.
+    pub fn reserve_sequence(&self) -> Result<u64, StoreError> {
+        let mut s = self.sequences.lock().unwrap_or_else(PoisonError::into_inner);
+        if s.next == s.end {
+            let end = s.next + SEQUENCE_BLOCK;
+            let set_aside = || -> Result<(), redb::Error> {
+                let write = self.database.begin_write()?;
+                write.open_table(STATE)?.insert(NEXT_SEQUENCE, end)?;
+                write.commit()?;
+                Ok(())
+            };
+            set_aside().map_err(|e| self.fail(e))?;
+            s.end = end;
+        }
+        s.next += 1;
+        Ok(s.next - 1)
+    }
+
+    /// Stores an answer; it is durable when this returns. Blocks for a flush of the disk.
+    pub fn put(&self, record: &AnswerRecord) -> Result<(), StoreError> {
+        let receipt = &record.receipt.receipt;
+        let (done, result) = sync_channel(1);
+        let put =
+            Put { id: receipt.id(), sequence: receipt.sequence, bytes: record.to_canonical_bytes(), done };
+        let closed = || self.fail("the writer has stopped");
+        self.queue.as_ref().ok_or_else(closed)?.send(put).map_err(|_| closed())?;
+        result.recv().map_err(|_| closed())?
+    }
+
+    /// The answer of a receipt.
+    pub fn get(&self, id: ReceiptId) -> Result<Option<AnswerRecord>, StoreError> {
+        let read = || -> Result<Option<Vec<u8>>, redb::Error> {
+            let table = self.database.begin_read()?.open_table(ANSWERS)?;
+            Ok(table.get(id.as_bytes())?.map(|v| v.value().to_vec()))
+        };
+        let bytes = read().map_err(|e| self.fail(e))?;
+        bytes.map(|b| AnswerRecord::from_canonical_bytes(&b)).transpose().map_err(|e| self.fail(e))
+    }
+
+    /// Ids of the newest answers.
+    pub fn newest(&self, most: usize) -> Result<Vec<ReceiptId>, StoreError> {
+        let read = || -> Result<Vec<ReceiptId>, redb::Error> {
+            let table = self.database.begin_read()?.open_table(ORDER)?;
+            let newest = table.iter()?.rev().take(most);
+            newest.map(|entry| Ok(ReceiptId::from_bytes(*entry?.1.value()))).collect()
+        };
+        read().map_err(|e| self.fail(e))
+    }
+
+    /// Number of answers.
+    pub fn count(&self) -> Result<u64, StoreError> {
+        let read =
+            || -> Result<u64, redb::Error> { Ok(self.database.begin_read()?.open_table(ANSWERS)?.len()?) };
+        read().map_err(|e| self.fail(e))
+    }
+}
+
+impl Drop for ReceiptStore {
+    fn drop(&mut self) {
+        self.queue = None;
+        if let Some(writer) = self.writer.take() {
+            // The thread reports errors to those who wait; it has none of its own.
+            let _ = writer.join();
+        }
+    }
+}
+
+fn write_loop(database: &Database, path: &Path, puts: &Receiver<Put>) {
+    while let Ok(first) = puts.recv() {
+        let mut batch = vec![first];
+        batch.extend(puts.try_iter().take(COMMIT_MAX - 1));
+        let result =
+            commit(database, &batch).map_err(|e| StoreError { path: path.to_owned(), reason: e.to_string() });
+        for put in batch {
+            // Whoever asked may be gone; the answer is stored all the same.
+            let _ = put.done.send(result.clone());
+        }
+    }
+}
+
+fn commit(database: &Database, batch: &[Put]) -> Result<(), redb::Error> {
+    let write = database.begin_write()?;
+    {
+        let (mut answers, mut order) = (write.open_table(ANSWERS)?, write.open_table(ORDER)?);
+        for put in batch {
+            answers.insert(put.id.as_bytes(), put.bytes.as_slice())?;
+            order.insert(put.sequence, put.id.as_bytes())?;
+        }
+    }
+    write.commit()?;
+    Ok(())
+}
