@@ -13,9 +13,6 @@ use crate::metrics::{Finish, Metrics};
 use crate::parameters::Route;
 use crate::{Event, Generation, Refusal};
 
-/// Silence after which a stream says that it lives.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
-
 /// What every part of an answer repeats.
 #[derive(Clone)]
 pub(crate) struct Frame {
@@ -172,13 +169,14 @@ pub(crate) async fn collect(
 }
 
 /// A stream of server-sent events. The first event is awaited before the response begins, but not for longer than
-/// [`KEEP_ALIVE`]: a failure before the first byte has its own status.
+/// `keep_alive`: a failure before the first byte has its own status.
 pub(crate) async fn stream(
     mut generation: Generation,
     frame: Frame,
     mut meter: Meter,
+    keep_alive: Duration,
 ) -> Result<impl Stream<Item = Result<String, std::convert::Infallible>> + use<>, Refusal> {
-    let first = timeout(KEEP_ALIVE, generation.events.recv()).await.ok().map(|e| e.unwrap_or_else(stopped));
+    let first = timeout(keep_alive, generation.events.recv()).await.ok().map(|e| e.unwrap_or_else(stopped));
     if let Some(Event::Failed(refusal)) = first {
         meter.finish(Finish::Error);
         return Err(refusal);
@@ -193,7 +191,7 @@ pub(crate) async fn stream(
     let state = (generation, frame, meter, ready, done);
     Ok(futures_util::stream::unfold(
         state,
-        |(mut generation, frame, mut meter, mut ready, mut done)| async move {
+        move |(mut generation, frame, mut meter, mut ready, mut done)| async move {
             loop {
                 if let Some(text) = ready.pop_front() {
                     return Some((Ok(text), (generation, frame, meter, ready, done)));
@@ -201,7 +199,7 @@ pub(crate) async fn stream(
                 if done {
                     return None;
                 }
-                match timeout(KEEP_ALIVE, generation.events.recv()).await {
+                match timeout(keep_alive, generation.events.recv()).await {
                     Err(_) => ready.push_back(": keep-alive\n\n".to_owned()),
                     Ok(event) => {
                         let event = event.unwrap_or_else(stopped);

@@ -37,13 +37,20 @@ pub struct ServerOptions {
     pub body_bytes_max: usize,
     /// Seconds in which a body must have come.
     pub body_s: u64,
+    /// Silence after which a stream says that it lives, and for which the first byte waits for a failure.
+    pub keep_alive: Duration,
     /// Seconds that running answers have to finish at shutdown.
     pub drain_s: u64,
 }
 
 impl Default for ServerOptions {
     fn default() -> Self {
-        ServerOptions { body_bytes_max: 8 << 20, body_s: 60, drain_s: 60 }
+        ServerOptions {
+            body_bytes_max: 8 << 20,
+            body_s: 60,
+            keep_alive: Duration::from_secs(10),
+            drain_s: 60,
+        }
     }
 }
 
@@ -186,7 +193,7 @@ async fn answer_route<I: Inference>(
     };
     let meter = Meter::new(Arc::clone(&s.metrics), card.id, started);
     let mut response = if parsed.stream {
-        let stream = answer::stream(generation, frame, meter).await?;
+        let stream = answer::stream(generation, frame, meter, s.options.keep_alive).await?;
         let headers = [
             (header::CONTENT_TYPE, "text/event-stream; charset=utf-8"),
             (header::CACHE_CONTROL, "no-cache"),

@@ -1,5 +1,5 @@
 //! Honest answers hold; every single change is found and placed, whether or not the provider signs it.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, unreachable_pub)]
 
 mod honest;
 
