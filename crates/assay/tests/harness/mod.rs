@@ -1,0 +1,109 @@
+//! Runs the binary as a user would.
+#![allow(dead_code)]
+
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+pub const MODEL: &str = "assay-stories";
+
+/// `assay ARGS` with this data directory.
+pub fn assay(home: &Path, args: &[&str]) -> Output {
+    command(home).args(args).output().unwrap()
+}
+
+pub fn command(home: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_assay"));
+    command
+        .env("ASSAY_HOME", home)
+        .env_remove("ASSAY_KERNEL")
+        .env_remove("ASSAY_THREADS")
+        .env_remove("ASSAY_LISTEN");
+    command
+}
+
+pub fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// A running node.
+pub struct Node {
+    pub url: String,
+    pub child: Child,
+}
+
+impl Node {
+    /// `assay up` on a free port, by the slow scalar kernel if `slow`, so that there is time to disturb it.
+    pub fn up(home: &Path, slow: bool, args: &[&str]) -> Node {
+        let mut command = command(home);
+        if slow {
+            command.env("ASSAY_KERNEL", "scalar").env("ASSAY_THREADS", "1");
+        }
+        let mut child = command
+            .args(["up", "--listen", "127.0.0.1:0"])
+            .args(args)
+            .stderr(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let (sender, lines) = mpsc::channel();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        // Reads to the end, so that the node never waits for a full pipe.
+        std::thread::spawn(move || stderr.lines().map_while(Result::ok).for_each(|l| drop(sender.send(l))));
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let line = lines.recv_timeout(left).expect("the node says where it listens");
+            if let Some(at) = line.find("http://") {
+                let url = line[at..].split("/v1").next().unwrap().to_owned();
+                return Node { url, child };
+            }
+        }
+    }
+
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
+        assert!(status.unwrap().success());
+    }
+
+    /// Waits for the end of the process.
+    pub fn exit(mut self) -> std::process::ExitStatus {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the node does not stop");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    pub fn chat_url(&self) -> String {
+        format!("{}/v1/chat/completions", self.url)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A request; `max_tokens` 0 for as many as fit.
+pub fn chat(content: &str, seed: u64, max_tokens: u32) -> Value {
+    let mut body = json!({"model": MODEL, "messages": [{"role": "user", "content": content}], "seed": seed});
+    if max_tokens > 0 {
+        body["max_tokens"] = json!(max_tokens);
+    }
+    body
+}

@@ -1,0 +1,240 @@
+//! A node as its users and its operator meet it: answers, receipts, full queues, lost clients, signals, kill -9.
+#![allow(clippy::unwrap_used, unreachable_pub)]
+
+mod harness;
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use harness::{Node, assay, chat, stderr, stdout};
+use reqwest::Client;
+use serde_json::Value;
+
+const STORY: &str = "Once upon a time there was a little dog";
+
+#[tokio::test]
+async fn an_answer_is_checked_by_its_id_and_by_its_record() {
+    let home = tempfile::tempdir().unwrap();
+    let node = Node::up(home.path(), false, &[]);
+    let request =
+        Client::new().post(node.chat_url()).header("x-assay-receipt", "inline").json(&chat(STORY, 7, 40));
+    let response = request.send().await.unwrap();
+    let id = response.headers()["x-assay-receipt"].to_str().unwrap().to_owned();
+    let answer: Value = response.json().await.unwrap();
+    assert_eq!(answer["usage"]["completion_tokens"], 40);
+
+    // By its id, from the running node, which the data directory knows.
+    let checked = assay(home.path(), &["verify", &id]);
+    assert!(checked.status.success(), "{}", stderr(&checked));
+    let report = stdout(&checked);
+    assert!(
+        report.contains("The answer holds")
+            && report.contains("Not checked:")
+            && report.contains("ms to execute again")
+    );
+
+    // From a file: the record alone, and the whole answer.
+    let file = home.path().join("answer.json");
+    std::fs::write(&file, answer.to_string()).unwrap();
+    let file = file.to_str().unwrap();
+    let by_reference = assay(home.path(), &["verify", file, "--reference", "--json"]);
+    assert!(by_reference.status.success());
+    let verdict: Value = serde_json::from_str(&stdout(&by_reference)).unwrap();
+    assert_eq!(verdict["holds"], true);
+    assert!(
+        verdict["cost"]["verify_ns"].as_u64().unwrap() > 0
+            && verdict["cost"]["generation_ns"].as_u64().unwrap() > 0
+    );
+
+    // One id changed: status 1 and the position.
+    let mut altered = answer["assay_receipt"].clone();
+    let ids = altered["transcript"]["output_ids"].as_array_mut().unwrap();
+    ids[11] = Value::from(ids[11].as_u64().unwrap() ^ 1);
+    std::fs::write(file, altered.to_string()).unwrap();
+    let caught = assay(home.path(), &["verify", file]);
+    assert_eq!(caught.status.code(), Some(1));
+    assert!(
+        stdout(&caught).contains("THE ANSWER DOES NOT HOLD") && stdout(&caught).contains("output token 11")
+    );
+
+    // Nothing to check: status 2.
+    std::fs::write(file, "{}").unwrap();
+    assert_eq!(assay(home.path(), &["verify", file]).status.code(), Some(2));
+    assert_eq!(assay(home.path(), &["verify", "/nowhere.json"]).status.code(), Some(2));
+    let unknown = assay(home.path(), &["verify", &format!("0x{}", "00".repeat(32))]);
+    assert_eq!(unknown.status.code(), Some(2));
+    drop(node);
+
+    // From the stopped node's store.
+    assert!(assay(home.path(), &["verify", &id]).status.success());
+}
+
+#[tokio::test]
+async fn a_seed_fixes_the_answer_across_nodes() {
+    let mut texts = Vec::new();
+    for slow in [false, true] {
+        let home = tempfile::tempdir().unwrap();
+        let node = Node::up(home.path(), slow, &[]);
+        let send = |body: Value| Client::new().post(node.chat_url()).json(&body).send();
+        let answer: Value = send(chat(STORY, 7, 60)).await.unwrap().json().await.unwrap();
+        texts.push(answer["choices"][0]["message"]["content"].clone());
+        let other: Value = send(chat(STORY, 8, 60)).await.unwrap().json().await.unwrap();
+        assert_ne!(texts[0], other["choices"][0]["message"]["content"]);
+    }
+    assert_eq!(texts[0], texts[1], "on another node, with another kernel and thread count");
+}
+
+#[tokio::test]
+async fn a_full_queue_says_when_to_come_back() {
+    let home = tempfile::tempdir().unwrap();
+    let node = Node::up(home.path(), true, &["--max-running", "1", "--max-waiting", "2"]);
+    let client = Client::new();
+    let requests = (0..16).map(|i| client.post(node.chat_url()).json(&chat(STORY, i, 0)).send());
+    let mut running = tokio::task::JoinSet::new();
+    requests.for_each(|r| drop(running.spawn(r)));
+    let (mut answered, mut refused) = (0, 0);
+    while let Some(response) = running.join_next().await {
+        let response = response.unwrap().unwrap();
+        match response.status().as_u16() {
+            200 => answered += 1,
+            429 => {
+                assert!(response.headers()["retry-after"].to_str().unwrap().parse::<u32>().unwrap() >= 1);
+                let body: Value = response.json().await.unwrap();
+                assert_eq!(body["error"]["code"], "busy");
+                refused += 1;
+            }
+            other => panic!("status {other}"),
+        }
+    }
+    assert!(answered >= 3 && refused > 0, "{answered} answered, {refused} refused");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_frees_its_place() {
+    let home = tempfile::tempdir().unwrap();
+    let node = Node::up(home.path(), true, &["--max-running", "1"]);
+    let client = Client::new();
+    let mut body = chat(STORY, 1, 0);
+    body["stream"] = Value::from(true);
+    for _ in 0..3 {
+        let mut response = client.post(node.chat_url()).json(&body).send().await.unwrap();
+        response.chunk().await.unwrap().unwrap();
+    }
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    loop {
+        let health: Value =
+            client.get(format!("{}/health", node.url)).send().await.unwrap().json().await.unwrap();
+        if health["running"] == 0 && health["waiting"] == 0 {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{health}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let metrics = client.get(format!("{}/metrics", node.url)).send().await.unwrap().text().await.unwrap();
+    assert!(metrics.contains("finished_reason=\"abort\"}"), "{metrics}");
+}
+
+#[tokio::test]
+async fn sigterm_finishes_running_answers() {
+    let home = tempfile::tempdir().unwrap();
+    let node = Node::up(home.path(), true, &[]);
+    let mut body = chat(STORY, 1, 0);
+    body["stream"] = Value::from(true);
+    let mut streams = Vec::new();
+    for _ in 0..6 {
+        streams.push(Client::new().post(node.chat_url()).json(&body).send().await.unwrap());
+    }
+    let (url, client) = (node.chat_url(), Client::new());
+    node.signal("TERM");
+    for mut stream in streams {
+        let mut text = String::new();
+        while let Some(chunk) = stream.chunk().await.unwrap() {
+            text.push_str(std::str::from_utf8(&chunk).unwrap());
+        }
+        assert!(text.ends_with("data: [DONE]\n\n"));
+    }
+    assert!(node.exit().success());
+    assert!(client.post(url).json(&body).send().await.is_err());
+}
+
+/// Every answer that a client saw to its end is on disk after kill -9, and no number is used twice.
+#[tokio::test]
+async fn kill_9_loses_no_receipt_that_a_client_saw() {
+    let home = tempfile::tempdir().unwrap();
+    let seen = Arc::new(Mutex::new(Vec::<String>::new()));
+    for round in 0..4u64 {
+        let node = Node::up(home.path(), false, &[]);
+        let mut clients = tokio::task::JoinSet::new();
+        for c in 0..6u64 {
+            let (url, seen) = (node.chat_url(), Arc::clone(&seen));
+            clients.spawn(async move {
+                for i in 0.. {
+                    let body = chat(STORY, round * 1_000_000 + c * 1000 + i, 5 + (i as u32 % 20));
+                    let Ok(response) = Client::new().post(&url).json(&body).send().await else { return };
+                    let id = response.headers()["x-assay-receipt"].to_str().unwrap().to_owned();
+                    if response.text().await.is_ok() {
+                        seen.lock().unwrap().push(id);
+                    }
+                }
+            });
+        }
+        tokio::time::sleep(Duration::from_millis(300 + 130 * round)).await;
+        node.signal("KILL");
+        node.exit();
+        clients.join_all().await;
+    }
+    let seen = seen.lock().unwrap().clone();
+    assert!(seen.len() > 50, "{} answers were seen", seen.len());
+    let node = Node::up(home.path(), false, &[]);
+    let client = Client::new();
+    let mut sequences = std::collections::BTreeSet::new();
+    for id in &seen {
+        let response = client.get(format!("{}/v1/receipts/{id}", node.url)).send().await.unwrap();
+        assert_eq!(response.status(), 200, "{id} was seen by a client");
+        let record: Value = response.json().await.unwrap();
+        assert!(sequences.insert(record["receipt"]["receipt"]["sequence"].as_u64().unwrap()));
+    }
+    for id in seen.iter().rev().take(3) {
+        assert!(assay(home.path(), &["verify", id]).status.success());
+    }
+}
+
+#[test]
+fn two_nodes_do_not_share_a_directory() {
+    let home = tempfile::tempdir().unwrap();
+    let node = Node::up(home.path(), false, &[]);
+    let second = assay(home.path(), &["up", "--listen", "127.0.0.1:0"]);
+    assert_eq!(second.status.code(), Some(1));
+    assert!(stderr(&second).contains("another node is using this data directory"), "{}", stderr(&second));
+    let port = node.url.strip_prefix("http://").unwrap().to_owned();
+    let other = tempfile::tempdir().unwrap();
+    let taken = assay(other.path(), &["up", "--listen", &port]);
+    assert_eq!(taken.status.code(), Some(1));
+    assert!(stderr(&taken).contains("--listen"), "{}", stderr(&taken));
+}
+
+/// The real `openai` client of Python, installed from its registry into the build directory.
+#[test]
+fn the_openai_client_for_python() {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let venv = target.join("openai-client");
+    let python = venv.join("bin/python");
+    let run = |program: &Path, args: &[&str]| {
+        let output = std::process::Command::new(program).args(args).output();
+        let output = output
+            .unwrap_or_else(|e| panic!("{}: {e}; this test needs python3 with venv", program.display()));
+        assert!(output.status.success(), "{args:?}\n{}\n{}", stdout(&output), stderr(&output));
+        stdout(&output)
+    };
+    if !venv.join("ready").exists() {
+        run(Path::new("python3"), &["-m", "venv", venv.to_str().unwrap()]);
+        run(&python, &["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "openai==2.9.0"]);
+        std::fs::write(venv.join("ready"), "").unwrap();
+    }
+    let home = tempfile::tempdir().unwrap();
+    let node = Node::up(home.path(), true, &["--max-running", "1", "--max-waiting", "1"]);
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/openai_client.py");
+    let said = run(&python, &[script.to_str().unwrap(), &node.url]);
+    assert!(said.contains("all checks passed"), "{said}");
+}
