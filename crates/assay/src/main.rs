@@ -75,7 +75,7 @@ fn main() -> ExitCode {
             // Whatever keeps a check from happening is status 2, never mistaken for a verdict.
             let result = home().and_then(|h| c.run(&h));
             return result.unwrap_or_else(|e| {
-                eprintln!("error: {e:#}");
+                eprintln!("error: {}", explain(&e));
                 ExitCode::from(2)
             });
         }
@@ -88,7 +88,20 @@ fn main() -> ExitCode {
         }
     };
     result.unwrap_or_else(|e| {
-        eprintln!("error: {e:#}");
+        eprintln!("error: {}", explain(&e));
         ExitCode::FAILURE
     })
+}
+
+/// An error with its causes, each said once.
+fn explain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }

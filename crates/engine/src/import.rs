@@ -169,8 +169,8 @@ pub fn import(
         let reason = "neither a folder nor a .bin file".to_owned();
         return Err(ImportError::UnknownSource { path: source.to_owned(), reason });
     } else {
-        let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
-        return Err(ImportError::Io { path: source.to_owned(), source: missing });
+        let reason = "there is no such file or folder".to_owned();
+        return Err(ImportError::UnknownSource { path: source.to_owned(), reason });
     };
     let name = match &options.name {
         Some(name) => name.clone(),

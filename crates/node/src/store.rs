@@ -195,3 +195,118 @@ fn commit(database: &Database, batch: &[Put]) -> Result<(), redb::Error> {
     write.commit()?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use assay_core::answer::Format;
+    use assay_core::digest::ExecutionDigests;
+    use assay_core::id::{
+        ChannelId, DigestRoot, ModelRoot, NodeAddress, Nonce, SignatureBytes, TranscriptRoot,
+    };
+    use assay_core::receipt::{Domain, Receipt, SignedReceipt};
+    use assay_core::request::{Prompt, Request, Sampling};
+    use assay_core::transcript::{NonceSource, StopReason, Transcript};
+
+    use super::*;
+
+    fn record(sequence: u64) -> AnswerRecord {
+        let request = Request {
+            model: ModelRoot::from_bytes([1; 32]),
+            prompt: Prompt::Text(format!("prompt {sequence}")),
+            sampling: Sampling::GREEDY,
+            max_tokens: 1,
+            stop: vec![],
+        };
+        let receipt = Receipt {
+            provider: NodeAddress::from_bytes([1; 20]),
+            sequence,
+            model_root: request.model,
+            request_hash: request.hash(),
+            transcript_root: TranscriptRoot::from_bytes([2; 32]),
+            digest_root: DigestRoot::from_bytes([3; 32]),
+            prompt_tokens: 1,
+            completion_tokens: 1,
+            fee_micro_usd: 0,
+            payer_channel: ChannelId::ZERO,
+            client_nonce: Nonce::ZERO,
+            epoch: 0,
+        };
+        let signature = SignatureBytes::from_bytes([0; 65]);
+        let transcript = Transcript {
+            request_hash: request.hash(),
+            nonce: Nonce::ZERO,
+            nonce_source: NonceSource::Seed,
+            prompt_ids: vec![1],
+            output_ids: vec![2],
+            text: "x".into(),
+            stop: StopReason::Length,
+        };
+        AnswerRecord {
+            format: Format::V1,
+            receipt: SignedReceipt { receipt, domain: Domain::DEVELOPMENT, signature },
+            request,
+            transcript,
+            digests: ExecutionDigests(vec![]),
+            generation: None,
+        }
+    }
+
+    #[test]
+    fn answers_of_many_writers_are_there_after_reopening() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("node/receipts.redb");
+        let store = ReceiptStore::open(&path).unwrap();
+        let ids: BTreeSet<ReceiptId> = std::thread::scope(|scope| {
+            let writers: Vec<_> = (0..8u64)
+                .map(|w| {
+                    let store = &store;
+                    scope.spawn(move || {
+                        let put = |i| {
+                            let record = record(w * 100 + i);
+                            store.put(&record).unwrap();
+                            assert_eq!(store.get(record.receipt.receipt.id()).unwrap(), Some(record.clone()));
+                            record.receipt.receipt.id()
+                        };
+                        (0..20).map(put).collect::<Vec<_>>()
+                    })
+                })
+                .collect();
+            writers.into_iter().flat_map(|w| w.join().unwrap()).collect()
+        });
+        assert_eq!((ids.len(), store.count().unwrap()), (160, 160));
+        drop(store);
+        let store = ReceiptStore::open(&path).unwrap();
+        assert!(ids.iter().all(|id| store.get(*id).unwrap().is_some()));
+        let newest: Vec<ReceiptId> = (0..3).map(|i| record(719 - i).receipt.receipt.id()).collect();
+        assert_eq!(store.newest(3).unwrap(), newest);
+        assert_eq!(store.get(ReceiptId::from_bytes([9; 32])).unwrap(), None);
+    }
+
+    #[test]
+    fn no_sequence_number_is_given_twice() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("receipts.redb");
+        let mut seen = BTreeSet::new();
+        for _ in 0..3 {
+            let store = ReceiptStore::open(&path).unwrap();
+            for _ in 0..SEQUENCE_BLOCK + 10 {
+                assert!(seen.insert(store.reserve_sequence().unwrap()));
+            }
+        }
+    }
+
+    #[test]
+    fn a_second_process_is_told_and_a_foreign_file_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("receipts.redb");
+        let first = ReceiptStore::open(&path).unwrap();
+        let second = ReceiptStore::open(&path).err().unwrap();
+        assert!(second.to_string().contains("--data-dir"));
+        drop(first);
+        std::fs::write(&path, vec![7; 10_000]).unwrap();
+        assert!(ReceiptStore::open(&path).is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), vec![7; 10_000], "it stays as it was");
+    }
+}

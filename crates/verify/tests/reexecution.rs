@@ -187,7 +187,7 @@ fn a_digest_byte() {
             assert_fails(&verdict, FailureCode::Digest, Some(at as u32));
         }
     }
-    for verdict in altered(|r| drop(r.digests.0.pop())) {
+    for verdict in altered(|r| r.digests.0.truncate(RECORD.digests.0.len() - 1)) {
         assert_fails(&verdict, FailureCode::Digest, Some(RECORD.digests.0.len() as u32 - 1));
     }
 }
@@ -223,7 +223,7 @@ fn a_character_of_the_text() {
 
 #[test]
 fn an_answer_cut_short_or_drawn_out() {
-    for verdict in altered(|r| drop(r.transcript.output_ids.pop())) {
+    for verdict in altered(|r| r.transcript.output_ids.truncate(79)) {
         assert!(!verdict.holds);
     }
     for verdict in altered(|r| r.transcript.output_ids.push(5)) {

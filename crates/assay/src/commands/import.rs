@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use assay_engine::import::{ImportOptions, import};
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 
 use crate::home::Home;
 
@@ -74,9 +74,12 @@ impl Import {
             });
             println!("{json}");
         } else {
-            println!("{}  {} parameters, {} bytes", report.name, report.parameters, bytes);
+            let (name, size) = (&report.name, HumanBytes(bytes));
+            println!("{name}: {} parameters, {size}, in {}", report.parameters, path.display());
             println!("root {}", report.root);
-            println!("{}", path.display());
+            if install {
+                println!("Serve it with `assay up`, or talk to it with `assay run {name}`.");
+            }
         }
         Ok(())
     }

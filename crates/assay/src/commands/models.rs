@@ -5,6 +5,7 @@ use assay_engine::artifact::{Artifact, PROFILE};
 use assay_engine::constants::Constants as _;
 use clap::Args;
 use comfy_table::{Table, presets};
+use indicatif::HumanBytes;
 use serde_json::{Value, json};
 
 use crate::home::{Home, built_in};
@@ -62,12 +63,12 @@ impl List {
         }
         let mut table = Table::new();
         table.load_style(presets::UTF8_BORDERS_ONLY);
-        table.set_header(["name", "parameters", "MiB", "context", "root", "where"]);
+        table.set_header(["name", "parameters", "size", "context", "root", "where"]);
         for a in &all {
             table.add_row([
                 a.provenance().name.clone(),
                 a.parameters().to_string(),
-                (a.len() >> 20).to_string(),
+                HumanBytes(a.len() as u64).to_string(),
                 a.program().program().context.to_string(),
                 a.root().short(),
                 a.path().display().to_string(),
@@ -92,7 +93,17 @@ impl Show {
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
         for (key, value) in description.as_object().into_iter().flatten() {
-            let text = value.as_str().map(str::to_owned).unwrap_or_else(|| value.to_string());
+            let text = match value {
+                Value::String(text) => text.clone(),
+                Value::Array(sources) => sources
+                    .iter()
+                    .map(|s| {
+                        format!("{} {}", s["file"].as_str().unwrap_or(""), s["blake3"].as_str().unwrap_or(""))
+                    })
+                    .collect::<Vec<_>>()
+                    .join("\n"),
+                other => other.to_string(),
+            };
             table.add_row([key.clone(), text]);
         }
         if self.check {

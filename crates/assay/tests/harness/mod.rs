@@ -47,6 +47,7 @@ impl Node {
         if slow {
             command.env("ASSAY_KERNEL", "scalar").env("ASSAY_THREADS", "1");
         }
+        #[expect(clippy::zombie_processes, reason = "whoever holds the node waits: `exit` or drop")]
         let mut child = command
             .args(["up", "--listen", "127.0.0.1:0"])
             .args(args)
