@@ -134,7 +134,7 @@ fn loss_is_measured() {
     let text = home.path().join("text.txt");
     std::fs::write(&text, "Once upon a time, there was a little girl named Lily. She loved to play outside.")
         .unwrap();
-    let loss = json(home.path(), &["bench", "loss", MODEL, text.to_str().unwrap()]);
+    let loss = json(home.path(), &["bench", "--json", "loss", MODEL, text.to_str().unwrap()]);
     let nats = loss["nats_per_token"].as_f64().unwrap();
     assert!((0.1..2.5).contains(&nats), "a story model reads a story: {nats}");
 }
