@@ -82,6 +82,9 @@ enum What {
         model: String,
         /// The text.
         text: PathBuf,
+        /// Write the windows here, a JSON array of ids a line, so that another engine can be measured on the same ones.
+        #[arg(long, value_name = "FILE")]
+        windows: Option<PathBuf>,
     },
 }
 
@@ -111,7 +114,9 @@ impl Bench {
             What::Verification { model, prompt, answers, rounds, engine } => {
                 verification::run(&home.model(&model)?, engine, prompt, &answers, rounds, &mut print)
             }
-            What::Loss { model, text } => loss::run(&home.model(&model)?, &text, &mut print),
+            What::Loss { model, text, windows } => {
+                loss::run(&home.model(&model)?, &text, windows.as_deref(), &mut print)
+            }
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Loss of a model on a text.
 
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,7 +16,12 @@ use assay_engine::semantics::sample::LOGIT_FRAC;
 use assay_engine::text::Tokenizer;
 use serde_json::{Value, json};
 
-pub fn run(artifact: &Arc<Artifact>, text: &Path, print: &mut dyn FnMut(Value)) -> Result<()> {
+pub fn run(
+    artifact: &Arc<Artifact>,
+    text: &Path,
+    windows: Option<&Path>,
+    print: &mut dyn FnMut(Value),
+) -> Result<()> {
     let text = std::fs::read_to_string(text).with_context(|| text.display().to_string())?;
     let tokenizer = Tokenizer::new(artifact.text(), artifact.tokenizer_json())?;
     let ids = tokenizer.encode_text(&text)?;
@@ -23,15 +30,22 @@ pub fn run(artifact: &Arc<Artifact>, text: &Path, print: &mut dyn FnMut(Value)) 
     let context = artifact.program().program().context as usize;
     let bos = artifact.text().bos;
     let body = if bos.is_some_and(|b| ids.first() == Some(&b)) { &ids[1..] } else { &ids[..] };
+    let mut out = windows.map(|path| File::create(path).map(BufWriter::new)).transpose()?;
     let (mut sum, mut count) = (0f64, 0usize);
     for run in body.chunks(context - usize::from(bos.is_some())) {
         let window: Vec<u32> = bos.into_iter().chain(run.iter().copied()).collect();
+        if let Some(out) = &mut out {
+            writeln!(out, "{}", json!(window))?;
+        }
         executor.replay(&window, 0, &mut |row| {
             if let (Some(logits), Some(next)) = (row.logits, window.get(row.position + 1)) {
                 sum += negative_log_likelihood(logits, *next);
                 count += 1;
             }
         });
+    }
+    if let Some(mut out) = out {
+        out.flush()?;
     }
     if count == 0 {
         bail!("the text has no token to predict");
