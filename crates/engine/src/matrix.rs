@@ -1,4 +1,4 @@
-//! int8 matrices in the layout that kernels read (semantics 7.2): one layout for every instruction set, straight from
+//! int8 matrices in the layout that kernels read (semantics 6.4): one layout for every instruction set, straight from
 //! the mapped artifact.
 //!
 //! Rows come in tiles of 64, columns in groups of 4. A row tile holds its column groups one after the other; a column

@@ -1,4 +1,4 @@
-//! A model as a program of integer operations (semantics 6), and the check that makes a foreign program safe to run.
+//! A model as a program of integer operations (semantics 5 and 6), and the check that makes a foreign program safe to run.
 //!
 //! A [`Program`] is a straight line of [`Op`]s executed once per token, in order of positions. Each operation makes one
 //! value; operations name values by the index of the operation that made them. The only state between tokens is the

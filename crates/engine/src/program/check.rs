@@ -2,7 +2,7 @@
 
 use super::{Op, Program, Shape, Tensor, TensorId, ValueId};
 
-/// Largest dimension of any value or matrix: keeps every accumulator within i32 (semantics 6.4).
+/// Largest dimension of any value or matrix: keeps every accumulator within i32 (semantics 5.4).
 pub const DIMENSION_MAX: u32 = 131_072;
 /// Most rows of a matrix: vocabularies are longer than other dimensions.
 pub const ROWS_MAX: u32 = 1 << 20;

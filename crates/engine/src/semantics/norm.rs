@@ -1,4 +1,4 @@
-//! Root mean square normalisation (semantics 5).
+//! Root mean square normalisation (semantics 6.2).
 
 use super::fixed::{bits64, isqrt, rsh};
 use super::quantise::{max_abs, normal_shift};

@@ -1,4 +1,4 @@
-//! Choosing the next token from integer logits (semantics 10).
+//! Choosing the next token from integer logits (semantics 7).
 //!
 //! Logits are fixed point with [`LOGIT_FRAC`] fraction bits. The whole choice is a function of the logits, the sampling
 //! parameters, the sampler's seed and the position of the token in the answer.
