@@ -8,7 +8,7 @@ use assay_engine::import::synthetic;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::up::Engine;
+use super::up::EngineArgs;
 use crate::home::Home;
 
 mod engine;
@@ -42,7 +42,7 @@ enum What {
         #[arg(long, default_value_t = 3)]
         rounds: usize,
         #[command(flatten)]
-        engine: Engine,
+        engine: EngineArgs,
     },
     /// What digests, transcript, signature and storing cost beside the generation of an answer.
     Receipts {
@@ -58,7 +58,7 @@ enum What {
         #[arg(long, default_value_t = 3)]
         rounds: usize,
         #[command(flatten)]
-        engine: Engine,
+        engine: EngineArgs,
     },
     /// What checking an answer by re-execution costs beside generating it.
     Verification {
@@ -74,7 +74,7 @@ enum What {
         #[arg(long, default_value_t = 3)]
         rounds: usize,
         #[command(flatten)]
-        engine: Engine,
+        engine: EngineArgs,
     },
     /// Loss of a model on a text, in nats per token: windows as long as the model's, each beginning with BOS.
     Loss {

@@ -10,7 +10,7 @@ use assay_engine::batch::BatchLimits;
 use assay_node::provider::Provider;
 use clap::Args;
 
-use super::up::Engine;
+use super::up::EngineArgs;
 use crate::home::{Home, built_in};
 
 #[derive(Args)]
@@ -34,7 +34,7 @@ pub struct Run {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    engine: Engine,
+    engine: EngineArgs,
 }
 
 /// A decimal as millionths.

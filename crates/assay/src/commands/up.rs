@@ -42,7 +42,7 @@ struct Server {
     #[arg(long, env = "ASSAY_LISTEN", default_value = DEFAULT_LISTEN, value_name = "ADDR:PORT")]
     listen: SocketAddr,
     #[command(flatten)]
-    engine: Engine,
+    engine: EngineArgs,
     /// Requests that are executed at the same time, per model.
     #[arg(long, default_value_t = BatchLimits::default().running_max, value_name = "N")]
     max_running: usize,
@@ -56,13 +56,13 @@ struct Server {
 
 /// How the engine runs.
 #[derive(Args, Clone, Copy)]
-pub struct Engine {
+pub struct EngineArgs {
     /// Threads of the engine [default: one per processor].
     #[arg(long, env = "ASSAY_THREADS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
 }
 
-impl Engine {
+impl EngineArgs {
     /// The thread pool.
     pub fn pool(&self) -> Arc<Pool> {
         let all = std::thread::available_parallelism().map_or(1, usize::from);

@@ -20,7 +20,7 @@ use assay_verify::reexecution::{Subject, check_by_reexecution, check_record};
 use clap::Args;
 use comfy_table::{Table, presets};
 
-use super::up::{DEFAULT_LISTEN, Engine};
+use super::up::{DEFAULT_LISTEN, EngineArgs};
 use crate::home::Home;
 
 /// JSON writes a record in at most this many bytes.
@@ -44,7 +44,7 @@ pub struct Verify {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    engine: Engine,
+    engine: EngineArgs,
 }
 
 /// What verification took, beside what generation took.

@@ -13,14 +13,14 @@ use assay_engine::kernel::Kernel;
 use serde_json::{Value, json};
 
 use super::tokens;
-use crate::commands::up::Engine;
+use crate::commands::up::EngineArgs;
 
 const PROMPT: usize = 512;
 const DECODE: usize = 64;
 
 pub fn run(
     artifact: &Arc<Artifact>,
-    engine: Engine,
+    engine: EngineArgs,
     rounds: usize,
     print: &mut dyn FnMut(Value),
 ) -> Result<()> {

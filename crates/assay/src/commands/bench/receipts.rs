@@ -15,11 +15,11 @@ use serde_json::{Value, json};
 
 use super::milliseconds;
 use super::verification::Generator;
-use crate::commands::up::Engine;
+use crate::commands::up::EngineArgs;
 
 pub fn run(
     artifact: &Arc<Artifact>,
-    engine: Engine,
+    engine: EngineArgs,
     prompt: u32,
     answer: u32,
     rounds: usize,

@@ -19,7 +19,7 @@ use assay_verify::reexecution::{Subject, check_by_reexecution};
 use serde_json::{Value, json};
 
 use super::{milliseconds, tokens};
-use crate::commands::up::Engine;
+use crate::commands::up::EngineArgs;
 use crate::home::Home;
 
 /// Seeds to try until an answer has the length asked for: end tokens come early now and then.
@@ -35,7 +35,7 @@ pub struct Generator {
 }
 
 impl Generator {
-    pub fn new(artifact: &Arc<Artifact>, engine: Engine, folder: &Path) -> Result<Generator> {
+    pub fn new(artifact: &Arc<Artifact>, engine: EngineArgs, folder: &Path) -> Result<Generator> {
         let home = Home::open(Some(folder))?;
         let provider = engine.provider(&home, vec![Arc::clone(artifact)], BatchLimits::default())?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
@@ -93,7 +93,7 @@ impl Generator {
 
 pub fn run(
     artifact: &Arc<Artifact>,
-    engine: Engine,
+    engine: EngineArgs,
     prompt: u32,
     answers: &[u32],
     rounds: usize,
