@@ -307,7 +307,7 @@ fn truncated_and_strange_files_are_refused() {
         small::write(f, "model.safetensors", &one);
     });
     assert_eq!(error.code(), "import_tensor", "{error}");
-    assert_eq!(refused(&d.path().join("nothing"), &ImportOptions::default()).code(), "import_io");
+    assert_eq!(refused(&d.path().join("nothing"), &ImportOptions::default()).code(), "import_unknown_source");
     assert_eq!(refused(&d.path().join("tok.bin"), &ImportOptions::default()).code(), "import_malformed");
 }
 
