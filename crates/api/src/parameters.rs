@@ -320,3 +320,78 @@ fn refuse_unsupported(o: &Object<'_>) -> Result<(), Refusal> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn json_value() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<u64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            ".{0,8}".prop_map(Value::from),
+            prop::sample::select(vec!["user", "assistant", "text", "type", "role"]).prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 32, 4, |inner| {
+            let key =
+                prop::sample::select(vec!["role", "content", "type", "text", "name", "include_usage", "x"]);
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::btree_map(key, inner, 0..4)
+                    .prop_map(|m| m.into_iter().map(|(k, v)| (k.to_owned(), v)).collect()),
+            ]
+        })
+    }
+
+    const KEYS: [&str; 16] = [
+        "model",
+        "messages",
+        "prompt",
+        "max_tokens",
+        "max_completion_tokens",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "stop",
+        "seed",
+        "stream",
+        "stream_options",
+        "n",
+        "response_format",
+        "tools",
+    ];
+
+    proptest! {
+        /// Any JSON is either a request within all limits or a refusal that a client is to blame for.
+        #[test]
+        fn any_json_is_a_request_or_a_refusal(
+            fields in prop::collection::vec((prop::sample::select(KEYS.to_vec()), json_value()), 0..4),
+            chat in any::<bool>(),
+        ) {
+            let mut body = json!({"model": "m", "prompt": "p", "messages": [{"role": "user", "content": "c"}]});
+            for (key, value) in fields {
+                body[key] = value;
+            }
+            let route = if chat { Route::Chat } else { Route::Completions };
+            match parse(route, body.to_string().as_bytes()) {
+                Ok(parsed) => {
+                    let checked = parsed.request(ModelRoot::ZERO).check();
+                    prop_assert!(checked.is_ok(), "{:?}", checked);
+                }
+                Err(refusal) => prop_assert_eq!(refusal.status().as_u16(), 400),
+            }
+        }
+
+        #[test]
+        fn noise_is_refused(body in prop::collection::vec(any::<u8>(), 0..400)) {
+            prop_assert!(parse(Route::Chat, &body).is_err());
+        }
+    }
+}

@@ -11,6 +11,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 mod commands;
 mod home;
+mod progress;
 
 use commands::{bench, doctor, import, models, run, up, vectors, verify};
 use home::Home;

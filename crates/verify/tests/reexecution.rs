@@ -6,6 +6,7 @@ mod honest;
 use std::sync::LazyLock;
 
 use assay_core::answer::AnswerRecord;
+use assay_core::canonical::Canonical as _;
 use assay_core::id::{Hash, ModelRoot, Nonce, SignatureBytes};
 use assay_core::receipt::Receipt;
 use assay_core::request::{Prompt, Request, Sampling};
@@ -16,6 +17,7 @@ use assay_engine::constants::Constants as _;
 use assay_engine::replay::ByReference;
 use assay_verify::reexecution::{Subject, check_by_reexecution, check_record};
 use honest::Node;
+use proptest::prelude::*;
 
 static NODE: LazyLock<Node> = LazyLock::new(Node::new);
 static RECORD: LazyLock<AnswerRecord> = LazyLock::new(|| NODE.answer(NODE.request()));
@@ -290,5 +292,30 @@ fn a_transcript_that_cannot_be_executed_is_refused_without_executing() {
     for verdict in altered(long).into_iter().chain(altered(empty)) {
         assert!(verdict.checks.iter().any(|c| c.name == "execution digests" && c.outcome == Outcome::NotRun));
         assert!(!verdict.holds);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// Whatever byte of the stored record is changed, wherever: either it is no record any more, or the check fails. Only what
+    /// the provider says about its own speed is free.
+    #[test]
+    fn any_changed_byte_is_found(at in any::<prop::sample::Index>(), change in 1u8..) {
+        let honest = RECORD.to_canonical_bytes();
+        let mut bytes = honest.clone();
+        let at = at.index(bytes.len());
+        bytes[at] ^= change;
+        if let Ok(record) = AnswerRecord::from_canonical_bytes(&bytes) {
+            let said = AnswerRecord { generation: None, ..record.clone() } == *RECORD;
+            prop_assert_eq!(NODE.check(&record).holds, said, "byte {} of {}", at, honest.len());
+        }
+    }
+
+    /// Bytes that are no record are refused without a panic.
+    #[test]
+    fn noise_is_no_record(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
+        prop_assert!(AnswerRecord::from_canonical_bytes(&bytes).is_err());
+        prop_assert!(serde_json::from_slice::<AnswerRecord>(&bytes).is_err());
     }
 }

@@ -12,6 +12,7 @@ use clap::Args;
 use super::up::DEFAULT_LISTEN;
 use super::vectors::are_published;
 use crate::home::{Home, built_in};
+use crate::progress;
 
 #[derive(Args)]
 pub struct Doctor {
@@ -91,5 +92,7 @@ fn writable(home: &Home) -> Result<String, String> {
 }
 
 fn check(a: &Artifact) -> Result<String, String> {
-    a.check_root(&|_| {}).map(|()| format!("{} {}", a.provenance().name, a.root())).map_err(|e| e.to_string())
+    progress::check_root(a)
+        .map(|()| format!("{} {}", a.provenance().name, a.root()))
+        .map_err(|e| e.to_string())
 }

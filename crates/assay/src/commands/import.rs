@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use anyhow::Result;
 use assay_engine::import::{ImportOptions, import};
 use clap::Args;
-use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use indicatif::HumanBytes;
 
 use crate::home::Home;
+use crate::progress;
 
 #[derive(Args)]
 pub struct Import {
@@ -42,11 +43,8 @@ impl Import {
             context: self.context,
             ..ImportOptions::default()
         };
-        let bar = ProgressBar::new(0).with_style(
-            ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} {elapsed}")
-                .expect("the template is valid"),
-        );
-        let mut progress = |p: assay_engine::import::Progress| {
+        let bar = progress::bar("{bar:30} {pos}/{len} {msg} {elapsed}");
+        let mut report = |p: assay_engine::import::Progress| {
             bar.set_length(p.total as u64);
             bar.set_position(p.done as u64);
             bar.set_message(p.tensor);
@@ -56,7 +54,7 @@ impl Import {
             Some(out) => (out.clone(), false),
             None => (home.path().join("models").join(format!(".import-{}", std::process::id())), true),
         };
-        let result = import(&self.source, &options, &out, &mut progress);
+        let result = import(&self.source, &options, &out, &mut report);
         bar.finish_and_clear();
         let report = result?;
         let path = if install {

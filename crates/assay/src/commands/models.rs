@@ -9,6 +9,7 @@ use indicatif::HumanBytes;
 use serde_json::{Value, json};
 
 use crate::home::{Home, built_in};
+use crate::progress;
 
 #[derive(Args)]
 pub struct List {
@@ -83,7 +84,7 @@ impl Show {
     pub fn run(self, home: &Home) -> Result<()> {
         let a = home.model(&self.model)?;
         if self.check {
-            a.check_root(&|_| {})?;
+            progress::check_root(&a)?;
         }
         let description = describe(&a);
         if self.json {

@@ -22,6 +22,7 @@ use comfy_table::{Table, presets};
 
 use super::up::{DEFAULT_LISTEN, EngineArgs};
 use crate::home::Home;
+use crate::progress;
 
 /// JSON writes a record in at most this many bytes.
 const RECORD_BYTES_MAX: usize = 4 * CANONICAL_BYTES_MAX;
@@ -76,7 +77,7 @@ impl Verify {
             return Ok(ExitCode::from(1));
         };
         let started = Instant::now();
-        artifact.check_root(&|_| {})?;
+        progress::check_root(&artifact)?;
         let root = started.elapsed();
         let (verdict, load, check) = self.check(&record, &artifact)?;
         self.print(&record, &verdict, Some(&Cost { root, load, check }))?;
