@@ -47,6 +47,15 @@ async fn an_answer_is_checked_by_its_id_and_by_its_record() {
             && verdict["cost"]["generation_ns"].as_u64().unwrap() > 0
     );
 
+    // The answer around the record changed, as someone who passes it on might: it is the part that people read.
+    let mut retold = answer.clone();
+    let text = retold["choices"][0]["message"]["content"].as_str().unwrap().replacen('a', "e", 1);
+    retold["choices"][0]["message"]["content"] = Value::from(text);
+    std::fs::write(file, retold.to_string()).unwrap();
+    let caught = assay(home.path(), &["verify", file]);
+    assert_eq!(caught.status.code(), Some(1));
+    assert!(stdout(&caught).contains("the text around the record differs"));
+
     // One id changed: status 1 and the position.
     let mut altered = answer["assay_receipt"].clone();
     let ids = altered["transcript"]["output_ids"].as_array_mut().unwrap();

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use assay_core::answer::AnswerRecord;
 use assay_core::id::ReceiptId;
 use assay_core::limits::CANONICAL_BYTES_MAX;
-use assay_core::verdict::{Outcome, Verdict};
+use assay_core::verdict::{Check, Failure, FailureCode, Outcome, Verdict};
 use assay_engine::artifact::Artifact;
 use assay_engine::constants::Constants as _;
 use assay_engine::forward::Executor;
@@ -19,6 +19,7 @@ use assay_node::store::ReceiptStore;
 use assay_verify::reexecution::{Subject, check_by_reexecution, check_record};
 use clap::Args;
 use comfy_table::{Table, presets};
+use serde_json::Value;
 
 use super::up::{DEFAULT_LISTEN, EngineArgs};
 use crate::home::Home;
@@ -60,14 +61,15 @@ struct Cost {
 
 impl Verify {
     pub fn run(self, home: &Home) -> Result<ExitCode> {
-        let record = self.load(home)?;
+        let Loaded { record, answer } = self.load(home)?;
         let root = record.receipt.receipt.model_root;
         let artifact = match &self.model {
             Some(name) => Some(home.model(name)?),
             None => home.model_by_root(root)?,
         };
         let Some(artifact) = artifact else {
-            let verdict = check_record(&record);
+            let mut verdict = check_record(&record);
+            compare(answer.as_ref(), &record, &mut verdict);
             if verdict.holds {
                 bail!(
                     "model {root} is not installed, so nothing was executed; import it, or name a file with --model"
@@ -79,7 +81,8 @@ impl Verify {
         let started = Instant::now();
         progress::check_root(&artifact)?;
         let root = started.elapsed();
-        let (verdict, load, check) = self.check(&record, &artifact)?;
+        let (mut verdict, load, check) = self.check(&record, &artifact)?;
+        compare(answer.as_ref(), &record, &mut verdict);
         self.print(&record, &verdict, Some(&Cost { root, load, check }))?;
         Ok(if verdict.holds { ExitCode::SUCCESS } else { ExitCode::from(1) })
     }
@@ -111,9 +114,9 @@ impl Verify {
         Ok((verdict, load, started.elapsed()))
     }
 
-    fn load(&self, home: &Home) -> Result<AnswerRecord> {
+    fn load(&self, home: &Home) -> Result<Loaded> {
         if let Ok(id) = self.receipt.parse::<ReceiptId>() {
-            return self.fetch(home, id);
+            return Ok(Loaded { record: self.fetch(home, id)?, answer: None });
         }
         let text = if self.receipt == "-" {
             std::io::read_to_string(std::io::stdin())?
@@ -147,7 +150,7 @@ impl Verify {
         let text = runtime.block_on(get(&url)).with_context(|| {
             format!("receipt {id} is not in {}, and could not be fetched from {node}", home.path().display())
         })?;
-        let record = parse(&text)?;
+        let record = parse(&text)?.record;
         if record.receipt.receipt.id() != id {
             bail!("{url} gave the record of another receipt");
         }
@@ -219,9 +222,42 @@ async fn get(url: &str) -> Result<String> {
     Ok(String::from_utf8(body)?)
 }
 
+/// A record, and the API answer around it if there was one.
+struct Loaded {
+    record: AnswerRecord,
+    answer: Option<Value>,
+}
+
 /// A record, or an API answer that carries one as `assay_receipt`.
-fn parse(text: &str) -> Result<AnswerRecord> {
-    let json: serde_json::Value = serde_json::from_str(text)?;
-    let record = json.get("assay_receipt").cloned().unwrap_or(json);
-    Ok(serde_json::from_value(record)?)
+fn parse(text: &str) -> Result<Loaded> {
+    let mut json: Value = serde_json::from_str(text)?;
+    match json.as_object_mut().and_then(|o| o.remove("assay_receipt")) {
+        Some(record) => Ok(Loaded { record: serde_json::from_value(record)?, answer: Some(json) }),
+        None => Ok(Loaded { record: serde_json::from_value(json)?, answer: None }),
+    }
+}
+
+/// Whether an API answer says what its record says: whoever keeps the answer reads its text, not the record's.
+fn compare(answer: Option<&Value>, record: &AnswerRecord, verdict: &mut Verdict) {
+    let Some(answer) = answer else { return };
+    let (t, choice) = (&record.transcript, &answer["choices"][0]);
+    let said = choice["message"]["content"].as_str().or(choice["text"].as_str());
+    let usage = t.usage();
+    let message = if said != Some(&t.text) {
+        let at = said.unwrap_or("").bytes().zip(t.text.bytes()).take_while(|(a, b)| a == b).count();
+        format!("the text around the record differs from the record's, from byte {at} on")
+    } else if choice["finish_reason"] != t.stop.finish_reason() {
+        "the finish_reason around the record is not the record's".to_owned()
+    } else if answer["usage"]["prompt_tokens"] != usage.prompt_tokens
+        || answer["usage"]["completion_tokens"] != usage.completion_tokens
+    {
+        "the usage around the record is not the record's".to_owned()
+    } else {
+        let detail = "text, finish_reason and usage are the record's".to_owned();
+        verdict.checks.push(Check { name: "answer".into(), outcome: Outcome::Passed, detail });
+        return;
+    };
+    verdict.checks.push(Check { name: "answer".into(), outcome: Outcome::Failed, detail: message.clone() });
+    verdict.holds = false;
+    verdict.failure.get_or_insert(Failure { code: FailureCode::Text, position: None, message });
 }
