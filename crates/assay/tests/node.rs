@@ -116,7 +116,7 @@ async fn a_full_queue_says_when_to_come_back() {
             other => panic!("status {other}"),
         }
     }
-    assert!(answered >= 3 && refused > 0, "{answered} answered, {refused} refused");
+    assert!(answered >= 2 && refused > 0, "{answered} answered, {refused} refused");
 }
 
 #[tokio::test]
