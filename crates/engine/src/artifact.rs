@@ -5,7 +5,7 @@
 //! `ASSAY\0\0\1`, the model root (32 bytes), the manifest's length (8 bytes, little-endian), the canonical [`Manifest`], the
 //! tokenizer's bytes, and the constants in order of the program, every one at the next multiple of 64 bytes (matrices: 4096).
 //! A matrix is its weights in the layout of [`crate::matrix`] followed, at the next multiple of 64, by its row scales (u16); a table
-//! is i32, a rotary table i16, all little-endian. Where each constant lies follows from the program alone, and the file ends
+//! or vector is i32, a rotary table i16, all little-endian. Where each constant lies follows from the program alone, and the file ends
 //! with the last one.
 //!
 //! The model root does not depend on this layout: see [`root`].
@@ -20,7 +20,7 @@ use borsh::{BorshDeserialize, BorshSerialize};
 
 use crate::constants::Constants;
 use crate::matrix::{BIAS, GROUP, Matrix, TILE_ROWS};
-use crate::program::{Checked, Program, ProgramError, ROTARY_FRAC, Shape, TABLE_LEN, TensorId};
+use crate::program::{Checked, Program, ProgramError, ROTARY_FRAC, Shape, TABLE_LEN, TensorId, VECTOR_MAX};
 
 pub mod opening;
 pub mod root;
@@ -201,6 +201,7 @@ pub(crate) fn layout(program: &Program, after: usize) -> Option<(Vec<Place>, usi
             Shape::Rotary { positions, pairs } => {
                 Place { data: place(64, [positions, pairs], 4)?, scales: (0, 0) }
             }
+            Shape::Vector { len, .. } => Place { data: place(64, [len, 1], 4)?, scales: (0, 0) },
         });
     }
     Some((places, at))
@@ -322,6 +323,11 @@ impl Artifact {
                 Shape::Rotary { .. } if self.rotary(i).iter().any(|v| !(-one..=one).contains(v)) => {
                     return fail(format!("rotary table `{}` has values outside -{one} to {one}", t.name));
                 }
+                Shape::Vector { .. }
+                    if self.vector(i).iter().any(|v| v.unsigned_abs() >= VECTOR_MAX as u32) =>
+                {
+                    return fail(format!("vector `{}` has numbers of {VECTOR_MAX} or more", t.name));
+                }
                 Shape::Matrix { .. } if !padding_is_zero(&self.matrix(i)) => {
                     return fail(format!("matrix `{}` has weights beyond its rows and columns", t.name));
                 }
@@ -396,11 +402,7 @@ impl Artifact {
 
     /// Number of weights.
     pub fn parameters(&self) -> u64 {
-        let count = |s: &Shape| match s {
-            Shape::Matrix { rows, cols, .. } => u64::from(*rows) * u64::from(*cols),
-            Shape::Table | Shape::Rotary { .. } => 0,
-        };
-        self.program.program().tensors.iter().map(|t| count(&t.shape)).sum()
+        self.program.program().tensors.iter().map(|t| t.shape.parameters()).sum()
     }
 
     /// As constants to execute.
@@ -450,6 +452,10 @@ impl Constants for Artifact {
     }
 
     fn rotary(&self, t: TensorId) -> &[i16] {
+        self.numbers(self.places[usize::from(t)].data)
+    }
+
+    fn vector(&self, t: TensorId) -> &[i32] {
         self.numbers(self.places[usize::from(t)].data)
     }
 }

@@ -13,4 +13,6 @@ pub trait Constants: Send + Sync {
     fn table(&self, t: TensorId) -> &[i32];
     /// `[position][pair][cos, sin]`.
     fn rotary(&self, t: TensorId) -> &[i16];
+    /// Fixed-point numbers.
+    fn vector(&self, t: TensorId) -> &[i32];
 }

@@ -11,14 +11,13 @@ use crate::constants::Constants;
 use crate::kernel::Kernel;
 use crate::plan::{Place, Plan};
 use crate::pool::{Parts, Pool};
-use crate::program::{Op, ValueId, ValueType};
+use crate::program::{Head, Op, ValueId, ValueType};
 use crate::semantics::fixed::shift_sat;
-use crate::semantics::norm::rms_scale_of;
-use crate::semantics::quantise::{Quantiser, normal_shift};
-use crate::semantics::sample::LOGIT_FRAC;
+use crate::semantics::quantise::Quantiser;
 use crate::semantics::scale::Scale;
 
 mod attend;
+mod elementwise;
 mod matmul;
 
 /// Most rows that one batch may have.
@@ -91,6 +90,19 @@ struct Run {
     position: usize,
 }
 
+/// All rows of a batch.
+struct Batch {
+    tokens: Vec<u32>,
+    runs: Vec<Run>,
+}
+
+impl Batch {
+    /// The position of each row.
+    fn positions(&self) -> Vec<u32> {
+        self.runs.iter().flat_map(|r| r.position as u32..(r.position + r.rows) as u32).collect()
+    }
+}
+
 impl Executor {
     /// An executor over `constants`, sharing `pool` with others.
     pub fn new(constants: Arc<dyn Constants>, kernel: Kernel, pool: Arc<Pool>) -> Executor {
@@ -127,41 +139,31 @@ impl Executor {
     pub fn forward(&mut self, segments: &mut [Segment<'_>]) -> Output<'_> {
         let constants = Arc::clone(&self.constants);
         let program = constants.program().program();
-        let mut tokens = Vec::new();
-        let mut runs = Vec::with_capacity(segments.len());
+        let batch = self.enter(segments);
+        let (tokens, runs) = (&batch.tokens, &batch.runs);
         let mut wanted = Vec::new();
-        for s in segments.iter() {
-            let position = s.sequence.position();
-            let end = position + s.tokens.len();
-            assert!(
-                end <= s.sequence.capacity().min(program.context as usize),
-                "a segment fits its sequence"
-            );
-            runs.push(Run { first_row: tokens.len(), rows: s.tokens.len(), position });
-            wanted.extend((s.logits_from..s.tokens.len()).map(|i| tokens.len() + i));
-            tokens.extend_from_slice(s.tokens);
+        for (s, run) in segments.iter().zip(runs) {
+            wanted.extend((s.logits_from..s.tokens.len()).map(|i| run.first_row + i));
         }
-        assert!((1..=BATCH_ROWS_MAX).contains(&tokens.len()), "a batch has 1 to {BATCH_ROWS_MAX} rows");
-        assert!(tokens.iter().all(|t| *t < program.vocabulary), "every token is below the vocabulary");
 
-        let hidden = usize::from(program.hidden);
+        let (hidden_value, logits_value) = program.tokens();
+        let hidden = usize::from(hidden_value);
         for (i, op) in program.ops.iter().enumerate().take(hidden + 1) {
-            self.execute(i, op, &tokens, &runs, segments, tokens.len());
+            self.execute(i, op, &batch, segments, tokens.len());
         }
         for s in segments.iter_mut() {
             s.sequence.advance(s.tokens.len());
         }
-        self.keep_hidden(program.hidden, tokens.len());
+        self.keep_hidden(hidden_value, tokens.len());
         if !wanted.is_empty() {
             self.carry(&wanted);
-            for (i, op) in
-                program.ops.iter().enumerate().take(usize::from(program.logits) + 1).skip(hidden + 1)
+            for (i, op) in program.ops.iter().enumerate().take(usize::from(logits_value) + 1).skip(hidden + 1)
             {
-                self.execute(i, op, &tokens, &runs, segments, wanted.len());
+                self.execute(i, op, &batch, segments, wanted.len());
             }
         }
         let vocabulary = program.vocabulary as usize;
-        let logits = match self.plan.places[usize::from(program.logits)] {
+        let logits = match self.plan.places[usize::from(logits_value)] {
             Place::Integers(b) if !wanted.is_empty() => {
                 &self.buffers.integers[b][..wanted.len() * vocabulary]
             }
@@ -170,47 +172,99 @@ impl Executor {
         Output { hidden: &self.hidden, logits, vocabulary }
     }
 
-    fn execute(
-        &mut self,
-        i: usize,
-        op: &Op,
-        tokens: &[u32],
-        runs: &[Run],
-        segments: &mut [Segment<'_>],
-        rows: usize,
-    ) {
+    /// Executes an encoder over whole sequences, together at most [`BATCH_ROWS_MAX`] tokens, and returns the pooled vector
+    /// of each.
+    ///
+    /// # Panics
+    /// When a sequence is empty or longer than the context, a token is not below the vocabulary, or the program is no
+    /// encoder: callers check.
+    pub fn encode(&mut self, inputs: &[&[u32]]) -> Vec<Vec<i32>> {
+        let constants = Arc::clone(&self.constants);
+        let program = constants.program().program();
+        assert!(matches!(program.head, Head::Vector { .. }), "only an encoder reads whole sequences");
+        let caches = constants.program().caches();
+        let mut sequences: Vec<Sequence> = inputs.iter().map(|t| Sequence::new(caches, t.len())).collect();
+        let mut segments: Vec<Segment<'_>> = sequences
+            .iter_mut()
+            .zip(inputs)
+            .map(|(sequence, tokens)| Segment { sequence, tokens, logits_from: tokens.len() })
+            .collect();
+        let batch = self.enter(&segments);
+        for (i, op) in program.ops.iter().enumerate() {
+            if let Op::Pool { x, pooling } = *op {
+                return batch.runs.iter().map(|run| self.pool_run(x, pooling, run)).collect();
+            }
+            self.execute(i, op, &batch, &mut segments, batch.tokens.len());
+        }
+        unreachable!("a checked encoder ends in its pooled vector")
+    }
+
+    fn enter(&self, segments: &[Segment<'_>]) -> Batch {
+        let program = self.constants.program().program();
+        let mut batch = Batch { tokens: Vec::new(), runs: Vec::with_capacity(segments.len()) };
+        for s in segments {
+            let position = s.sequence.position();
+            let end = position + s.tokens.len();
+            assert!(
+                end <= s.sequence.capacity().min(program.context as usize),
+                "a segment fits its sequence"
+            );
+            batch.runs.push(Run { first_row: batch.tokens.len(), rows: s.tokens.len(), position });
+            batch.tokens.extend_from_slice(s.tokens);
+        }
+        let rows = batch.tokens.len();
+        assert!((1..=BATCH_ROWS_MAX).contains(&rows), "a batch has 1 to {BATCH_ROWS_MAX} rows");
+        assert!(batch.tokens.iter().all(|t| *t < program.vocabulary), "every token is below the vocabulary");
+        batch
+    }
+
+    fn execute(&mut self, i: usize, op: &Op, batch: &Batch, segments: &mut [Segment<'_>], rows: usize) {
         match *op {
-            Op::Embed { table } => self.embed(i, table, tokens),
+            Op::Embed { table } => self.embed(i, table, &batch.tokens),
+            Op::Position { table } => self.embed(i, table, &batch.positions()),
             Op::RmsNorm { x, epsilon } => self.rms_norm(i, x, epsilon, rows),
             Op::Quantise { x, offset, len, groups } => {
                 self.quantise(i, x, offset as usize, len as usize, groups as usize, rows);
             }
             Op::MatMul { weights, x } => self.matmul(i, weights, x, rows),
             Op::Rotary { x, offset, heads, head_dim, table } => {
-                self.rotary(i, x, offset as usize, heads as usize, head_dim as usize, table, runs);
+                self.rotary(i, x, offset as usize, heads as usize, head_dim as usize, table, batch);
             }
-            Op::Attend { q, k, v, layer, heads, kv_heads, head_dim, scale, frac } => {
+            Op::Attend { q, k, v, layer, heads, kv_heads, head_dim, reach, scale, cap, frac } => {
                 let op = attend::Attention {
                     layer: usize::from(layer),
                     heads: heads as usize,
                     kv_heads: kv_heads as usize,
                     head_dim: head_dim as usize,
+                    reach,
                     scale,
+                    cap,
                     frac: u32::from(frac),
                 };
-                self.attend(i, [q, k, v], &op, runs, segments);
+                self.attend(i, [q, k, v], &op, &batch.runs, segments);
             }
             Op::Gate { x, gate, up, len, table } => {
                 self.gate(i, x, gate as usize, up as usize, len as usize, table, rows);
             }
             Op::Add { x, y } => self.add(i, x, y, rows),
-            Op::Logits { x } => self.logits(i, x, rows),
+            Op::Fix { x, offset, len, frac } => {
+                self.fix(i, x, offset as usize, len as usize, u32::from(frac), rows);
+            }
+            Op::Bias { x, bias } => self.bias(i, x, bias, rows),
+            Op::Normalise { x, groups, center, epsilon, gain, bias, frac } => {
+                let norm = elementwise::Norm { groups: groups as usize, center, epsilon, gain, bias, frac };
+                self.normalise(i, x, &norm, rows);
+            }
+            Op::Activate { x, table } => self.activate(i, x, table, rows),
+            Op::Hadamard { x, block } => self.hadamard(i, x, block as usize, rows),
+            Op::Bend { x, cap } => self.bend(i, x, cap, rows),
+            Op::Pool { .. } => unreachable!("a pooled vector is not one row's"),
         }
     }
 
     fn width(&self, v: ValueId) -> usize {
         match self.constants.program().value_type(v) {
-            ValueType::Residual(n) | ValueType::Integers(n) | ValueType::Logits(n) => n as usize,
+            ValueType::Fixed { len: n, .. } | ValueType::Integers(n) => n as usize,
             ValueType::Int8 { len, .. } => (len as usize).next_multiple_of(4),
         }
     }
@@ -274,26 +328,6 @@ impl Executor {
         self.buffers.scales[i] = vec![Scale::power(-i16::from(frac)); tokens.len()];
     }
 
-    fn rms_norm(&mut self, i: usize, x: ValueId, epsilon: u64, rows: usize) {
-        let width = self.width(x);
-        let mut scales = std::mem::take(&mut self.buffers.scales[i]);
-        scales.resize(rows, Scale::ZERO);
-        {
-            let (v, f) = (self.integers(x), self.kernel.functions);
-            let parts = Parts::new(&mut scales);
-            self.for_rows(rows, width, &|r| {
-                let row = &v[r * width..(r + 1) * width];
-                // SAFETY: the kernel runs here; each task writes the scale of its own row.
-                let (sum, shift, out) = unsafe {
-                    let shift = normal_shift((f.max_abs)(row));
-                    ((f.sum_squares)(row, shift), shift, parts.part(r..r + 1))
-                };
-                out[0] = rms_scale_of(sum, shift, width as u64, epsilon);
-            });
-        }
-        self.buffers.scales[i] = scales;
-    }
-
     fn quantise(&mut self, i: usize, x: ValueId, offset: usize, len: usize, groups: usize, rows: usize) {
         let (width, stride, n) = (self.width(x), len.next_multiple_of(4), len / groups);
         let Place::Int8(place) = self.plan.places[i] else { unreachable!("the plan places int8 among int8") };
@@ -334,102 +368,6 @@ impl Executor {
         self.buffers.int8[place] = out;
         self.buffers.scales[i] = scales;
         self.buffers.sums[i] = sums;
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    fn rotary(
-        &mut self,
-        i: usize,
-        x: ValueId,
-        offset: usize,
-        heads: usize,
-        head_dim: usize,
-        table: u16,
-        runs: &[Run],
-    ) {
-        let constants = Arc::clone(&self.constants);
-        let angles = constants.rotary(table);
-        let (width, made) = (self.width(x), heads * head_dim);
-        let positions: Vec<usize> = runs.iter().flat_map(|r| r.position..r.position + r.rows).collect();
-        let mut out = self.take_integers(i, positions.len());
-        {
-            let (v, f) = (self.integers(x), self.kernel.functions);
-            let parts = Parts::new(&mut out);
-            self.for_rows(positions.len(), made, &|r| {
-                // SAFETY: each task writes its own row.
-                let row = unsafe { parts.part(r * made..(r + 1) * made) };
-                let angles = &angles[positions[r] * head_dim..(positions[r] + 1) * head_dim];
-                let v = &v[r * width + offset..][..made];
-                for (v, o) in v.chunks_exact(head_dim).zip(row.chunks_exact_mut(head_dim)) {
-                    // SAFETY: the kernel runs here.
-                    unsafe { (f.rotate)(v, angles, o) };
-                }
-            });
-        }
-        self.put_integers(i, out);
-        self.buffers.scales[i] = self.buffers.scales[usize::from(x)].clone();
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    fn gate(&mut self, i: usize, x: ValueId, gate: usize, up: usize, len: usize, table: u16, rows: usize) {
-        let constants = Arc::clone(&self.constants);
-        let table = constants.table(table);
-        let width = self.width(x);
-        let mut out = self.take_integers(i, rows);
-        let mut scales = std::mem::take(&mut self.buffers.scales[i]);
-        scales.resize(rows, Scale::ZERO);
-        {
-            let (v, f) = (self.integers(x), self.kernel.functions);
-            let units = &self.buffers.scales[usize::from(x)];
-            let (o, s) = (Parts::new(&mut out), Parts::new(&mut scales));
-            self.for_rows(rows, len, &|r| {
-                let row = &v[r * width..(r + 1) * width];
-                let (g, u) = (&row[gate..gate + len], &row[up..up + len]);
-                // SAFETY: the kernel runs here; each task writes its own row.
-                unsafe {
-                    let shift = normal_shift((f.max_abs)(u));
-                    (f.gate)(g, u, units[r], table, shift, o.part(r * len..(r + 1) * len));
-                    s.part(r..r + 1)[0] =
-                        units[r].shifted(shift as i32 - crate::reference::GATE_FRAC as i32 + 10);
-                }
-            });
-        }
-        self.put_integers(i, out);
-        self.buffers.scales[i] = scales;
-    }
-
-    fn add(&mut self, i: usize, x: ValueId, y: ValueId, rows: usize) {
-        let frac = u32::from(self.constants.program().program().residual_frac);
-        let width = self.width(x);
-        let mut out = self.take_integers(i, rows);
-        {
-            let (a, b, f) = (self.integers(x), self.integers(y), self.kernel.functions);
-            let units = &self.buffers.scales[usize::from(y)];
-            let parts = Parts::new(&mut out);
-            self.for_rows(rows, width, &|r| {
-                let run = r * width..(r + 1) * width;
-                // SAFETY: the kernel runs here; each task writes its own row.
-                unsafe { (f.add_scaled)(&a[run.clone()], &b[run.clone()], units[r], frac, parts.part(run)) };
-            });
-        }
-        self.put_integers(i, out);
-        self.buffers.scales[i] = self.buffers.scales[usize::from(x)].clone();
-    }
-
-    fn logits(&mut self, i: usize, x: ValueId, rows: usize) {
-        let width = self.width(x);
-        let mut out = self.take_integers(i, rows);
-        {
-            let (v, f) = (self.integers(x), self.kernel.functions);
-            let units = &self.buffers.scales[usize::from(x)];
-            let parts = Parts::new(&mut out);
-            self.for_rows(rows, width, &|r| {
-                let run = r * width..(r + 1) * width;
-                // SAFETY: the kernel runs here; each task writes its own row.
-                unsafe { (f.to_fixed)(&v[run.clone()], units[r], LOGIT_FRAC, parts.part(run)) };
-            });
-        }
-        self.put_integers(i, out);
     }
 
     fn keep_hidden(&mut self, v: ValueId, rows: usize) {

@@ -11,9 +11,11 @@ use assay_core::id::{Hash, ModelRoot};
 
 use crate::artifact::ArtifactError;
 
+mod bert;
 mod hugging_face;
 mod llama;
 mod llama2c;
+mod lower;
 mod quantise;
 mod rotate;
 mod source;
@@ -21,7 +23,7 @@ pub mod synthetic;
 mod tokenizer;
 
 pub use rotate::Rotation;
-use source::Source;
+use source::{Architecture, Source};
 
 /// How to import.
 #[derive(Clone, Debug, Default)]
@@ -181,7 +183,10 @@ pub fn import(
             format!("`{name}` cannot be a model's name; give one with --name (1 to 200 bytes, no spaces)");
         return Err(ImportError::UnknownSource { path: source.to_owned(), reason });
     }
-    llama::lower(opened.as_ref(), name, options, out, progress)
+    match opened.architecture() {
+        Architecture::Decoder(config) => llama::lower(opened.as_ref(), config, name, options, out, progress),
+        Architecture::Encoder(config) => bert::lower(opened.as_ref(), config, name, options, out, progress),
+    }
 }
 
 fn default_name(source: &Path) -> String {
@@ -196,6 +201,16 @@ fn map(path: &Path) -> Result<memmap2::Mmap, ImportError> {
     let file = open(path)?;
     // SAFETY: the map is only read; a file changed meanwhile gives other numbers or a bus error, as for any mapped input.
     unsafe { memmap2::Mmap::map(&file) }.map_err(io)
+}
+
+/// Gives the pages of a map back: they are read again from the file when they are needed.
+fn release(map: &memmap2::Mmap) {
+    #[cfg(unix)]
+    // SAFETY: the map is read-only and backed by its file, so dropped pages come back as they were. A failure only costs
+    // memory.
+    unsafe {
+        let _ = map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed);
+    }
 }
 
 /// Reads a small file, refusing one above `limit` bytes.

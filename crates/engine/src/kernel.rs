@@ -9,6 +9,7 @@ mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+use crate::reference::Affine;
 use crate::semantics::quantise::Quantiser;
 use crate::semantics::scale::Scale;
 
@@ -63,12 +64,31 @@ pub(crate) struct Functions {
     pub(crate) to_fixed: unsafe fn(&[i32], Scale, u32, &mut [i32]),
     /// Rotates one head: input, angles (cosines, sines), output.
     pub(crate) rotate: unsafe fn(&[i32], &[i16], &mut [i32]),
+    /// The sum.
+    pub(crate) sum: unsafe fn(&[i32]) -> i64,
+    /// Saturating `x - mean`.
+    pub(crate) shift_by: unsafe fn(&[i32], i32, &mut [i32]),
+    /// Normalised numbers times gain plus bias, in place.
+    pub(crate) affine: unsafe fn(&mut [i32], Scale, Affine<'_>),
+    /// Activation of numbers with a scale.
+    pub(crate) activate: unsafe fn(&[i32], Scale, &[i32], &mut [i32]),
+    /// Soft cap, in place.
+    pub(crate) bend: unsafe fn(&mut [i32], u32, &[i32]),
+    /// Normalising shift, then the transform of each run.
+    pub(crate) hadamard: unsafe fn(&[i32], u32, usize, &mut [i32]),
     /// Activated gate times `u`: g, u, scale of g, table, normalising shift of u, output.
     pub(crate) gate: Gate,
     /// Attention scores in place of dot products; returns the largest. Correction is subtracted from each product.
     pub(crate) scores: unsafe fn(&mut [i32], i32, HeadScales<'_>, Scale) -> i32,
     /// From scores and the largest: the high and low byte of each value weight.
     pub(crate) weights: Weights,
+}
+
+impl<'a> HeadScales<'a> {
+    /// The scales of some positions.
+    pub(crate) fn part(self, range: std::ops::Range<usize>) -> HeadScales<'a> {
+        HeadScales { mantissas: &self.mantissas[range.clone()], exponents: &self.exponents[range] }
+    }
 }
 
 type Gate = unsafe fn(&[i32], &[i32], Scale, &[i32], u32, &mut [i32]);

@@ -1,7 +1,7 @@
 //! Where values live while a program runs: a few buffers, used again as soon as their value has been read for the last
 //! time. The plan follows from the program alone.
 
-use crate::program::{Checked, Op, ValueId, ValueType};
+use crate::program::{Checked, Head, Op, ValueId, ValueType};
 
 /// Where one value lives. [`Op::RmsNorm`] changes only the scale, so its integers stay where its input's are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,13 +25,19 @@ pub(crate) struct Plan {
 /// Values that an operation reads.
 pub(crate) fn reads(op: &Op) -> Vec<ValueId> {
     match *op {
-        Op::Embed { .. } => vec![],
+        Op::Embed { .. } | Op::Position { .. } => vec![],
         Op::RmsNorm { x, .. }
         | Op::Quantise { x, .. }
         | Op::MatMul { x, .. }
         | Op::Rotary { x, .. }
         | Op::Gate { x, .. }
-        | Op::Logits { x } => vec![x],
+        | Op::Fix { x, .. }
+        | Op::Bias { x, .. }
+        | Op::Normalise { x, .. }
+        | Op::Activate { x, .. }
+        | Op::Hadamard { x, .. }
+        | Op::Bend { x, .. }
+        | Op::Pool { x, .. } => vec![x],
         Op::Add { x, y } => vec![x, y],
         Op::Attend { q, k, v, .. } => vec![q, k, v],
     }
@@ -52,7 +58,11 @@ impl Plan {
                 last[owner[usize::from(v)]] = i;
             }
         }
-        for v in [program.hidden, program.logits] {
+        let kept = match program.head {
+            Head::Tokens { hidden, logits } => vec![hidden, logits],
+            Head::Vector { pooled } => vec![pooled],
+        };
+        for v in kept {
             last[owner[usize::from(v)]] = usize::MAX;
         }
         let (mut integers, mut int8) = (Free::default(), Free::default());
@@ -73,12 +83,14 @@ impl Plan {
                 }
             }
         }
-        let mut carried: Vec<ValueId> = program.ops
-            [usize::from(program.hidden) + 1..=usize::from(program.logits)]
-            .iter()
-            .flat_map(reads)
-            .filter(|v| *v <= program.hidden)
-            .collect();
+        let mut carried: Vec<ValueId> = match program.head {
+            Head::Vector { .. } => vec![],
+            Head::Tokens { hidden, logits } => program.ops[usize::from(hidden) + 1..=usize::from(logits)]
+                .iter()
+                .flat_map(reads)
+                .filter(|v| *v <= hidden)
+                .collect(),
+        };
         carried.sort_unstable();
         carried.dedup();
         Plan { places, integer_buffers: integers.made, int8_buffers: int8.made, carried }

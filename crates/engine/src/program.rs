@@ -1,9 +1,9 @@
 //! A model as a program of integer operations (semantics 5 and 6), and the check that makes a foreign program safe to run.
 //!
-//! A [`Program`] is a straight line of [`Op`]s executed once per token, in order of positions. Each operation makes one
-//! value; operations name values by the index of the operation that made them. The only state between tokens is the
-//! KV cache that [`Op::Attend`] appends to. A program says what is computed, never how: the engine, the reference and the
-//! verifier are three readers of it.
+//! A [`Program`] is a straight line of [`Op`]s executed for every token of a sequence. Each operation makes one value;
+//! operations name values by the index of the operation that made them. Tokens meet only in [`Op::Attend`], through its
+//! KV cache, and in [`Op::Pool`]. A program says what is computed, never how: the engine, the reference and the verifier
+//! are three readers of it.
 
 use assay_core::canonical::Canonical;
 use borsh::{BorshDeserialize, BorshSerialize};
@@ -23,9 +23,12 @@ pub type ValueId = u16;
 pub const TABLE_LEN: usize = 1025;
 /// Fraction bits of rotary tables: 1.0 is 2^14.
 pub const ROTARY_FRAC: u32 = 14;
+/// Fraction bits of logits, and of what activations and soft caps read.
+pub const LOGIT_FRAC: u8 = 16;
+/// Numbers of a vector constant stay below this size, so that a product with any 32-bit number is below 2^61.
+pub const VECTOR_MAX: i32 = 1 << 30;
 
-/// A model's program. Values made up to and including [`Program::hidden`] are computed for every token, later ones only
-/// where a next token is chosen.
+/// A model's program.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct Program {
     /// Most positions a sequence may have.
@@ -38,10 +41,39 @@ pub struct Program {
     pub tensors: Vec<Tensor>,
     /// What is done with each token.
     pub ops: Vec<Op>,
-    /// The final int8 hidden vector, which execution digests hash.
-    pub hidden: ValueId,
-    /// The logits.
-    pub logits: ValueId,
+    /// What comes out.
+    pub head: Head,
+}
+
+/// What a program computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub enum Head {
+    /// The next token. Values up to the hidden vector are computed for every token, later ones only where a next token is
+    /// chosen.
+    Tokens {
+        /// The final int8 hidden vector, which execution digests hash.
+        hidden: ValueId,
+        /// The logits: fixed point with [`LOGIT_FRAC`] fraction bits, one for each token id.
+        logits: ValueId,
+    },
+    /// One vector for a whole sequence.
+    Vector {
+        /// The pooled vector.
+        pooled: ValueId,
+    },
+}
+
+impl Program {
+    /// Hidden vector and logits.
+    ///
+    /// # Panics
+    /// When the program makes no tokens: whoever generates has checked [`Program::head`].
+    pub fn tokens(&self) -> (ValueId, ValueId) {
+        match self.head {
+            Head::Tokens { hidden, logits } => (hidden, logits),
+            Head::Vector { .. } => panic!("an encoder makes no tokens"),
+        }
+    }
 }
 
 impl Canonical for Program {
@@ -79,19 +111,68 @@ pub enum Shape {
         /// Pairs per head: half the head's size.
         pairs: u32,
     },
+    /// Fixed-point numbers, each smaller than [`VECTOR_MAX`]: gains and biases.
+    Vector {
+        /// How many.
+        len: u32,
+        /// Fraction bits.
+        frac: u8,
+    },
+}
+
+impl Shape {
+    /// Number of weights.
+    pub fn parameters(self) -> u64 {
+        match self {
+            Shape::Matrix { rows, cols, .. } => u64::from(rows) * u64::from(cols),
+            Shape::Vector { len, .. } => u64::from(len),
+            Shape::Table | Shape::Rotary { .. } => 0,
+        }
+    }
+}
+
+/// Which positions a token attends to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub enum Reach {
+    /// Those up to its own.
+    Past,
+    /// The last so many up to its own, at least 1.
+    Window(u32),
+    /// All of the sequence.
+    All,
+}
+
+/// `limit · tanh(z / limit)` for fixed-point numbers with [`LOGIT_FRAC`] fraction bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct SoftCap {
+    /// The limit, with 16 fraction bits: 2^16 to 2^30.
+    pub limit: u32,
+    /// The logistic table.
+    pub table: TensorId,
+}
+
+/// How the vectors of a sequence become one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub enum Pooling {
+    /// The first token's.
+    First,
+    /// Their mean.
+    Mean,
+    /// The last token's.
+    Last,
 }
 
 /// One operation. `x`, `q`, … are values made by earlier operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub enum Op {
-    /// The token's row of `table` as a residual vector.
+    /// The token's row of `table` as fixed point with the program's fraction bits.
     Embed {
         /// A matrix with one row per token id.
         table: TensorId,
     },
     /// `x / rms(x)`: the integers stay, the scale changes.
     RmsNorm {
-        /// A residual vector.
+        /// Fixed point.
         x: ValueId,
         /// Added to the mean square, in units of the square of one unit of `x`.
         epsilon: u64,
@@ -137,6 +218,8 @@ pub enum Op {
         v: ValueId,
         /// Which cache: each number below the count of attend operations, in order.
         layer: u16,
+        /// Which positions are seen.
+        reach: Reach,
         /// Query heads, a multiple of `kv_heads`.
         heads: u32,
         /// Key and value heads.
@@ -145,6 +228,8 @@ pub enum Op {
         head_dim: u32,
         /// What a score is multiplied with before it is an exponent of two: log2(e) / sqrt(head_dim).
         scale: Scale,
+        /// Bends scores, in units of the exponent of two.
+        cap: Option<SoftCap>,
         /// Fraction bits of the result.
         frac: u8,
     },
@@ -161,16 +246,79 @@ pub enum Op {
         /// The table: the logistic function for SiLU.
         table: TensorId,
     },
-    /// Residual vector plus integer vector.
+    /// Fixed point plus integers.
     Add {
-        /// A residual vector.
+        /// Fixed point: the result has its fraction bits.
         x: ValueId,
         /// An integer vector of the same length.
         y: ValueId,
     },
-    /// An integer vector as fixed point with 16 fraction bits.
-    Logits {
-        /// An integer vector as long as the vocabulary.
+    /// `x[offset..offset + len]` as fixed point.
+    Fix {
+        /// An integer vector.
         x: ValueId,
+        /// First number.
+        offset: u32,
+        /// How many.
+        len: u32,
+        /// Fraction bits of the result.
+        frac: u8,
+    },
+    /// The position's row of `table` as fixed point with the program's fraction bits.
+    Position {
+        /// A matrix with one row per position.
+        table: TensorId,
+    },
+    /// Integers plus a constant, as fixed point with the constant's fraction bits.
+    Bias {
+        /// An integer vector.
+        x: ValueId,
+        /// A vector of the same length.
+        bias: TensorId,
+    },
+    /// Each of `groups` equal runs over its root mean square, times `gain`, plus `bias`: layer and head norms.
+    Normalise {
+        /// Fixed point.
+        x: ValueId,
+        /// Number of runs.
+        groups: u32,
+        /// Whether the mean of a run is taken off first.
+        center: bool,
+        /// Added to the mean square, in units of the square of one unit of `x`.
+        epsilon: u64,
+        /// A vector as long as a run.
+        gain: TensorId,
+        /// A vector as long as a run, with `frac` fraction bits.
+        bias: Option<TensorId>,
+        /// Fraction bits of the result.
+        frac: u8,
+    },
+    /// `x · table(x)`, as fixed point with [`LOGIT_FRAC`] fraction bits: an activation that gates itself.
+    Activate {
+        /// An integer vector.
+        x: ValueId,
+        /// The table: the normal distribution's for GELU.
+        table: TensorId,
+    },
+    /// The Walsh-Hadamard transform of each run of `block` numbers: sums and differences that spread outliers.
+    Hadamard {
+        /// An integer vector.
+        x: ValueId,
+        /// A power of two from 4 to 4096 that divides the length.
+        block: u32,
+    },
+    /// Bends fixed-point numbers with [`LOGIT_FRAC`] fraction bits to stay below a limit.
+    Bend {
+        /// Fixed point.
+        x: ValueId,
+        /// The limit.
+        cap: SoftCap,
+    },
+    /// One vector from those of all tokens.
+    Pool {
+        /// Fixed point.
+        x: ValueId,
+        /// How.
+        pooling: Pooling,
     },
 }

@@ -1,16 +1,19 @@
-//! The specification made runnable: a program executed one token at a time, in plain scalar integer code.
+//! The specification made runnable: a program executed one operation and one token at a time, in plain scalar integer
+//! code.
 //!
 //! This is what every kernel, batch and thread count must equal to the byte. It is written to be read beside
 //! `docs/semantics.md`; it is never made faster.
 
+use std::ops::Range;
+
 use crate::constants::Constants;
 use crate::matrix::Matrix;
-use crate::program::{Op, ROTARY_FRAC, ValueId};
+use crate::program::check::NORMAL_FRAC;
+use crate::program::{Head, LOGIT_FRAC, Op, Pooling, ROTARY_FRAC, Reach, SoftCap, ValueId};
 use crate::semantics::exp2::exp2_weight;
 use crate::semantics::fixed::{bits32, bits64, rsh, rsh_u32, sat32, shift_sat};
-use crate::semantics::norm::rms_scale;
+use crate::semantics::norm::{mean, rms_scale};
 use crate::semantics::quantise::{max_abs, normal_shift, quantise};
-use crate::semantics::sample::LOGIT_FRAC;
 use crate::semantics::scale::Scale;
 
 /// A value at one token.
@@ -76,14 +79,18 @@ impl<'a> Reference<'a> {
     /// Executes the next token and returns all values it made; without logits, only those up to the hidden vector.
     ///
     /// # Panics
-    /// When `token` is not below the vocabulary or the context is full: the caller checks both.
+    /// When `token` is not below the vocabulary, the context is full, or the program makes no tokens: the caller checks
+    /// all of them.
     pub fn step(&mut self, token: u32, logits: bool) -> Vec<Value> {
         let program = self.constants.program().program();
-        assert!(token < program.vocabulary, "token {token} is outside the vocabulary");
-        assert!(self.position < program.context as usize, "the context is full");
-        let last = if logits { program.logits } else { program.hidden };
+        let (hidden, last) = program.tokens();
+        let last = if logits { last } else { hidden };
+        self.enter(&[token]);
         let mut values = Vec::with_capacity(usize::from(last) + 1);
         for op in &program.ops[..=usize::from(last)] {
+            if let Op::Attend { .. } = op {
+                self.append(op, &values);
+            }
             let value = self.execute(op, token, &values);
             values.push(value);
         }
@@ -91,17 +98,64 @@ impl<'a> Reference<'a> {
         values
     }
 
+    /// Executes a whole sequence with an encoder, operation by operation, and returns the pooled vector.
+    ///
+    /// # Panics
+    /// When there are no tokens or more than the context, one is not below the vocabulary, or the program is no encoder.
+    pub fn encode(constants: &dyn Constants, tokens: &[u32]) -> Vec<i32> {
+        let program = constants.program().program();
+        assert!(matches!(program.head, Head::Vector { .. }), "only an encoder reads whole sequences");
+        assert!(!tokens.is_empty(), "a sequence has a token");
+        let mut sequence = Reference::new(constants);
+        sequence.enter(tokens);
+        let mut rows: Vec<Vec<Value>> = vec![Vec::new(); tokens.len()];
+        for op in &program.ops {
+            if let Op::Pool { x, pooling } = *op {
+                let rows: Vec<&[i32]> = rows.iter().map(|v| v[usize::from(x)].integers().0).collect();
+                return pool(&rows, pooling);
+            }
+            if let Op::Attend { .. } = op {
+                rows.iter().for_each(|values| sequence.append(op, values));
+            }
+            for (position, values) in rows.iter_mut().enumerate() {
+                sequence.position = position;
+                let value = sequence.execute(op, tokens[position], values);
+                values.push(value);
+            }
+        }
+        unreachable!("a checked encoder ends in its pooled vector")
+    }
+
     /// Tokens executed so far.
     pub fn position(&self) -> usize {
         self.position
     }
 
-    fn execute(&mut self, op: &Op, token: u32, values: &[Value]) -> Value {
+    fn enter(&self, tokens: &[u32]) {
+        let program = self.constants.program().program();
+        assert!(tokens.iter().all(|t| *t < program.vocabulary), "every token is below the vocabulary");
+        assert!(self.position + tokens.len() <= program.context as usize, "the context holds the sequence");
+    }
+
+    /// Appends the keys and values that an attend operation reads to its cache.
+    fn append(&mut self, op: &Op, values: &[Value]) {
+        let Op::Attend { k, v, layer, .. } = *op else { return };
+        let cache = &mut self.caches[usize::from(layer)];
+        for (side, made) in [(&mut cache.keys, k), (&mut cache.values, v)] {
+            let (q, scales) = values[usize::from(made)].int8();
+            side.push((q.to_vec(), scales.to_vec()));
+        }
+    }
+
+    /// Executes one operation for the token at the current position, whose keys and values are in the caches.
+    fn execute(&self, op: &Op, token: u32, values: &[Value]) -> Value {
         let c = self.constants;
-        let frac = c.program().program().residual_frac;
+        let program = c.program();
+        let frac = program.program().residual_frac;
         let get = |v: ValueId| &values[usize::from(v)];
         match *op {
             Op::Embed { table } => embed(c.matrix(table), token as usize, frac),
+            Op::Position { table } => embed(c.matrix(table), self.position, frac),
             Op::RmsNorm { x, epsilon } => {
                 let (v, _) = get(x).integers();
                 Value::Integers { v: v.to_vec(), scale: rms_scale(v, epsilon) }
@@ -121,21 +175,20 @@ impl<'a> Reference<'a> {
                 let angles = &c.rotary(table)[self.position * half * 2..(self.position + 1) * half * 2];
                 Value::Integers { v: rotate(v, head_dim as usize, angles), scale }
             }
-            Op::Attend { q, k, v, layer, heads, kv_heads, head_dim, scale, frac } => {
-                let cache = &mut self.caches[usize::from(layer)];
-                for (side, made) in [(&mut cache.keys, k), (&mut cache.values, v)] {
-                    let (q, scales) = get(made).int8();
-                    side.push((q.to_vec(), scales.to_vec()));
-                }
+            Op::Attend { q, k: _, v: _, layer, heads, kv_heads, head_dim, reach, scale, cap, frac } => {
+                let cache = &self.caches[usize::from(layer)];
+                let seen = seen(reach, self.position, cache.keys.len());
                 let (q, q_scales) = get(q).int8();
+                let cap = cap.map(|SoftCap { limit, table }| (limit, c.table(table)));
                 let n = head_dim as usize;
                 let mut out = Vec::with_capacity(q.len());
                 for h in 0..heads as usize {
                     let kv = h / (heads / kv_heads) as usize;
                     let query = &q[h * n..(h + 1) * n];
-                    out.extend(attend_head(query, q_scales[h].times(scale), cache, kv, u32::from(frac)));
+                    let scale = q_scales[h].times(scale);
+                    out.extend(attend_head(query, scale, cache, seen.clone(), kv, cap, u32::from(frac)));
                 }
-                Value::Integers { v: out, scale: Scale::power(-i16::from(frac)) }
+                fixed(out, u32::from(frac))
             }
             Op::Gate { x, gate, up, len, table } => {
                 let (v, scale) = get(x).integers();
@@ -143,17 +196,55 @@ impl<'a> Reference<'a> {
                 gated(part(gate), part(up), scale, c.table(table))
             }
             Op::Add { x, y } => {
-                let ((x, unit), (y, scale)) = (get(x).integers(), get(y).integers());
-                let add = |(a, b): (&i32, &i32)| a.saturating_add(scale.to_fixed(*b, u32::from(frac)));
-                Value::Integers { v: x.iter().zip(y).map(add).collect(), scale: unit }
+                let (y, scale) = get(y).integers();
+                add(get(x).integers().0, y, scale, program.frac(x))
             }
-            Op::Logits { x } => {
+            Op::Fix { x, offset, len, frac } => {
                 let (v, scale) = get(x).integers();
-                let v = v.iter().map(|x| scale.to_fixed(*x, LOGIT_FRAC)).collect();
-                Value::Integers { v, scale: Scale::power(-(LOGIT_FRAC as i16)) }
+                let v = &v[offset as usize..(offset + len) as usize];
+                fixed(v.iter().map(|x| scale.to_fixed(*x, u32::from(frac))).collect(), u32::from(frac))
             }
+            Op::Bias { x, bias } => {
+                let (v, scale) = get(x).integers();
+                add(c.vector(bias), v, scale, program.vector_frac(bias))
+            }
+            Op::Normalise { x, groups, center, epsilon, gain, bias, frac } => {
+                let v = get(x).integers().0;
+                let affine = Affine {
+                    gain: c.vector(gain),
+                    shift: u32::from(NORMAL_FRAC) + program.vector_frac(gain) - u32::from(frac),
+                    bias: bias.map(|b| c.vector(b)),
+                };
+                let run = v.len() / groups as usize;
+                let out = v.chunks_exact(run).flat_map(|v| normalise(v, center, epsilon, &affine)).collect();
+                fixed(out, u32::from(frac))
+            }
+            Op::Activate { x, table } => {
+                let (v, scale) = get(x).integers();
+                let table = c.table(table);
+                let one = |x: &i32| activation(scale.to_fixed(*x, GATE_FRAC), table);
+                fixed(v.iter().map(one).collect(), GATE_FRAC)
+            }
+            Op::Hadamard { x, block } => {
+                let (v, scale) = get(x).integers();
+                let k = normal_shift(max_abs(v));
+                let mut v: Vec<i32> = v.iter().map(|x| rsh(i64::from(*x), k) as i32).collect();
+                v.chunks_exact_mut(block as usize).for_each(hadamard);
+                Value::Integers { v, scale: scale.shifted(k as i32) }
+            }
+            Op::Bend { x, cap } => {
+                let table = c.table(cap.table);
+                let v = get(x).integers().0.iter().map(|z| bend(*z, cap.limit, table)).collect();
+                fixed(v, u32::from(LOGIT_FRAC))
+            }
+            Op::Pool { .. } => unreachable!("a pooled vector is not one token's"),
         }
     }
+}
+
+/// Fixed-point numbers.
+fn fixed(v: Vec<i32>, frac: u32) -> Value {
+    Value::Integers { v, scale: Scale::power(-(frac as i16)) }
 }
 
 /// Semantics 6.1.
@@ -161,7 +252,82 @@ pub fn embed(table: Matrix<'_>, token: usize, frac: u8) -> Value {
     let m = i64::from(table.scales()[token]);
     let shift = i32::from(table.shift()) - i32::from(frac);
     let v = (0..table.cols()).map(|i| shift_sat(i64::from(table.weight(token, i)) * m, shift)).collect();
-    Value::Integers { v, scale: Scale::power(-i16::from(frac)) }
+    fixed(v, u32::from(frac))
+}
+
+/// Semantics 6.8: fixed point plus integers.
+pub fn add(x: &[i32], y: &[i32], scale: Scale, frac: u32) -> Value {
+    let one = |(x, y): (&i32, &i32)| x.saturating_add(scale.to_fixed(*y, frac));
+    fixed(x.iter().zip(y).map(one).collect(), frac)
+}
+
+/// Gain and bias of a norm, and the shift that follows the product with the gain.
+#[derive(Clone, Copy, Debug)]
+pub struct Affine<'a> {
+    /// One factor per number.
+    pub gain: &'a [i32],
+    /// From the product's fraction bits to the result's.
+    pub shift: u32,
+    /// One summand per number.
+    pub bias: Option<&'a [i32]>,
+}
+
+/// Semantics 6.12: one run.
+pub fn normalise(v: &[i32], center: bool, epsilon: u64, affine: &Affine<'_>) -> Vec<i32> {
+    let m = if center { mean(v) } else { 0 };
+    let v: Vec<i32> = v.iter().map(|x| x.saturating_sub(m)).collect();
+    let scale = rms_scale(&v, epsilon);
+    let one = |(i, x): (usize, &i32)| affine.apply(i, scale.to_fixed(*x, u32::from(NORMAL_FRAC)));
+    v.iter().enumerate().map(one).collect()
+}
+
+impl Affine<'_> {
+    /// The result for the `i`-th normalised number.
+    #[inline(always)]
+    pub fn apply(&self, i: usize, n: i32) -> i32 {
+        // A gain is below 2^30: the product is below 2^61.
+        let y = sat32(rsh(i64::from(n) * i64::from(self.gain[i]), self.shift));
+        self.bias.map_or(y, |b| y.saturating_add(b[i]))
+    }
+}
+
+/// Semantics 6.14: the transform of one run, in place.
+pub fn hadamard(v: &mut [i32]) {
+    let mut half = 1;
+    while half < v.len() {
+        for run in v.chunks_exact_mut(2 * half) {
+            let (a, b) = run.split_at_mut(half);
+            for (a, b) in a.iter_mut().zip(b) {
+                (*a, *b) = (*a + *b, *a - *b);
+            }
+        }
+        half *= 2;
+    }
+}
+
+/// Semantics 6.15.
+#[inline(always)]
+pub fn bend(z: i32, limit: u32, table: &[i32]) -> i32 {
+    let reciprocal = (1u64 << 33) / u64::from(limit);
+    let a = ((u64::from(z.unsigned_abs()) * reciprocal) >> 16).min(1 << 20) as u32;
+    // tanh(x) = 2 / (1 + e^-2x) - 1
+    let t = 2 * table_at(a, table) - 65_536;
+    let y = rsh(i64::from(limit) * i64::from(t), 16) as i32;
+    if z < 0 { -y } else { y }
+}
+
+/// Semantics 6.16.
+pub fn pool(rows: &[&[i32]], pooling: Pooling) -> Vec<i32> {
+    match pooling {
+        Pooling::First => rows[0].to_vec(),
+        Pooling::Last => rows[rows.len() - 1].to_vec(),
+        Pooling::Mean => (0..rows[0].len())
+            .map(|i| {
+                let column: Vec<i32> = rows.iter().map(|r| r[i]).collect();
+                mean(&column)
+            })
+            .collect(),
+    }
 }
 
 /// Semantics 6.3.
@@ -203,21 +369,40 @@ pub fn rotate(v: &[i32], head_dim: usize, angles: &[i16]) -> Vec<i32> {
     out
 }
 
-/// Semantics 6.6: one query head over all positions of the cache. `scale` is the query's scale times the operation's.
-pub fn attend_head(query: &[i8], scale: Scale, cache: &LayerCache, kv: usize, frac: u32) -> Vec<i32> {
+/// The positions that the token at `position` sees, of `len` in the cache.
+pub fn seen(reach: Reach, position: usize, len: usize) -> Range<usize> {
+    match reach {
+        Reach::Past => 0..position + 1,
+        Reach::Window(n) => (position + 1).saturating_sub(n as usize)..position + 1,
+        Reach::All => 0..len,
+    }
+}
+
+/// Semantics 6.6: one query head over the positions `seen`. `scale` is the query's scale times the operation's, `cap`
+/// a limit and its table.
+pub fn attend_head(
+    query: &[i8],
+    scale: Scale,
+    cache: &LayerCache,
+    seen: Range<usize>,
+    kv: usize,
+    cap: Option<(u32, &[i32])>,
+    frac: u32,
+) -> Vec<i32> {
     let n = query.len();
     let dot = |k: &[i8]| -> i64 { query.iter().zip(k).map(|(a, b)| i64::from(*a) * i64::from(*b)).sum() };
-    let scores: Vec<i32> = cache
-        .keys
-        .iter()
-        .map(|(k, scales)| score(dot(&k[kv * n..(kv + 1) * n]), scales[kv], scale))
-        .collect();
+    let one = |(k, scales): &(Vec<i8>, Vec<Scale>)| {
+        let z = score(dot(&k[kv * n..(kv + 1) * n]), scales[kv], scale);
+        cap.map_or(z, |(limit, table)| bend(z, limit, table))
+    };
+    let scores: Vec<i32> = cache.keys[seen.clone()].iter().map(one).collect();
+    let values = &cache.values[seen];
     let top = scores.iter().copied().max().unwrap_or(0);
     let weights: Vec<u32> = scores.iter().map(|s| exp2_weight(top.wrapping_sub(*s) as u32)).collect();
     let sum: u64 = weights.iter().map(|w| u64::from(*w)).sum();
-    let highest = highest_exponent(cache.values.iter().map(|(_, scales)| scales[kv]));
+    let highest = highest_exponent(values.iter().map(|(_, scales)| scales[kv]));
     let mut out = vec![0i64; n];
-    for (e, (v, scales)) in weights.iter().zip(&cache.values) {
+    for (e, (v, scales)) in weights.iter().zip(values) {
         let w = i64::from(value_weight(*e, scales[kv], highest));
         for (o, x) in out.iter_mut().zip(&v[kv * n..(kv + 1) * n]) {
             *o += w * i64::from(*x);
@@ -294,12 +479,17 @@ pub fn gated(g: &[i32], u: &[i32], scale: Scale, table: &[i32]) -> Value {
 /// `g · table(g)` with 16 fraction bits.
 #[inline(always)]
 pub fn activation(g: i32, table: &[i32]) -> i32 {
-    let a = g.unsigned_abs();
-    let i = (a >> 10).min(1024) as usize;
-    let next = (i + 1).min(1024);
-    let t = table[i] + rsh(i64::from(table[next] - table[i]) * i64::from(a & 1023), 10) as i32;
+    let t = table_at(g.unsigned_abs(), table);
     let t = if g < 0 { 65_536 - t } else { t };
     rsh(i64::from(g) * i64::from(t), 16) as i32
+}
+
+/// A table between its entries, at a non-negative number with 16 fraction bits.
+#[inline(always)]
+pub fn table_at(a: u32, table: &[i32]) -> i32 {
+    let i = (a >> 10).min(1024) as usize;
+    let next = (i + 1).min(1024);
+    table[i] + rsh(i64::from(table[next] - table[i]) * i64::from(a & 1023), 10) as i32
 }
 
 /// Activated gate times normalised `u`.

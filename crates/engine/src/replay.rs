@@ -56,8 +56,9 @@ impl Execution for ByReference<'_> {
         for (position, token) in tokens.iter().enumerate() {
             let wanted = position >= logits_from;
             let values = reference.step(*token, wanted);
-            let (numbers, scales) = values[usize::from(program.hidden)].int8();
-            let logits = wanted.then(|| values[usize::from(program.logits)].integers().0);
+            let (hidden, logits) = program.tokens();
+            let (numbers, scales) = values[usize::from(hidden)].int8();
+            let logits = wanted.then(|| values[usize::from(logits)].integers().0);
             visit(Row { position, hidden: (numbers, scales[0]), logits });
         }
     }

@@ -16,7 +16,10 @@ use crate::forward::{Executor, Segment};
 use crate::kernel::Kernel;
 use crate::matrix::{Matrix, store};
 use crate::pool::Pool;
-use crate::program::{Checked, Op, Program, Shape, TABLE_LEN, Tensor};
+use crate::program::{
+    Checked, Head, LOGIT_FRAC, Op, Pooling, Program, Reach, Shape, SoftCap, TABLE_LEN, Tensor, TensorId,
+    ValueId,
+};
 use crate::reference::Reference;
 use crate::semantics::exp2::{exp2_likelihood, exp2_weight};
 use crate::semantics::fixed::{isqrt, rsh, shift_sat};
@@ -69,6 +72,10 @@ pub fn compute(kernel: Option<Kernel>) -> Vec<Vector> {
     for (i, shape) in SHAPES.iter().enumerate() {
         let bytes = execute(&Arc::new(Model::new(shape)), kernel);
         all.push(Vector { name: format!("program-{}", i + 1), hash: keccak256(&[&bytes]) });
+    }
+    for (i, shape) in SHAPES.iter().enumerate() {
+        let bytes = encode(&Arc::new(Model::encoder(shape)), kernel);
+        all.push(Vector { name: format!("encoder-{}", i + 1), hash: keccak256(&[&bytes]) });
     }
     all
 }
@@ -158,6 +165,7 @@ fn samples() -> Vec<u8> {
 struct Model {
     program: Checked,
     matrices: Vec<(Vec<u8>, Vec<u16>)>,
+    vectors: Vec<(TensorId, Vec<i32>)>,
     table: Vec<i32>,
     rotary: Vec<i16>,
 }
@@ -170,14 +178,29 @@ struct ModelShape {
     hidden: u32,
     shift: i16,
     seed: u64,
+    /// Biases, head norms, a window, soft caps and norms after the layers.
+    rich: bool,
 }
 
-/// Tame numbers, tails everywhere, and numbers that saturate.
-const SHAPES: [ModelShape; 3] = [
-    ModelShape { dim: 64, heads: 4, kv_heads: 2, head_dim: 16, hidden: 172, shift: 24, seed: 11 },
-    ModelShape { dim: 77, heads: 3, kv_heads: 1, head_dim: 68, hidden: 131, shift: 25, seed: 12 },
-    ModelShape { dim: 33, heads: 2, kv_heads: 2, head_dim: 8, hidden: 40, shift: 6, seed: 13 },
+/// Tame numbers, tails everywhere, numbers that saturate; then the operations that only some families have.
+const SHAPES: [ModelShape; 5] = [
+    shape(64, [4, 2, 16], 172, 24, 11, false),
+    shape(77, [3, 1, 68], 131, 25, 12, false),
+    shape(33, [2, 2, 8], 40, 6, 13, false),
+    shape(52, [4, 2, 20], 96, 24, 14, true),
+    shape(36, [2, 1, 12], 40, 7, 15, true),
 ];
+
+const fn shape(
+    dim: u32,
+    [heads, kv_heads, head_dim]: [u32; 3],
+    hidden: u32,
+    shift: i16,
+    seed: u64,
+    rich: bool,
+) -> ModelShape {
+    ModelShape { dim, heads, kv_heads, head_dim, hidden, shift, seed, rich }
+}
 
 const VOCABULARY: u32 = 83;
 const CONTEXT: u32 = 96;
@@ -205,52 +228,165 @@ impl Model {
         let rotary = Shape::Rotary { positions: CONTEXT, pairs: s.head_dim / 2 };
         tensors.push(Tensor { name: "rotary".into(), shape: rotary });
         tensors.push(Tensor { name: "table".into(), shape: Shape::Table });
-        let ops = ops(s);
-        let last = (ops.len() - 1) as u16;
-        let program = Program {
-            context: CONTEXT,
-            vocabulary: VOCABULARY,
-            residual_frac: 16,
-            tensors,
-            ops,
-            hidden: last - 2,
-            logits: last,
+        let mut vectors = Vectors { tensors, numbers: Vec::new() };
+        let ops = ops(s, &mut vectors, &mut r);
+        let last = (ops.len() - 1) as ValueId;
+        // With a bend after the logits there is one operation more.
+        let hidden = last - if s.rich { 3 } else { 2 };
+        Model::finish(vectors, matrices, ops, Head::Tokens { hidden, logits: last }, &mut r, s.head_dim)
+    }
+
+    /// An encoder of two layers: learned positions, layer norms, transforms, a function of its own, means.
+    fn encoder(s: &ModelShape) -> Model {
+        let mut r = Random(s.seed + 100);
+        let dim = s.heads * s.head_dim;
+        let (mut tensors, mut matrices) = (Vec::new(), Vec::new());
+        let mut matrix = |name: String, rows: u32, cols: u32| {
+            let w: Vec<i8> = (0..rows * cols).map(|_| r.next() as i8).collect();
+            let scales = (0..rows).map(|_| r.next() as u16).collect();
+            matrices.push((store(rows as usize, cols as usize, &w), scales));
+            tensors.push(Tensor { name, shape: Shape::Matrix { rows, cols, shift: s.shift } });
         };
+        let inner = s.hidden.next_multiple_of(8);
+        matrix("embed".into(), VOCABULARY, dim);
+        matrix("positions".into(), CONTEXT, dim);
+        for l in 0..2 {
+            matrix(format!("{l}.qkv"), 3 * dim, dim);
+            matrix(format!("{l}.out"), dim, dim);
+            matrix(format!("{l}.up"), inner, dim);
+            matrix(format!("{l}.down"), dim, inner);
+        }
+        tensors.push(Tensor { name: "table".into(), shape: Shape::Table });
+        let mut v = Vectors { tensors, numbers: Vec::new() };
+        let (heads, head_dim, table) = (s.heads, s.head_dim, 10);
+        let mut ops = vec![Op::Embed { table: 0 }, Op::Position { table: 1 }, Op::Add { x: 0, y: 1 }];
+        let mut push = |op| {
+            ops.push(op);
+            (ops.len() - 1) as ValueId
+        };
+        let mut x = 2;
+        for l in 0..2u16 {
+            let mut linear = |push: &mut dyn FnMut(Op) -> ValueId, x, cols: u32, rows, weights| {
+                let x = push(Op::Hadamard { x, block: 1 << cols.trailing_zeros().min(7) });
+                let x = push(Op::Quantise { x, offset: 0, len: cols, groups: 1 });
+                let x = push(Op::MatMul { weights, x });
+                let bias = v.vector(rows, 20, &mut r);
+                push(Op::Bias { x, bias })
+            };
+            let qkv = linear(&mut push, x, dim, 3 * dim, 2 + 4 * l);
+            let [q, k, values] = [0, dim, 2 * dim]
+                .map(|offset| push(Op::Quantise { x: qkv, offset, len: dim, groups: heads }));
+            let (scale, cap) = (Scale { mantissa: 47_274, exponent: -17 }, None);
+            let (kv_heads, reach) = (heads, Reach::All);
+            let a = push(Op::Attend {
+                q,
+                k,
+                v: values,
+                layer: l,
+                reach,
+                heads,
+                kv_heads,
+                head_dim,
+                scale,
+                cap,
+                frac: 20,
+            });
+            let y = linear(&mut push, a, dim, dim, 3 + 4 * l);
+            x = push(Op::Add { x, y });
+            let y = linear(&mut push, x, dim, inner, 4 + 4 * l);
+            let y = push(Op::Activate { x: y, table });
+            let y = linear(&mut push, y, inner, dim, 5 + 4 * l);
+            x = push(Op::Add { x, y });
+            let (gain, bias) = (v.vector(dim, 20, &mut r), Some(v.vector(dim, 16, &mut r)));
+            x = push(Op::Normalise { x, groups: 1, center: true, epsilon: 42_950, gain, bias, frac: 16 });
+        }
+        let pooled = push(Op::Pool { x, pooling: Pooling::Mean });
+        Model::finish(v, matrices, ops, Head::Vector { pooled }, &mut r, head_dim)
+    }
+
+    fn finish(
+        vectors: Vectors,
+        matrices: Vec<(Vec<u8>, Vec<u16>)>,
+        ops: Vec<Op>,
+        head: Head,
+        r: &mut Random,
+        head_dim: u32,
+    ) -> Model {
+        let Vectors { tensors, numbers } = vectors;
+        let (context, vocabulary) = (CONTEXT, VOCABULARY);
+        let program = Program { context, vocabulary, residual_frac: 16, tensors, ops, head };
         // Any rising table and any angles will do: they are data.
         let table = (0..TABLE_LEN as i32).map(|i| 32_768 + i * 32).collect();
-        let rotary = (0..CONTEXT * s.head_dim).map(|_| (r.next() % 32_769) as u16 as i32 - 16_384);
+        let rotary = (0..CONTEXT * head_dim).map(|_| (r.next() % 32_769) as u16 as i32 - 16_384);
         let rotary = rotary.map(|v| v as i16).collect();
-        Model {
-            program: program.check().expect("the programs of vectors are valid"),
-            matrices,
-            table,
-            rotary,
-        }
+        let program = program.check().expect("the programs of vectors are valid");
+        Model { program, matrices, vectors: numbers, table, rotary }
     }
 }
 
-fn ops(s: &ModelShape) -> Vec<Op> {
+/// Tensors so far, and the numbers of those that are vectors.
+struct Vectors {
+    tensors: Vec<Tensor>,
+    numbers: Vec<(TensorId, Vec<i32>)>,
+}
+
+impl Vectors {
+    /// Numbers of both signs, from small ones to the largest.
+    fn vector(&mut self, len: u32, frac: u8, r: &mut Random) -> TensorId {
+        let id = self.tensors.len() as TensorId;
+        let numbers = (0..len).map(|_| r.sized() >> 2).map(|v| v.max(1 - (1 << 29))).collect();
+        self.tensors.push(Tensor { name: format!("vector {id}"), shape: Shape::Vector { len, frac } });
+        self.numbers.push((id, numbers));
+        id
+    }
+}
+
+fn ops(s: &ModelShape, vectors: &mut Vectors, r: &mut Random) -> Vec<Op> {
     let (q_len, kv_len) = (s.heads * s.head_dim, s.kv_heads * s.head_dim);
     let (heads, kv_heads, head_dim, table) = (s.heads, s.kv_heads, s.head_dim, 10);
+    let cap = s.rich.then_some(SoftCap { limit: 5 << 16, table: 11 });
     let mut ops = vec![Op::Embed { table: 0 }];
     let mut push = |op| {
         ops.push(op);
-        (ops.len() - 1) as u16
+        (ops.len() - 1) as ValueId
     };
     let mut x = 0;
     for l in 0..2u16 {
         let n = push(Op::RmsNorm { x, epsilon: 42_950 });
         let a = push(Op::Quantise { x: n, offset: 0, len: s.dim, groups: 1 });
-        let m = push(Op::MatMul { weights: 1 + 4 * l, x: a });
-        let q = push(Op::Rotary { x: m, offset: 0, heads, head_dim, table });
-        let k = push(Op::Rotary { x: m, offset: q_len, heads: kv_heads, head_dim, table });
-        let q = push(Op::Quantise { x: q, offset: 0, len: q_len, groups: heads });
-        let k = push(Op::Quantise { x: k, offset: 0, len: kv_len, groups: kv_heads });
+        let mut m = push(Op::MatMul { weights: 1 + 4 * l, x: a });
+        if s.rich {
+            let bias = vectors.vector(q_len + 2 * kv_len, 20, r);
+            m = push(Op::Bias { x: m, bias });
+        }
+        let mut turned = |offset, heads: u32| {
+            let len = heads * head_dim;
+            let (mut x, mut from) = (m, offset);
+            if s.rich {
+                let (groups, gain) = (heads, vectors.vector(head_dim, 14, r));
+                let x_fixed = push(Op::Fix { x, offset, len, frac: 20 });
+                let (epsilon, frac) = (1 << 20, 18);
+                let (center, bias) = (false, None);
+                x = push(Op::Normalise { x: x_fixed, groups, center, epsilon, gain, bias, frac });
+                from = 0;
+            }
+            let x = push(Op::Rotary { x, offset: from, heads, head_dim, table });
+            push(Op::Quantise { x, offset: 0, len, groups: heads })
+        };
+        let (q, k) = (turned(0, heads), turned(q_len, kv_heads));
         let v = push(Op::Quantise { x: m, offset: q_len + kv_len, len: kv_len, groups: kv_heads });
         let scale = Scale { mantissa: 47_274, exponent: -17 };
-        let a = push(Op::Attend { q, k, v, layer: l, heads, kv_heads, head_dim, scale, frac: 20 });
+        let reach = if s.rich && l == 0 { Reach::Window(17) } else { Reach::Past };
+        let a =
+            push(Op::Attend { q, k, v, layer: l, reach, heads, kv_heads, head_dim, scale, cap, frac: 20 });
         let a = push(Op::Quantise { x: a, offset: 0, len: q_len, groups: 1 });
-        let a = push(Op::MatMul { weights: 2 + 4 * l, x: a });
+        let mut a = push(Op::MatMul { weights: 2 + 4 * l, x: a });
+        if s.rich {
+            let gain = vectors.vector(s.dim, 14, r);
+            a = push(Op::Fix { x: a, offset: 0, len: s.dim, frac: 16 });
+            let (groups, center, epsilon, bias, frac) = (1, false, 42_950, None, 16);
+            a = push(Op::Normalise { x: a, groups, center, epsilon, gain, bias, frac });
+        }
         x = push(Op::Add { x, y: a });
         let n = push(Op::RmsNorm { x, epsilon: 42_950 });
         let a = push(Op::Quantise { x: n, offset: 0, len: s.dim, groups: 1 });
@@ -263,7 +399,10 @@ fn ops(s: &ModelShape) -> Vec<Op> {
     let n = push(Op::RmsNorm { x, epsilon: 42_950 });
     let hidden = push(Op::Quantise { x: n, offset: 0, len: s.dim, groups: 1 });
     let m = push(Op::MatMul { weights: 9, x: hidden });
-    push(Op::Logits { x: m });
+    let logits = push(Op::Fix { x: m, offset: 0, len: VOCABULARY, frac: LOGIT_FRAC });
+    if let Some(cap) = cap {
+        push(Op::Bend { x: logits, cap });
+    }
     ops
 }
 
@@ -286,6 +425,26 @@ impl Constants for Model {
     fn rotary(&self, _: u16) -> &[i16] {
         &self.rotary
     }
+
+    fn vector(&self, t: u16) -> &[i32] {
+        let found = self.vectors.iter().find(|(id, _)| *id == t);
+        found.map(|(_, v)| v.as_slice()).expect("a checked program names vectors as vectors")
+    }
+}
+
+/// Pooled vectors of sequences of several lengths.
+fn encode(model: &Arc<Model>, kernel: Option<Kernel>) -> Vec<u8> {
+    let mut r = Random(98);
+    let inputs: Vec<Vec<u32>> = [1, 2, 33, CONTEXT]
+        .iter()
+        .map(|n| (0..*n).map(|_| (r.next() % u64::from(VOCABULARY)) as u32).collect())
+        .collect();
+    let inputs: Vec<&[u32]> = inputs.iter().map(Vec::as_slice).collect();
+    let pooled: Vec<Vec<i32>> = match kernel {
+        None => inputs.iter().map(|tokens| Reference::encode(model.as_ref(), tokens)).collect(),
+        Some(kernel) => Executor::new(model.clone(), kernel, Arc::new(Pool::new(2))).encode(&inputs),
+    };
+    pooled.iter().flatten().flat_map(|v| v.to_be_bytes()).collect()
 }
 
 /// Hidden vectors and logits at every position of a full context.
@@ -303,8 +462,9 @@ fn execute(model: &Arc<Model>, kernel: Option<Kernel>) -> Vec<u8> {
             let mut reference = Reference::new(model.as_ref());
             for t in tokens {
                 let values = reference.step(t, true);
-                let (q, s) = values[usize::from(model.program.program().hidden)].int8();
-                push(q, s[0], values[usize::from(model.program.program().logits)].integers().0);
+                let (hidden, logits) = model.program.program().tokens();
+                let (q, s) = values[usize::from(hidden)].int8();
+                push(q, s[0], values[usize::from(logits)].integers().0);
             }
         }
         Some(kernel) => {

@@ -10,7 +10,7 @@ use assay_engine::artifact::writer::Writer;
 use assay_engine::artifact::{Artifact, Manifest, Provenance, TextModel};
 use assay_engine::constants::Constants as _;
 use assay_engine::matrix::store;
-use assay_engine::program::{Op, Program, Shape, TABLE_LEN, Tensor};
+use assay_engine::program::{Head, Op, Program, Shape, TABLE_LEN, Tensor};
 use tempfile::TempDir;
 
 #[path = "checkpoint/small.rs"]
@@ -34,11 +34,17 @@ fn manifest(rotary: u32) -> Manifest {
         Op::RmsNorm { x: 0, epsilon: 1 },
         Op::Quantise { x: 1, offset: 0, len: COLS, groups: 1 },
         Op::MatMul { weights: 1, x: 2 },
-        Op::Logits { x: 3 },
+        Op::Fix { x: 3, offset: 0, len: ROWS, frac: 16 },
     ];
     let tensors = vec![matrix("embed"), matrix("head"), rotary, table];
-    let program =
-        Program { context: 9, vocabulary: ROWS, residual_frac: 16, tensors, ops, hidden: 2, logits: 4 };
+    let program = Program {
+        context: 9,
+        vocabulary: ROWS,
+        residual_frac: 16,
+        tensors,
+        ops,
+        head: Head::Tokens { hidden: 2, logits: 4 },
+    };
     let text = TextModel {
         bos: Some(1),
         add_bos: true,
@@ -193,7 +199,7 @@ fn damaged_files_are_refused_with_one_error() {
     assert_eq!(relabel(|m| m.text.bos = Some(ROWS)), Err("artifact_content"));
     assert_eq!(relabel(|m| m.text.end_tokens = vec![ROWS]), Err("artifact_content"));
     assert_eq!(relabel(|m| m.provenance.name.clear()), Err("artifact_content"));
-    assert_eq!(relabel(|m| m.program.hidden = 3), Err("artifact_program"));
+    assert_eq!(relabel(|m| m.program.head = Head::Tokens { hidden: 3, logits: 4 }), Err("artifact_program"));
     let huge = |m: &mut Manifest| {
         m.program.tensors[1].shape = Shape::Matrix { rows: u32::MAX, cols: u32::MAX, shift: 0 }
     };

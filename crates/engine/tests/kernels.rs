@@ -10,7 +10,7 @@ use assay_engine::forward::{Executor, Segment};
 use assay_engine::kernel::Kernel;
 use assay_engine::matrix::{Matrix, store};
 use assay_engine::pool::Pool;
-use assay_engine::program::{Checked, Op, Program, Shape, TABLE_LEN, Tensor};
+use assay_engine::program::{Checked, Head, Op, Program, Reach, Shape, TABLE_LEN, Tensor};
 use assay_engine::reference::{Reference, Value};
 use assay_engine::semantics::scale::Scale;
 use proptest::prelude::*;
@@ -35,6 +35,10 @@ impl Constants for Model {
     fn table(&self, _: u16) -> &[i32] {
         &self.table
     }
+    fn vector(&self, _: u16) -> &[i32] {
+        unreachable!("these programs have no vectors; the conformance vectors cover them")
+    }
+
     fn rotary(&self, _: u16) -> &[i16] {
         &self.rotary
     }
@@ -59,6 +63,7 @@ struct Plan {
     layers: u32,
     weights: Weights,
     shift: i16,
+    reach: Reach,
     seed: u64,
 }
 
@@ -143,7 +148,9 @@ fn model(p: &Plan) -> Model {
             heads: p.heads,
             kv_heads: kv,
             head_dim: p.head_dim,
+            reach: p.reach,
             scale: Scale::from_u64(94_548, -18),
+            cap: None,
             frac: 20,
         });
         let a = push(Op::Quantise { x: a, offset: 0, len: q_len, groups: 1 });
@@ -160,9 +167,9 @@ fn model(p: &Plan) -> Model {
     let n = push(Op::RmsNorm { x, epsilon: 42_950 });
     let hidden = push(Op::Quantise { x: n, offset: 0, len: p.d, groups: 1 });
     let m = push(Op::MatMul { weights: head, x: hidden });
-    let logits = push(Op::Logits { x: m });
-    let program =
-        Program { context: CONTEXT, vocabulary: VOCABULARY, residual_frac: 16, tensors, ops, hidden, logits };
+    let logits = push(Op::Fix { x: m, offset: 0, len: VOCABULARY, frac: 16 });
+    let (context, vocabulary, head) = (CONTEXT, VOCABULARY, Head::Tokens { hidden, logits });
+    let program = Program { context, vocabulary, residual_frac: 16, tensors, ops, head };
     let table = (0..TABLE_LEN as i32).map(|i| 32_768 + i * 32).collect();
     let rotary = (0..CONTEXT * p.head_dim)
         .map(|_| (random.next() % 32_769) as i32 - 16_384)
@@ -179,9 +186,10 @@ fn by_reference(model: &Model, tokens: &[u32]) -> Trace {
     let (mut hidden, mut logits) = (Vec::new(), Vec::new());
     for t in tokens {
         let values = reference.step(*t, true);
-        let (q, s) = values[usize::from(program.hidden)].int8();
+        let (hidden_value, logits_value) = program.tokens();
+        let (q, s) = values[usize::from(hidden_value)].int8();
         hidden.push((q.to_vec(), s[0]));
-        match &values[usize::from(program.logits)] {
+        match &values[usize::from(logits_value)] {
             Value::Integers { v, .. } => logits.push(v.clone()),
             Value::Int8 { .. } => unreachable!(),
         }
@@ -237,8 +245,9 @@ fn plans() -> impl Strategy<Value = Plan> {
     let head_dim = prop_oneof![Just(4u32), Just(8), Just(20), Just(64), Just(80), Just(132)];
     // Shifts from tame to saturating.
     let shift = prop_oneof![3 => 20i16..28, 1 => 0i16..20];
-    (1u32..90, heads, head_dim, 1u32..150, 1u32..3, weights, shift, any::<u64>()).prop_map(
-        |(d, (heads, per_kv), head_dim, ff, layers, weights, shift, seed)| Plan {
+    let reach = prop_oneof![Just(Reach::Past), (1u32..150).prop_map(Reach::Window)];
+    (1u32..90, heads, head_dim, 1u32..150, 1u32..3, weights, shift, reach, any::<u64>()).prop_map(
+        |(d, (heads, per_kv), head_dim, ff, layers, weights, shift, reach, seed)| Plan {
             d,
             heads,
             per_kv,
@@ -247,6 +256,7 @@ fn plans() -> impl Strategy<Value = Plan> {
             layers,
             weights,
             shift,
+            reach,
             seed,
         },
     )

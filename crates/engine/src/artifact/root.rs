@@ -6,7 +6,7 @@
 //! | name | hash |
 //! |---|---|
 //! | `profile` | Keccak of `int8-v1` |
-//! | `program` | Merkle root over, each in borsh: the program's numbers (context u32, vocabulary u32, residual fraction bits u8, hidden u16, logits u16), each tensor's declaration, each operation |
+//! | `program` | Merkle root over, each in borsh: the program's numbers (context u32, vocabulary u32, residual fraction bits u8, head), each tensor's declaration, each operation |
 //! | `text` | Keccak of the canonical [`TextModel`] |
 //! | `tokenizer` | Keccak of the tokenizer's bytes |
 //! | `tensor`, once per tensor | see below |
@@ -15,7 +15,7 @@
 //! rows × 256 columns, row tile by row tile: the root over the tile's rows, each leaf being the up to 256 int8 weights of one
 //! row in that tile, as two's complement bytes. (Tile roots stand in the tree as they are, without being hashed as leaves.)
 //! So one leaf is what a contract needs to check one part of a dot product, and hashing a model is
-//! parallel. Scales are leaves of 128 numbers of 2 bytes, tables leaves of 64 numbers of 4 bytes, angles leaves of 128 of 2,
+//! parallel. Scales are leaves of 128 numbers of 2 bytes, tables and vectors leaves of 64 numbers of 4 bytes, angles leaves of 128 of 2,
 //! big-endian.
 //!
 //! Not under the root: the model's name, licence and source files. The same weights from another file format are the same
@@ -40,9 +40,7 @@ pub fn model_root(
 ) -> ModelRoot {
     let tensors = c.program().program().tensors.iter().enumerate().map(|(i, t)| {
         let hash = tensor_hash(c, i as TensorId, t.shape);
-        if let Shape::Matrix { rows, cols, .. } = t.shape {
-            progress(u64::from(rows) * u64::from(cols));
-        }
+        progress(t.shape.parameters());
         hash
     });
     assemble(c.program().program(), text, tokenizer, tensors)
@@ -53,6 +51,7 @@ pub(super) fn tensor_hash(c: &dyn Constants, t: TensorId, shape: Shape) -> Hash 
     match shape {
         Shape::Matrix { .. } => matrix_root(&c.matrix(t)),
         Shape::Table => table_root(c.table(t)),
+        Shape::Vector { .. } => table_root(c.vector(t)),
         Shape::Rotary { .. } => rotary_root(c.rotary(t)),
     }
 }
@@ -95,7 +94,7 @@ pub(super) fn component(name: &str, hash: &Hash) -> Hash {
 /// The leaves of a program: its numbers, then every tensor's declaration, then every operation.
 pub(super) fn program_leaves(p: &Program) -> Vec<Hash> {
     let leaf = |bytes: std::io::Result<Vec<u8>>| merkle::leaf(&bytes.expect("borsh writes to memory"));
-    let numbers = (p.context, p.vocabulary, p.residual_frac, p.hidden, p.logits);
+    let numbers = (p.context, p.vocabulary, p.residual_frac, p.head);
     std::iter::once(leaf(borsh::to_vec(&numbers)))
         .chain(p.tensors.iter().map(|t| leaf(borsh::to_vec(t))))
         .chain(p.ops.iter().map(|o| leaf(borsh::to_vec(o))))

@@ -101,6 +101,18 @@ impl Writer {
         self.write_at(place.data.0, &bytes)
     }
 
+    /// The next constant, a vector.
+    pub fn vector(&mut self, vector: &[i32]) -> Result<(), ArtifactError> {
+        let (shape, place) = self.next();
+        assert!(
+            matches!(shape, Shape::Vector { .. }) && vector.len() * 4 == place.data.1,
+            "a vector of this length comes next"
+        );
+        self.tensors.push(root::table_root(vector));
+        let bytes: Vec<u8> = vector.iter().flat_map(|v| v.to_le_bytes()).collect();
+        self.write_at(place.data.0, &bytes)
+    }
+
     /// Seals the file, makes it durable and gives it its name.
     pub fn finish(mut self) -> Result<ModelRoot, ArtifactError> {
         assert_eq!(self.tensors.len(), self.places.len(), "every constant of the program was written");

@@ -2,14 +2,15 @@
 //! tokens) is a task of its own. Scores and weighted sums are int8 products on the same kernel as the matrices.
 
 use std::cell::RefCell;
+use std::sync::Arc;
 
 use super::{Executor, Run, Segment};
 use crate::cache::HeadCache;
-use crate::kernel::{Dot, Kernel};
+use crate::kernel::{Dot, HeadScales, Kernel};
 use crate::matrix::{GROUP, TILE_ROWS};
 use crate::pool::Parts;
-use crate::program::ValueId;
-use crate::reference::Share;
+use crate::program::{Reach, SoftCap, ValueId};
+use crate::reference::{Share, seen};
 use crate::semantics::scale::Scale;
 
 /// Queries that one task answers at once, as near as whole tokens allow.
@@ -21,8 +22,17 @@ pub(super) struct Attention {
     pub(super) heads: usize,
     pub(super) kv_heads: usize,
     pub(super) head_dim: usize,
+    pub(super) reach: Reach,
     pub(super) scale: Scale,
+    pub(super) cap: Option<SoftCap>,
     pub(super) frac: u32,
+}
+
+/// The largest exponent among the scales of a range that are not zero; 0 if all are.
+fn highest_exponent(scales: HeadScales<'_>, range: std::ops::Range<usize>) -> i16 {
+    let part = scales.part(range);
+    let above_zero = part.mantissas.iter().zip(part.exponents).filter(|(m, _)| **m != 0);
+    above_zero.map(|(_, e)| *e).max().unwrap_or(0)
 }
 
 /// A run of tokens of one sequence at one KV head.
@@ -77,11 +87,13 @@ impl Executor {
             let layers: Vec<&[HeadCache]> =
                 segments.iter().map(|s| s.sequence.layer(op.layer, op.kv_heads)).collect();
             let tasks = tasks(runs, op);
+            let constants = Arc::clone(&self.constants);
+            let cap = op.cap.map(|c| (c.limit, constants.table(c.table)));
             let parts = Parts::new(&mut out);
             let one = |t: &Task| {
                 let cache = &layers[t.run][t.kv];
                 SCRATCH.with_borrow_mut(|scratch| {
-                    answer(self.kernel, op, &runs[t.run], t, cache, &queries, scratch, &parts);
+                    answer(self.kernel, op, cap, &runs[t.run], t, cache, &queries, scratch, &parts);
                 });
             };
             let work: usize = runs.iter().map(|r| r.rows * (r.position + r.rows)).sum::<usize>() * op.heads;
@@ -140,6 +152,7 @@ fn tasks(runs: &[Run], op: &Attention) -> Vec<Task> {
 fn answer(
     kernel: Kernel,
     op: &Attention,
+    cap: Option<(u32, &[i32])>,
     run: &Run,
     task: &Task,
     cache: &HeadCache,
@@ -152,9 +165,13 @@ fn answer(
     let per_kv = op.heads / op.kv_heads;
     let count = task.tokens * per_kv;
     let first_row = run.first_row + task.from;
-    // Positions that the last token of the task sees, and the row length of scores and weights.
-    let seen = run.position + task.from + task.tokens;
-    let stride = seen.next_multiple_of(TILE_ROWS);
+    // Positions in the cache when the run is in it, those that some token of the task sees, and the row length of scores
+    // and weights. What lies before them in the first tile is computed and left alone.
+    let filled = run.position + run.rows;
+    let first = run.position + task.from;
+    let range = seen(op.reach, first, filled).start..seen(op.reach, first + task.tokens - 1, filled).end;
+    let start = range.start / TILE_ROWS * TILE_ROWS;
+    let stride = (range.end - start).next_multiple_of(TILE_ROWS);
 
     s.queries.clear();
     for row in first_row..first_row + task.tokens {
@@ -162,21 +179,21 @@ fn answer(
         s.queries.extend_from_slice(&queries.q[at..at + per_kv * n]);
     }
     s.scores.resize(count * stride, 0);
-    for tile in 0..seen.div_ceil(TILE_ROWS) {
+    for tile in start / TILE_ROWS..range.end.div_ceil(TILE_ROWS) {
         let d = Dot {
             w: cache.key_tile(tile).as_ptr(),
             stride: TILE_ROWS * GROUP,
             groups: n / GROUP,
-            rows_16: (seen - tile * TILE_ROWS).min(TILE_ROWS).div_ceil(16),
+            rows_16: (range.end - tile * TILE_ROWS).min(TILE_ROWS).div_ceil(16),
             x: s.queries.as_ptr(),
             x_stride: n,
             m: count,
-            out: s.scores[tile * TILE_ROWS..].as_mut_ptr(),
+            out: s.scores[tile * TILE_ROWS - start..].as_mut_ptr(),
             out_stride: stride,
             accumulate: false,
         };
         // SAFETY: the kernel runs here. A key tile has n/4 groups of 64 positions, `queries` has `count` rows of n
-        // numbers, and a row of scores has room for whole tiles.
+        // numbers, and a row of scores has room for whole tiles from `start` on.
         unsafe { (f.dot)(d) };
     }
 
@@ -187,15 +204,25 @@ fn answer(
     for i in 0..count {
         let (token, head) = (i / per_kv, task.kv * per_kv + i % per_kv);
         let row = (first_row + token) * op.heads + head;
-        let visible = run.position + task.from + token + 1;
-        let scores = &mut s.scores[i * stride..][..visible];
-        let highest = cache.highest(visible - 1);
+        let visible = seen(op.reach, first + token, filled);
+        let highest = match visible.start {
+            0 => cache.highest(visible.end - 1),
+            _ => highest_exponent(cache.value_scales(), visible.clone()),
+        };
+        let within = visible.start - start..visible.end - start;
+        let scores = &mut s.scores[i * stride..][within.clone()];
         let (high, low) = s.planes[2 * i * stride..][..2 * stride].split_at_mut(stride);
+        let (high, low) = (&mut high[within.clone()], &mut low[within]);
+        let (keys, values) = (cache.key_scales().part(visible.clone()), cache.value_scales().part(visible));
         // SAFETY: the kernel runs here.
         let sums = unsafe {
             let correction = queries.sums[row].wrapping_mul(128);
-            let top = (f.scores)(scores, correction, cache.key_scales(), queries.scales[row].times(op.scale));
-            (f.weights)(scores, top, cache.value_scales(), highest, high, low)
+            let mut top = (f.scores)(scores, correction, keys, queries.scales[row].times(op.scale));
+            if let Some((limit, table)) = cap {
+                (f.bend)(scores, limit, table);
+                top = scores.iter().copied().max().unwrap_or(0);
+            }
+            (f.weights)(scores, top, values, highest, high, low)
         };
         s.plane_sums.push((sums.high, sums.low));
         s.shares.push(Share::new(sums.total, highest, op.frac));
@@ -204,9 +231,9 @@ fn answer(
     for block in cache.value_blocks() {
         s.sums.resize(2 * count * block.rows, 0);
         let d = Dot {
-            w: block.bytes.as_ptr(),
+            w: block.bytes[start / GROUP * block.rows * GROUP..].as_ptr(),
             stride: block.rows * GROUP,
-            groups: seen.div_ceil(GROUP),
+            groups: (range.end - start).div_ceil(GROUP),
             rows_16: block.rows / 16,
             x: s.planes.as_ptr(),
             x_stride: stride,
@@ -215,8 +242,8 @@ fn answer(
             out_stride: block.rows,
             accumulate: false,
         };
-        // SAFETY: the kernel runs here. The block has a group for every 4 positions of the capacity, a plane is at
-        // least as long, and `sums` has a row for every plane.
+        // SAFETY: the kernel runs here. The block has a group for every 4 positions of the capacity, a plane has one for
+        // each from `start` on, and `sums` has a row for every plane.
         unsafe { (f.dot)(d) };
         let channels = block.rows.min(n - block.first);
         for i in 0..count {

@@ -9,8 +9,10 @@ use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use serde_json::Value;
 
-use super::source::{Config, Format, RowOrder, Source, TextHints, Weights};
-use super::{ImportError, digest, map, read_small, tokenizer};
+use super::source::{Architecture, Format, RowOrder, Source, TextHints, Weights};
+use super::{ImportError, digest, map, read_small, release, tokenizer};
+
+mod config;
 
 /// Most bytes of a JSON file other than the tokenizer.
 const JSON_MAX: u64 = 64 << 20;
@@ -34,7 +36,7 @@ struct Place {
 /// A folder with its weights mapped.
 pub(super) struct HuggingFace {
     folder: PathBuf,
-    config: Config,
+    architecture: Architecture,
     config_bytes: Vec<u8>,
     shards: Vec<Shard>,
     tensors: BTreeMap<String, Place>,
@@ -49,7 +51,7 @@ impl HuggingFace {
             return Err(ImportError::UnknownSource { path: folder.to_owned(), reason });
         }
         let config_bytes = read_small(&path, JSON_MAX)?;
-        let config = read_config(&path, &config_bytes, folder)?;
+        let architecture = config::read(&path, &config_bytes, folder)?;
         let files = weight_files(folder)?;
         let mut shards = Vec::new();
         let mut tensors = BTreeMap::new();
@@ -59,7 +61,7 @@ impl HuggingFace {
             shards.push(Shard { path, map });
         }
         let hints = read_hints(folder)?;
-        Ok(HuggingFace { folder: folder.to_owned(), config, config_bytes, shards, tensors, hints })
+        Ok(HuggingFace { folder: folder.to_owned(), architecture, config_bytes, shards, tensors, hints })
     }
 }
 
@@ -123,79 +125,6 @@ fn index(
     Ok(())
 }
 
-fn read_config(path: &Path, bytes: &[u8], folder: &Path) -> Result<Config, ImportError> {
-    let malformed = |reason: String| ImportError::Malformed { path: path.to_owned(), reason };
-    let json: Value = serde_json::from_slice(bytes).map_err(|e| malformed(e.to_string()))?;
-    let unsupported = |field: &str, reason: &str| ImportError::Unsupported {
-        path: path.to_owned(),
-        field: field.to_owned(),
-        got: json.get(field).map(Value::to_string).unwrap_or_else(|| "missing".into()),
-        reason: reason.to_owned(),
-    };
-    if json["architectures"][0] != "LlamaForCausalLM" {
-        return Err(unsupported("architectures", "this version imports LlamaForCausalLM"));
-    }
-    if !matches!(json["hidden_act"].as_str(), None | Some("silu")) {
-        return Err(unsupported("hidden_act", "this version imports silu"));
-    }
-    for field in ["attention_bias", "mlp_bias", "rope_interleaved"] {
-        if json[field] == true {
-            return Err(unsupported(field, "this version imports models that say false"));
-        }
-    }
-    for field in ["rope_scaling", "quantization_config", "sliding_window"] {
-        if !json[field].is_null() {
-            return Err(unsupported(field, "this version imports models without it"));
-        }
-    }
-    let rope = &json["rope_parameters"];
-    if !matches!(rope["rope_type"].as_str(), None | Some("default")) {
-        return Err(unsupported("rope_parameters", "this version imports the default rotary embedding"));
-    }
-    let number = |field: &str| -> Result<u32, ImportError> {
-        let v = json[field].as_u64().and_then(|v| u32::try_from(v).ok());
-        v.filter(|v| (1..=1 << 24).contains(v))
-            .ok_or_else(|| malformed(format!("{field} is {}", json[field])))
-    };
-    let optional = |field: &str, otherwise: u32| -> Result<u32, ImportError> {
-        if json[field].is_null() { Ok(otherwise) } else { number(field) }
-    };
-    let real = |v: &Value, otherwise: f64, field: &str| -> Result<f64, ImportError> {
-        let v = if v.is_null() { Some(otherwise) } else { v.as_f64() };
-        v.filter(|v| *v > 0.0 && *v < 1e12).ok_or_else(|| malformed(format!("{field} is no positive number")))
-    };
-    let (dim, heads) = (number("hidden_size")?, number("num_attention_heads")?);
-    let vocabulary = number("vocab_size")?;
-    let id = |v: &Value| v.as_u64().and_then(|v| u32::try_from(v).ok()).filter(|v| *v < vocabulary);
-    let ids = |v: &Value| -> Vec<u32> {
-        v.as_array().map_or_else(|| id(v).into_iter().collect(), |a| a.iter().filter_map(id).collect())
-    };
-    let mut eos = ids(&json["eos_token_id"]);
-    let generation = folder.join("generation_config.json");
-    if generation.exists() {
-        let bytes = read_small(&generation, JSON_MAX)?;
-        let json: Value = serde_json::from_slice(&bytes)
-            .map_err(|e| ImportError::Malformed { path: generation, reason: e.to_string() })?;
-        eos.extend(ids(&json["eos_token_id"]));
-    }
-    let theta = if rope["rope_theta"].is_null() { &json["rope_theta"] } else { &rope["rope_theta"] };
-    Ok(Config {
-        dim,
-        layers: number("num_hidden_layers")?,
-        heads,
-        kv_heads: optional("num_key_value_heads", heads)?,
-        head_dim: optional("head_dim", dim / heads)?,
-        hidden: number("intermediate_size")?,
-        vocabulary,
-        context: optional("max_position_embeddings", 2048)?,
-        rope_theta: real(theta, 10_000.0, "rope_theta")?,
-        epsilon: real(&json["rms_norm_eps"], 1e-6, "rms_norm_eps")?,
-        tied: json["tie_word_embeddings"] == true,
-        bos: id(&json["bos_token_id"]),
-        eos,
-    })
-}
-
 fn read_hints(folder: &Path) -> Result<TextHints, ImportError> {
     let mut hints = TextHints::default();
     let path = folder.join("tokenizer_config.json");
@@ -242,26 +171,80 @@ fn post_processor_adds(folder: &Path, config: &Value) -> bool {
     }
 }
 
-/// The name of a canonical tensor in a checkpoint.
-fn checkpoint_name(layer: Option<u32>, name: &str) -> String {
-    let inner = match name {
-        "embed" => return "model.embed_tokens.weight".into(),
-        "norm" => return "model.norm.weight".into(),
-        "head" => return "lm_head.weight".into(),
-        "attention_norm" => "input_layernorm",
-        "mlp_norm" => "post_attention_layernorm",
-        "q" => "self_attn.q_proj",
-        "k" => "self_attn.k_proj",
-        "v" => "self_attn.v_proj",
-        "out" => "self_attn.o_proj",
-        "gate" => "mlp.gate_proj",
-        "up" => "mlp.up_proj",
-        other => {
-            debug_assert_eq!(other, "down");
-            "mlp.down_proj"
-        }
-    };
-    format!("model.layers.{}.{inner}.weight", layer.unwrap_or(0))
+/// Names of a decoder's tensors within a layer.
+const DECODER: [(&str, &str); 17] = [
+    ("q", "self_attn.q_proj.weight"),
+    ("k", "self_attn.k_proj.weight"),
+    ("v", "self_attn.v_proj.weight"),
+    ("out", "self_attn.o_proj.weight"),
+    ("gate", "mlp.gate_proj.weight"),
+    ("up", "mlp.up_proj.weight"),
+    ("down", "mlp.down_proj.weight"),
+    ("q_bias", "self_attn.q_proj.bias"),
+    ("k_bias", "self_attn.k_proj.bias"),
+    ("v_bias", "self_attn.v_proj.bias"),
+    ("q_norm", "self_attn.q_norm.weight"),
+    ("k_norm", "self_attn.k_norm.weight"),
+    ("attention_norm", "input_layernorm.weight"),
+    ("mlp_norm", "post_attention_layernorm.weight"),
+    // Where the output of attention is normalised, that norm has the name of the one before the gated layer.
+    ("post_attention_norm", "post_attention_layernorm.weight"),
+    ("post_mlp_norm", "post_feedforward_layernorm.weight"),
+    ("mlp_norm", "pre_feedforward_layernorm.weight"),
+];
+
+/// Names of an encoder's tensors within a layer.
+const ENCODER: [(&str, &str); 16] = [
+    ("q", "attention.self.query.weight"),
+    ("k", "attention.self.key.weight"),
+    ("v", "attention.self.value.weight"),
+    ("out", "attention.output.dense.weight"),
+    ("up", "intermediate.dense.weight"),
+    ("down", "output.dense.weight"),
+    ("q_bias", "attention.self.query.bias"),
+    ("k_bias", "attention.self.key.bias"),
+    ("v_bias", "attention.self.value.bias"),
+    ("out_bias", "attention.output.dense.bias"),
+    ("up_bias", "intermediate.dense.bias"),
+    ("down_bias", "output.dense.bias"),
+    ("attention_norm", "attention.output.LayerNorm.weight"),
+    ("attention_norm_bias", "attention.output.LayerNorm.bias"),
+    ("mlp_norm", "output.LayerNorm.weight"),
+    ("mlp_norm_bias", "output.LayerNorm.bias"),
+];
+
+/// Names of tensors outside the layers.
+const OUTSIDE: [(&str, &str); 8] = [
+    ("embed", "model.embed_tokens.weight"),
+    ("norm", "model.norm.weight"),
+    ("head", "lm_head.weight"),
+    ("embed", "embeddings.word_embeddings.weight"),
+    ("positions", "embeddings.position_embeddings.weight"),
+    ("types", "embeddings.token_type_embeddings.weight"),
+    ("embed_norm", "embeddings.LayerNorm.weight"),
+    ("embed_norm_bias", "embeddings.LayerNorm.bias"),
+];
+
+impl HuggingFace {
+    /// The name of a canonical tensor in this checkpoint.
+    fn tensor_name(&self, layer: Option<u32>, name: &str) -> String {
+        let find = |table: &[(&str, &'static str)], last: bool| {
+            let mut all = table.iter().filter(|(n, _)| *n == name).map(|(_, t)| *t);
+            if last { all.next_back() } else { all.next() }.unwrap_or_default()
+        };
+        let (prefix, inner) = match (&self.architecture, layer) {
+            (Architecture::Decoder(_), None) => (String::new(), find(&OUTSIDE, false)),
+            (Architecture::Decoder(c), Some(l)) => {
+                (format!("model.layers.{l}."), find(&DECODER, c.post_norms))
+            }
+            (Architecture::Encoder(_), None) => (String::new(), find(&OUTSIDE, true)),
+            (Architecture::Encoder(_), Some(l)) => (format!("encoder.layer.{l}."), find(&ENCODER, false)),
+        };
+        let whole = format!("{prefix}{inner}");
+        // An encoder below a head has a prefix.
+        let below = format!("bert.{whole}");
+        if !self.tensors.contains_key(&whole) && self.tensors.contains_key(&below) { below } else { whole }
+    }
 }
 
 impl Source for HuggingFace {
@@ -269,8 +252,8 @@ impl Source for HuggingFace {
         &self.folder
     }
 
-    fn config(&self) -> &Config {
-        &self.config
+    fn architecture(&self) -> &Architecture {
+        &self.architecture
     }
 
     fn weights(
@@ -280,8 +263,8 @@ impl Source for HuggingFace {
         rows: u32,
         cols: u32,
     ) -> Result<Weights<'_>, ImportError> {
-        let tensor = checkpoint_name(layer, name);
-        let vector = matches!(name, "norm" | "attention_norm" | "mlp_norm");
+        let tensor = self.tensor_name(layer, name);
+        let vector = name.ends_with("norm") || name.ends_with("_bias");
         let expected = if vector { vec![cols as usize] } else { vec![rows as usize, cols as usize] };
         let wrong = |path: &Path, got: String| ImportError::Tensor {
             path: path.to_owned(),
@@ -316,6 +299,10 @@ impl Source for HuggingFace {
 
     fn text_hints(&self) -> &TextHints {
         &self.hints
+    }
+
+    fn release(&self) {
+        self.shards.iter().for_each(|s| release(&s.map));
     }
 
     fn digests(&self) -> Vec<(String, Hash)> {

@@ -1,115 +1,48 @@
-//! The Llama family as a program: this file is the whole of what the engine knows of the architecture.
+//! Decoders of the Llama family — Llama, Mistral, Qwen 2 and 3, SmolLM, Gemma 1 to 3 — as programs: this file is the whole
+//! of what the engine knows of their architectures.
 
-use std::path::Path;
-
-use super::quantise::{Part, Stack, exp2};
+use super::lower::{
+    Builder, Columns, Constant, INNER_FRAC, PartPlan, RESIDUAL_FRAC, Rotary, epsilon, logistic, normal,
+    normal_by_tanh, text_model, write,
+};
+use super::quantise::exp2;
 use super::rotate::{Rotation, Turn};
-use super::source::{Config, Source};
+use super::source::{Activation, Config, RopeScaling, Source};
 use super::{ImportError, ImportOptions, ImportReport, Progress};
-use crate::artifact::writer::Writer;
-use crate::artifact::{END_TOKENS_MAX, Manifest, Provenance, TEMPLATE_BYTES_MAX, TextModel};
-use crate::program::{Op, Program, ROTARY_FRAC, Shape, TABLE_LEN, Tensor, TensorId, ValueId};
+use crate::program::{Head, LOGIT_FRAC, Op, Program, Reach, SoftCap, TensorId, ValueId};
 use crate::semantics::scale::Scale;
-use crate::text::Tokenizer;
-use crate::text::template::JOIN_MESSAGES;
 
-/// Fraction bits of the residual stream: numbers up to 32 768 in steps of 0.000015.
-pub(super) const RESIDUAL_FRAC: u8 = 16;
-/// Fraction bits of attention's result: numbers up to 2048 in steps of a millionth.
-const ATTENTION_FRAC: u8 = 20;
+/// Fraction bits of gains: numbers up to 65 536.
+const GAIN_FRAC: u8 = 14;
 
 /// Writes `source` as an artifact.
 pub(super) fn lower(
     source: &dyn Source,
+    config: &Config,
     name: String,
     options: &ImportOptions,
-    out: &Path,
+    out: &std::path::Path,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<ImportReport, ImportError> {
-    let mut config = source.config().clone();
+    let mut config = config.clone();
     if let Some(context) = options.context {
         config.context = config.context.min(context);
     }
     config.check(source.path())?;
-    let turns = Turns::new(&config, options.rotation);
     let tokenizer = source.tokenizer(options.tokenizer.as_deref())?;
-    let text = text_model(source, &config, &tokenizer)?;
-    let mut program = program(&config);
-    // The program names every matrix's shift: one pass over the weights finds them, a second writes the numbers.
-    let matrices = matrices(&config);
-    for (i, m) in matrices.iter().enumerate() {
-        let shift = m.stack(source, &turns)?.shift()?;
-        program.tensors[i].shape = Shape::Matrix { rows: m.rows(), cols: m.cols, shift };
-    }
-    program.clone().check().map_err(|e| ImportError::Unsupported {
-        path: source.path().to_owned(),
-        field: "shape".into(),
-        got: e.to_string(),
-        reason: "the model is beyond the engine's limits".into(),
-    })?;
-    let total = program.tensors.len();
-    let names: Vec<String> = program.tensors.iter().map(|t| t.name.clone()).collect();
-    let provenance = Provenance {
-        name: name.clone(),
-        licence: options.licence.clone().unwrap_or_default(),
-        sources: source.digests(),
-    };
-    let manifest = Manifest { program: program.clone(), text, provenance, tokenizer_len: 0 };
-    let mut writer = Writer::create(out, manifest, tokenizer)?;
-    let mut parameters = 0;
-    for (i, m) in matrices.iter().enumerate() {
-        progress(Progress { done: i, total, tensor: names[i].clone() });
-        let Shape::Matrix { shift, .. } = program.tensors[i].shape else { continue };
-        let q = m.stack(source, &turns)?.quantise(shift)?;
-        debug_assert_eq!(q.shift, shift);
-        writer.matrix(&q.stored, &q.scales)?;
-        parameters += u64::from(m.rows()) * u64::from(m.cols);
-    }
-    writer.rotary(&rotary(&config))?;
-    writer.table(&logistic())?;
-    let root = writer.finish()?;
-    progress(Progress { done: total, total, tensor: String::new() });
-    Ok(ImportReport { root, name, parameters })
+    let text = text_model(source, (config.bos, &config.eos), config.vocabulary, &tokenizer)?;
+    let made = program(&config, options.rotation);
+    write(source, made, (text, tokenizer), (name, options), out, progress)
 }
 
-fn text_model(source: &dyn Source, config: &Config, tokenizer: &[u8]) -> Result<TextModel, ImportError> {
-    let hints = source.text_hints();
-    let mut text = TextModel {
-        bos: config.bos,
-        add_bos: hints.add_bos.unwrap_or(true) && config.bos.is_some(),
-        end_tokens: Vec::new(),
-        chat_template: hints.chat_template.clone().unwrap_or_else(|| JOIN_MESSAGES.to_owned()),
-        has_chat_template: hints.chat_template.is_some(),
-    };
-    let fail = |reason: String| ImportError::Tokenizer { path: source.path().to_owned(), reason };
-    if text.chat_template.len() > TEMPLATE_BYTES_MAX {
-        let got = text.chat_template.len();
-        return Err(fail(format!(
-            "the chat template has {got} bytes; at most {TEMPLATE_BYTES_MAX} are allowed"
-        )));
-    }
-    let loaded = Tokenizer::new(&text, tokenizer).map_err(|e| fail(e.to_string()))?;
-    if loaded.id_limit() > config.vocabulary {
-        return Err(fail(format!(
-            "the tokenizer has ids up to {}, but the model only {} ids: it belongs to another model",
-            loaded.id_limit() - 1,
-            config.vocabulary
-        )));
-    }
-    // The first one is what templates know as `eos_token`. The beginning of another sequence never continues an answer.
-    let named = hints.eos_token.as_deref().and_then(|name| loaded.id(name));
-    for id in named.into_iter().chain(config.eos.iter().copied()).chain(config.bos) {
-        if !text.end_tokens.contains(&id) {
-            text.end_tokens.push(id);
-        }
-    }
-    if text.end_tokens.len() > END_TOKENS_MAX {
-        return Err(fail(format!(
-            "{} end tokens; at most {END_TOKENS_MAX} are allowed",
-            text.end_tokens.len()
-        )));
-    }
-    Ok(text)
+/// The constants that all layers share.
+struct Shared {
+    /// Angles of layers that see everything, and of those with a window.
+    rotary: [TensorId; 2],
+    activation: TensorId,
+    /// The logistic table, where something is bent.
+    bend: Option<TensorId>,
+    turns: Turns,
 }
 
 /// The rotations of an import.
@@ -118,192 +51,170 @@ struct Turns {
     head: Option<Turn>,
 }
 
-impl Turns {
-    fn new(c: &Config, rotation: Rotation) -> Turns {
-        match rotation {
-            Rotation::None => Turns { residual: None, head: None },
-            Rotation::Hadamard => {
-                Turns { residual: Some(Turn::new(c.dim)), head: Some(Turn::new(c.head_dim)) }
-            }
-        }
-    }
-
-    fn of(&self, side: Side) -> Option<&Turn> {
-        match side {
-            Side::Residual => self.residual.as_ref(),
-            Side::Values => self.head.as_ref(),
-            Side::Inner => None,
-        }
-    }
-}
-
-/// What a matrix reads or writes, as far as rotations care.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Side {
-    /// The residual stream.
-    Residual,
-    /// Values of heads, before or after attention averaged them.
-    Values,
-    /// What only makes sense as it is: queries, keys, gates, logits.
-    Inner,
-}
-
-/// A checkpoint tensor in a matrix of the program.
-#[derive(Clone, Copy, Debug)]
-struct PartPlan {
-    name: &'static str,
-    rows: u32,
-    writes: Side,
-}
-
-/// A matrix of the program: checkpoint tensors stacked, with the gain of the norm before folded in.
-struct MatrixPlan {
-    layer: Option<u32>,
-    parts: Vec<PartPlan>,
-    cols: u32,
-    reads: Side,
-    gain: Option<&'static str>,
-}
-
-impl MatrixPlan {
-    fn rows(&self) -> u32 {
-        self.parts.iter().map(|p| p.rows).sum()
-    }
-
-    fn stack<'a>(&self, source: &'a dyn Source, turns: &'a Turns) -> Result<Stack<'a>, ImportError> {
-        let gain = match self.gain {
-            None => None,
-            Some(name) => {
-                // The final norm is outside the layers, like the head that it is folded into.
-                let vector = source.weights(self.layer, name, 1, self.cols)?;
-                let mut row = Vec::new();
-                vector.row(0, &mut row)?;
-                Some(row)
-            }
-        };
-        let part = |p: &PartPlan| -> Result<Part<'a>, ImportError> {
-            let weights = source.weights(self.layer, p.name, p.rows, self.cols)?;
-            Ok(Part { weights, turn: turns.of(p.writes) })
-        };
-        let parts = self.parts.iter().map(part).collect::<Result<_, _>>()?;
-        Ok(Stack { parts, gain, turn: turns.of(self.reads), cols: self.cols as usize })
-    }
-}
-
-/// Matrices in the order of the program's tensors: the embedding, four for each layer, the head.
-fn matrices(c: &Config) -> Vec<MatrixPlan> {
-    use Side::{Inner, Residual, Values};
-    let part = |name, rows, writes| PartPlan { name, rows, writes };
-    let plan = |layer, parts, cols, reads, gain| MatrixPlan { layer, parts, cols, reads, gain };
-    let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+/// The program and where its constants come from; shifts are still to be filled in.
+pub(super) fn program(c: &Config, rotation: Rotation) -> (Program, Vec<Constant>) {
+    let mut b = Builder::default();
+    let turns = match rotation {
+        Rotation::None => Turns { residual: None, head: None },
+        Rotation::Hadamard => Turns { residual: Some(Turn::new(c.dim)), head: Some(Turn::new(c.head_dim)) },
+    };
     // A row of the embedding is a residual vector: rotating what it "reads" rotates that.
-    let mut all = vec![plan(None, vec![part("embed", c.vocabulary, Inner)], c.dim, Residual, None)];
-    for l in 0..c.layers {
-        let layer = Some(l);
-        let qkv = vec![part("q", q, Inner), part("k", kv, Inner), part("v", kv, Values)];
-        all.push(plan(layer, qkv, c.dim, Residual, Some("attention_norm")));
-        all.push(plan(layer, vec![part("out", c.dim, Residual)], q, Values, None));
-        let gate_up = vec![part("gate", c.hidden, Inner), part("up", c.hidden, Inner)];
-        all.push(plan(layer, gate_up, c.dim, Residual, Some("mlp_norm")));
-        all.push(plan(layer, vec![part("down", c.dim, Residual)], c.hidden, Inner, None));
+    let columns = Columns { gain: None, factor: c.embedding_factor, turn: turns.residual.clone() };
+    let rows = vec![PartPlan { name: "embed", rows: c.vocabulary, turn: None }];
+    let embed = b.matrix("embed".into(), None, rows, c.dim, columns);
+    let rotary = b.rotary("rotary", angles(c, c.rope_theta, &c.rope_scaling));
+    let local = match c.local.as_ref().and_then(|l| l.rope_theta) {
+        Some(theta) => b.rotary("rotary.local", angles(c, theta, &RopeScaling::None)),
+        None => rotary,
+    };
+    let activation = match c.activation {
+        Activation::Silu => b.table("logistic", logistic),
+        Activation::Gelu => b.table("normal", normal),
+        Activation::GeluTanh => b.table("normal", normal_by_tanh),
+    };
+    let bends = c.attention_cap.is_some() || c.logit_cap.is_some();
+    let bend = match c.activation {
+        Activation::Silu => bends.then_some(activation),
+        _ => bends.then(|| b.table("logistic", logistic)),
+    };
+    let shared = Shared { rotary: [rotary, local], activation, bend, turns };
+    let mut x = b.push(Op::Embed { table: embed });
+    for layer in 0..c.layers {
+        x = attention(&mut b, c, &shared, layer, x);
+        x = mlp(&mut b, c, &shared, layer, x);
     }
     // A tied head is a matrix of its own, since the final norm's gain is folded into it.
-    let head = if c.tied { "embed" } else { "head" };
-    all.push(plan(None, vec![part(head, c.vocabulary, Inner)], c.dim, Residual, Some("norm")));
-    all
+    let name = if c.tied { "embed" } else { "head" };
+    let columns =
+        Columns { gain: Some(("norm", c.gain_plus)), factor: None, turn: shared.turns.residual.clone() };
+    let rows = vec![PartPlan { name, rows: c.vocabulary, turn: None }];
+    let head = b.matrix("head".into(), None, rows, c.dim, columns);
+    let n = b.push(Op::RmsNorm { x, epsilon: epsilon(c.epsilon, RESIDUAL_FRAC) });
+    let hidden = b.push(Op::Quantise { x: n, offset: 0, len: c.dim, groups: 1 });
+    let m = b.push(Op::MatMul { weights: head, x: hidden });
+    let mut logits = b.push(Op::Fix { x: m, offset: 0, len: c.vocabulary, frac: LOGIT_FRAC });
+    if let (Some(cap), Some(table)) = (c.logit_cap, shared.bend) {
+        let cap = SoftCap { limit: sixteen(cap), table };
+        logits = b.push(Op::Bend { x: logits, cap });
+    }
+    b.program(c.context, c.vocabulary, Head::Tokens { hidden, logits })
 }
 
-/// The program, with shifts still to be filled in.
-pub(super) fn program(c: &Config) -> Program {
-    let (q_len, kv_len) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-    let epsilon = (c.epsilon * exp2(2 * i32::from(RESIDUAL_FRAC)) + 0.5) as u64;
-    let mut tensors = Vec::new();
-    for (i, m) in matrices(c).iter().enumerate() {
-        let name = match (m.layer, (i + 3) % 4) {
-            (None, _) if i == 0 => "embed".to_owned(),
-            (None, _) => "head".to_owned(),
-            (Some(l), 0) => format!("layers.{l}.attention.qkv"),
-            (Some(l), 1) => format!("layers.{l}.attention.out"),
-            (Some(l), 2) => format!("layers.{l}.mlp.gate_up"),
-            (Some(l), _) => format!("layers.{l}.mlp.down"),
-        };
-        tensors.push(Tensor { name, shape: Shape::Matrix { rows: m.rows(), cols: m.cols, shift: 0 } });
-    }
-    let head = tensors.len() as TensorId - 1;
-    let rotary = head + 1;
-    let silu = head + 2;
-    tensors.push(Tensor {
-        name: "rotary".into(),
-        shape: Shape::Rotary { positions: c.context, pairs: c.head_dim / 2 },
-    });
-    tensors.push(Tensor { name: "logistic".into(), shape: Shape::Table });
+/// A real number as fixed point with 16 fraction bits.
+fn sixteen(v: f64) -> u32 {
+    (v * 65_536.0 + 0.5) as u32
+}
 
-    let mut ops = vec![Op::Embed { table: 0 }];
-    let mut push = |op: Op| -> ValueId {
-        ops.push(op);
-        (ops.len() - 1) as ValueId
-    };
+/// A norm whose result is a fixed-point vector, where its gain cannot be folded into a matrix.
+fn norm_after(b: &mut Builder, c: &Config, layer: u32, name: &'static str, y: ValueId) -> ValueId {
+    let gain =
+        b.vector(format!("layers.{layer}.{name}"), Some(layer), vec![(name, c.dim)], c.gain_plus, GAIN_FRAC);
+    let y = b.push(Op::Fix { x: y, offset: 0, len: c.dim, frac: RESIDUAL_FRAC });
+    let epsilon = epsilon(c.epsilon, RESIDUAL_FRAC);
+    let norm =
+        Op::Normalise { x: y, groups: 1, center: false, epsilon, gain, bias: None, frac: RESIDUAL_FRAC };
+    b.push(norm)
+}
+
+fn attention(b: &mut Builder, c: &Config, s: &Shared, layer: u32, x: ValueId) -> ValueId {
     let (heads, kv_heads, head_dim) = (c.heads, c.kv_heads, c.head_dim);
-    let scale = attention_scale(head_dim);
-    let mut x: ValueId = 0;
-    for l in 0..c.layers {
-        let weights = (1 + 4 * l) as TensorId;
-        let n = push(Op::RmsNorm { x, epsilon });
-        let a = push(Op::Quantise { x: n, offset: 0, len: c.dim, groups: 1 });
-        let qkv = push(Op::MatMul { weights, x: a });
-        let q = push(Op::Rotary { x: qkv, offset: 0, heads, head_dim, table: rotary });
-        let k = push(Op::Rotary { x: qkv, offset: q_len, heads: kv_heads, head_dim, table: rotary });
-        let q = push(Op::Quantise { x: q, offset: 0, len: q_len, groups: heads });
-        let k = push(Op::Quantise { x: k, offset: 0, len: kv_len, groups: kv_heads });
-        let v = push(Op::Quantise { x: qkv, offset: q_len + kv_len, len: kv_len, groups: kv_heads });
-        let layer = l as u16;
-        let a = push(Op::Attend { q, k, v, layer, heads, kv_heads, head_dim, scale, frac: ATTENTION_FRAC });
-        let a = push(Op::Quantise { x: a, offset: 0, len: q_len, groups: 1 });
-        let a = push(Op::MatMul { weights: weights + 1, x: a });
-        x = push(Op::Add { x, y: a });
-        let n = push(Op::RmsNorm { x, epsilon });
-        let a = push(Op::Quantise { x: n, offset: 0, len: c.dim, groups: 1 });
-        let m = push(Op::MatMul { weights: weights + 2, x: a });
-        let g = push(Op::Gate { x: m, gate: 0, up: c.hidden, len: c.hidden, table: silu });
-        let a = push(Op::Quantise { x: g, offset: 0, len: c.hidden, groups: 1 });
-        let a = push(Op::MatMul { weights: weights + 3, x: a });
-        x = push(Op::Add { x, y: a });
+    let (q_len, kv_len) = (heads * head_dim, kv_heads * head_dim);
+    let part = |name, rows, turn: &Option<Turn>| PartPlan { name, rows, turn: turn.clone() };
+    let columns =
+        Columns { gain: Some(("attention_norm", c.gain_plus)), factor: None, turn: s.turns.residual.clone() };
+    let rows = vec![part("q", q_len, &None), part("k", kv_len, &None), part("v", kv_len, &s.turns.head)];
+    let weights = b.matrix(format!("layers.{layer}.attention.qkv"), Some(layer), rows, c.dim, columns);
+    let n = b.push(Op::RmsNorm { x, epsilon: epsilon(c.epsilon, RESIDUAL_FRAC) });
+    let mut qkv = b.product(n, c.dim, weights);
+    if c.qkv_bias {
+        let parts = vec![("q_bias", q_len), ("k_bias", kv_len), ("v_bias", kv_len)];
+        let name = format!("layers.{layer}.attention.qkv.bias");
+        let bias = b.vector(name, Some(layer), parts, 0.0, INNER_FRAC);
+        qkv = b.push(Op::Bias { x: qkv, bias });
     }
-    let n = push(Op::RmsNorm { x, epsilon });
-    let hidden = push(Op::Quantise { x: n, offset: 0, len: c.dim, groups: 1 });
-    let m = push(Op::MatMul { weights: head, x: hidden });
-    let logits = push(Op::Logits { x: m });
-    Program {
-        context: c.context,
-        vocabulary: c.vocabulary,
-        residual_frac: RESIDUAL_FRAC,
-        tensors,
-        ops,
-        hidden,
-        logits,
+    let local = c.local.as_ref().filter(|l| l.layers[layer as usize]);
+    let table = s.rotary[usize::from(local.is_some())];
+    let mut turned = |name: &'static str, offset: u32, heads: u32| {
+        let (mut x, mut offset) = (qkv, offset);
+        let len = heads * head_dim;
+        if c.qk_norm {
+            let label = format!("layers.{layer}.attention.{name}");
+            let gain = b.vector(label, Some(layer), vec![(name, head_dim)], c.gain_plus, GAIN_FRAC);
+            let fixed = b.push(Op::Fix { x, offset, len, frac: INNER_FRAC });
+            let epsilon = epsilon(c.epsilon, INNER_FRAC);
+            let norm = Op::Normalise {
+                x: fixed,
+                groups: heads,
+                center: false,
+                epsilon,
+                gain,
+                bias: None,
+                frac: INNER_FRAC,
+            };
+            (x, offset) = (b.push(norm), 0);
+        }
+        let r = b.push(Op::Rotary { x, offset, heads, head_dim, table });
+        b.push(Op::Quantise { x: r, offset: 0, len, groups: heads })
+    };
+    let q = turned("q_norm", 0, heads);
+    let k = turned("k_norm", q_len, kv_heads);
+    let v = b.push(Op::Quantise { x: qkv, offset: q_len + kv_len, len: kv_len, groups: kv_heads });
+    let (scale, factor) = attention_scale(c.query_scale.unwrap_or(f64::from(head_dim)));
+    let cap = match (c.attention_cap, s.bend) {
+        (Some(cap), Some(table)) => Some(SoftCap { limit: sixteen(cap * factor), table }),
+        _ => None,
+    };
+    let a = b.push(Op::Attend {
+        q,
+        k,
+        v,
+        layer: layer as u16,
+        reach: local.map_or(Reach::Past, |l| Reach::Window(l.window)),
+        heads,
+        kv_heads,
+        head_dim,
+        scale,
+        cap,
+        frac: INNER_FRAC,
+    });
+    let rows = vec![part("out", c.dim, &s.turns.residual)];
+    let columns = Columns { gain: None, factor: None, turn: s.turns.head.clone() };
+    let weights = b.matrix(format!("layers.{layer}.attention.out"), Some(layer), rows, q_len, columns);
+    let mut y = b.product(a, q_len, weights);
+    if c.post_norms {
+        y = norm_after(b, c, layer, "post_attention_norm", y);
     }
+    b.push(Op::Add { x, y })
 }
 
-/// log2(e) / sqrt(head_dim).
-fn attention_scale(head_dim: u32) -> Scale {
-    let v = std::f64::consts::LOG2_E / libm::sqrt(f64::from(head_dim));
-    Scale::from_u64((v * exp2(40) + 0.5) as u64, -40)
+fn mlp(b: &mut Builder, c: &Config, s: &Shared, layer: u32, x: ValueId) -> ValueId {
+    let part = |name, rows, turn: &Option<Turn>| PartPlan { name, rows, turn: turn.clone() };
+    let columns =
+        Columns { gain: Some(("mlp_norm", c.gain_plus)), factor: None, turn: s.turns.residual.clone() };
+    let rows = vec![part("gate", c.hidden, &None), part("up", c.hidden, &None)];
+    let weights = b.matrix(format!("layers.{layer}.mlp.gate_up"), Some(layer), rows, c.dim, columns);
+    let n = b.push(Op::RmsNorm { x, epsilon: epsilon(c.epsilon, RESIDUAL_FRAC) });
+    let m = b.product(n, c.dim, weights);
+    let g = b.push(Op::Gate { x: m, gate: 0, up: c.hidden, len: c.hidden, table: s.activation });
+    let rows = vec![part("down", c.dim, &s.turns.residual)];
+    let weights =
+        b.matrix(format!("layers.{layer}.mlp.down"), Some(layer), rows, c.hidden, Columns::default());
+    let mut y = b.product(g, c.hidden, weights);
+    if c.post_norms {
+        y = norm_after(b, c, layer, "post_mlp_norm", y);
+    }
+    b.push(Op::Add { x, y })
 }
 
-/// Cosine and sine of `position · theta^(-2 i / head_dim)`.
-pub(super) fn rotary(c: &Config) -> Vec<i16> {
-    let one = f64::from(1u32 << ROTARY_FRAC);
-    let pairs = c.head_dim / 2;
-    let speeds: Vec<f64> =
-        (0..pairs).map(|i| libm::pow(c.rope_theta, -f64::from(2 * i) / f64::from(c.head_dim))).collect();
-    let round = |v: f64| (v * one + 0.5).floor() as i16;
-    (0..c.context)
-        .flat_map(|p| speeds.iter().map(move |s| f64::from(p) * s))
-        .flat_map(|angle| [round(libm::cos(angle)), round(libm::sin(angle))])
-        .collect()
+/// log2(e) / sqrt(size) as a scale; and log2(e), which scores are multiplied with beside.
+pub(super) fn attention_scale(size: f64) -> (Scale, f64) {
+    let log2e = std::f64::consts::LOG2_E;
+    (Scale::from_u64((log2e / libm::sqrt(size) * exp2(40) + 0.5) as u64, -40), log2e)
 }
 
-/// 1 / (1 + e^-x) at 0, 1/64, …, 16.
-pub(super) fn logistic() -> Vec<i32> {
-    (0..TABLE_LEN).map(|i| (65_536.0 / (1.0 + libm::exp(-(i as f64) / 64.0)) + 0.5).floor() as i32).collect()
+/// Angles of `position · theta^(-2 i / head_dim)`, slowed down as the model was extended.
+fn angles(c: &Config, theta: f64, scaling: &RopeScaling) -> Rotary {
+    let speed = |i: u32| libm::pow(theta, -f64::from(2 * i) / f64::from(c.head_dim));
+    let speeds = (0..c.head_dim / 2).map(|i| scaling.apply(i, speed(i))).collect();
+    Rotary { context: c.context, speeds, amplitude: 1.0 }
 }

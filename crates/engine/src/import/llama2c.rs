@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use assay_core::id::Hash;
 use memmap2::Mmap;
 
-use super::source::{Config, Format, RowOrder, Source, TextHints, Weights};
-use super::{ImportError, digest, map, tokenizer};
+use super::source::{Architecture, Config, Format, RowOrder, Source, TextHints, Weights};
+use super::{ImportError, digest, map, release, tokenizer};
 
 const MAGIC_V1: u32 = 0x616b_3432;
 const HEADER_V0: usize = 28;
@@ -30,7 +30,8 @@ const V1: [&str; 11] =
 pub(super) struct Llama2c {
     path: PathBuf,
     map: Mmap,
-    config: Config,
+    architecture: Architecture,
+    head_dim: u32,
     /// Name, offset and length in bytes; layers one after the other.
     tensors: Vec<(&'static str, usize, usize)>,
     hints: TextHints,
@@ -77,12 +78,12 @@ impl Llama2c {
             hidden,
             vocabulary,
             context,
-            rope_theta: 10_000.0,
             epsilon: 1e-5,
             tied: shared,
             // Fixed by the format: llama2.c uses SentencePiece's ids.
             bos: Some(1).filter(|id| *id < vocabulary),
             eos: Some(2).filter(|id| *id < vocabulary).into_iter().collect(),
+            ..Config::PLAIN
         };
         let mut at = if v1 { HEADER_V1 } else { HEADER_V0 };
         let mut tensors = Vec::new();
@@ -103,7 +104,16 @@ impl Llama2c {
         if map.len() != at {
             return Err(fail(format!("{} bytes where the header describes {at}", map.len())));
         }
-        Ok(Llama2c { path: path.to_owned(), map, config, tensors, hints: TextHints::default() })
+        let head_dim = config.head_dim;
+        let architecture = Architecture::Decoder(config);
+        Ok(Llama2c {
+            path: path.to_owned(),
+            map,
+            architecture,
+            head_dim,
+            tensors,
+            hints: TextHints::default(),
+        })
     }
 }
 
@@ -127,8 +137,8 @@ impl Source for Llama2c {
         &self.path
     }
 
-    fn config(&self) -> &Config {
-        &self.config
+    fn architecture(&self) -> &Architecture {
+        &self.architecture
     }
 
     fn weights(
@@ -151,7 +161,7 @@ impl Source for Llama2c {
             });
         }
         let order = match name {
-            "q" | "k" => RowOrder::PairsToHalves(self.config.head_dim),
+            "q" | "k" => RowOrder::PairsToHalves(self.head_dim),
             _ => RowOrder::Straight,
         };
         Ok(Weights {
@@ -174,6 +184,10 @@ impl Source for Llama2c {
 
     fn text_hints(&self) -> &TextHints {
         &self.hints
+    }
+
+    fn release(&self) {
+        release(&self.map);
     }
 
     fn digests(&self) -> Vec<(String, Hash)> {

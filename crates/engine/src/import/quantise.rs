@@ -26,7 +26,6 @@ pub(super) struct Stack<'a> {
 pub(super) struct Quantised {
     pub(super) stored: Vec<u8>,
     pub(super) scales: Vec<u16>,
-    pub(super) shift: i16,
 }
 
 impl Stack<'_> {
@@ -75,17 +74,46 @@ impl Stack<'_> {
         let mut scales = vec![0u16; rows];
         let unit = exp2(-i32::from(shift));
         self.each_row(|r, row| {
-            let top = row.iter().fold(0f64, |m, v| m.max(v.abs()));
-            let scale = (top / 127.0 / unit).ceil().clamp(1.0, 65_535.0);
+            let scale = row_scale(row.iter().copied(), unit);
             scales[r] = scale as u16;
-            let step = scale * unit;
             for (c, v) in row.iter().enumerate() {
-                let q = (v / step + 0.5).floor().clamp(-127.0, 127.0) as i8;
+                let q = to_int8(*v, scale * unit);
                 stored[stored_index(self.cols, r, c)] = (q as u8) ^ BIAS;
             }
         })?;
-        Ok(Quantised { stored, scales, shift })
+        Ok(Quantised { stored, scales })
     }
+}
+
+impl Stack<'_> {
+    /// What [`Stack::quantise`] with the shift `first` leaves over, quantised in the same way with `shift`.
+    pub(super) fn remainder(&self, first: i16, shift: i16) -> Result<Quantised, ImportError> {
+        let rows: usize = self.parts.iter().map(|p| p.weights.rows).sum();
+        let mut stored = vec![BIAS; stored_len(rows, self.cols)];
+        let mut scales = vec![0u16; rows];
+        let units = [first, shift].map(|s| exp2(-i32::from(s)));
+        self.each_row(|r, row| {
+            let step = row_scale(row.iter().copied(), units[0]) * units[0];
+            let rest = row.iter().map(|v| v - f64::from(to_int8(*v, step)) * step);
+            let scale = row_scale(rest.clone(), units[1]);
+            scales[r] = scale as u16;
+            for (c, v) in rest.enumerate() {
+                let q = to_int8(v, scale * units[1]);
+                stored[stored_index(self.cols, r, c)] = (q as u8) ^ BIAS;
+            }
+        })?;
+        Ok(Quantised { stored, scales })
+    }
+}
+
+/// The smallest whole number of units at which 127 steps reach the largest of a row, 1 to 65 535.
+fn row_scale(row: impl Iterator<Item = f64>, unit: f64) -> f64 {
+    let top = row.fold(0f64, |m, v| m.max(v.abs()));
+    (top / 127.0 / unit).ceil().clamp(1.0, 65_535.0)
+}
+
+fn to_int8(v: f64, step: f64) -> i8 {
+    (v / step + 0.5).floor().clamp(-127.0, 127.0) as i8
 }
 
 /// The largest shift at which `top / 127` needs at most 65 535 units of 2^-shift; 16 for a matrix of zeros.

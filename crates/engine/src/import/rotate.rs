@@ -42,6 +42,12 @@ impl Turn {
         Turn { block, signs, unit: 1.0 / libm::sqrt(block as f64) }
     }
 
+    /// The transform alone, of runs of `block` numbers, a power of two that divides `period`; over `sqrt(block)` once more,
+    /// so that it undoes [`crate::program::Op::Hadamard`].
+    pub(super) fn plain(period: u32, block: u32) -> Turn {
+        Turn { block: block as usize, signs: vec![1.0; period as usize], unit: 1.0 / f64::from(block) }
+    }
+
     /// Length of one transform: rows that [`Turn::columns`] needs at once.
     pub(super) fn block(&self) -> usize {
         self.block

@@ -10,6 +10,15 @@ use crate::program::check::{CONTEXT_MAX, DIMENSION_MAX, HEAD_DIM_MAX, ROWS_MAX};
 /// Most layers: their operations fit into a program.
 const LAYERS_MAX: u32 = 400;
 
+/// What a checkpoint is.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Architecture {
+    /// A decoder of the Llama family.
+    Decoder(Config),
+    /// An encoder of the BERT family.
+    Encoder(EncoderConfig),
+}
+
 /// Numbers of a Llama-family model.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Config {
@@ -31,8 +40,30 @@ pub(super) struct Config {
     pub(super) context: u32,
     /// Base of the rotary angles.
     pub(super) rope_theta: f64,
+    /// How the angles were slowed down for longer contexts.
+    pub(super) rope_scaling: RopeScaling,
     /// Epsilon of the norms.
     pub(super) epsilon: f64,
+    /// What is added to every gain: 1 for Gemma.
+    pub(super) gain_plus: f64,
+    /// Function of the gated layer.
+    pub(super) activation: Activation,
+    /// Whether queries, keys and values have biases.
+    pub(super) qkv_bias: bool,
+    /// Whether queries and keys are normalised head by head.
+    pub(super) qk_norm: bool,
+    /// Whether what a layer adds to the residual stream is normalised (Gemma 2 and 3).
+    pub(super) post_norms: bool,
+    /// Layers that see a window.
+    pub(super) local: Option<Local>,
+    /// Scores are divided by the root of this instead of the head's size.
+    pub(super) query_scale: Option<f64>,
+    /// Bound of scores.
+    pub(super) attention_cap: Option<f64>,
+    /// Bound of logits.
+    pub(super) logit_cap: Option<f64>,
+    /// Factor of the embedding as the first layer sees it.
+    pub(super) embedding_factor: Option<f64>,
     /// Whether the head is the embedding.
     pub(super) tied: bool,
     /// Beginning of a sequence.
@@ -41,7 +72,158 @@ pub(super) struct Config {
     pub(super) eos: Vec<u32>,
 }
 
+/// Layers that see only the last positions.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Local {
+    /// How many positions.
+    pub(super) window: u32,
+    /// Which layers, one entry for each.
+    pub(super) layers: Vec<bool>,
+    /// Base of their rotary angles, if it is another.
+    pub(super) rope_theta: Option<f64>,
+}
+
+/// Function of a gated layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Activation {
+    /// x times the logistic function of x.
+    Silu,
+    /// x times the normal distribution of x.
+    Gelu,
+    /// The same by the hyperbolic tangent.
+    GeluTanh,
+}
+
+/// How rotary angles were slowed down.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum RopeScaling {
+    /// Not at all.
+    None,
+    /// All by a factor.
+    Linear(f64),
+    /// Slow ones by a factor, fast ones not, in between smoothly: Llama 3.
+    Llama3 {
+        /// The factor.
+        factor: f64,
+        /// Wavelengths above `original / low` are slowed down.
+        low: f64,
+        /// Wavelengths below `original / high` are left alone.
+        high: f64,
+        /// The context before.
+        original: f64,
+    },
+    /// Each by a divisor of its own.
+    Divisors(Vec<f64>),
+}
+
+impl RopeScaling {
+    /// The speed of pair `i`, slowed down.
+    pub(super) fn apply(&self, i: u32, speed: f64) -> f64 {
+        match self {
+            RopeScaling::None => speed,
+            RopeScaling::Linear(factor) => speed / factor,
+            RopeScaling::Divisors(all) => speed / all.get(i as usize).copied().unwrap_or(1.0),
+            RopeScaling::Llama3 { factor, low, high, original } => {
+                let turns = original * speed / (2.0 * std::f64::consts::PI);
+                if turns < *low {
+                    speed / factor
+                } else if turns > *high {
+                    speed
+                } else {
+                    let smooth = (turns - low) / (high - low);
+                    (1.0 - smooth) * speed / factor + smooth * speed
+                }
+            }
+        }
+    }
+}
+
+/// Numbers of a BERT-family encoder.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct EncoderConfig {
+    /// Width.
+    pub(super) dim: u32,
+    /// Layers.
+    pub(super) layers: u32,
+    /// Heads.
+    pub(super) heads: u32,
+    /// Width of the inner layer.
+    pub(super) hidden: u32,
+    /// Token ids.
+    pub(super) vocabulary: u32,
+    /// Positions that have an embedding.
+    pub(super) positions: u32,
+    /// Tokens of the longest input, special ones included.
+    pub(super) context: u32,
+    /// Rows of the position table before position 0 (RoBERTa has 2).
+    pub(super) first_position: u32,
+    /// Whether there are token types.
+    pub(super) token_types: u32,
+    /// Function of the inner layer.
+    pub(super) activation: Activation,
+    /// Epsilon of the norms.
+    pub(super) epsilon: f64,
+    /// How one vector is made.
+    pub(super) pooling: crate::program::Pooling,
+}
+
+impl EncoderConfig {
+    /// Refuses what no program can hold.
+    pub(super) fn check(&self, path: &Path) -> Result<(), ImportError> {
+        let within = |field: &str, got: u32, max: u32| {
+            if (1..=max).contains(&got) {
+                Ok(())
+            } else {
+                Err(refuse(path, field, got, format!("1 to {max} is")))
+            }
+        };
+        within("number of layers", self.layers, LAYERS_MAX)?;
+        within("hidden size", self.dim, DIMENSION_MAX)?;
+        within("intermediate size", self.hidden, DIMENSION_MAX)?;
+        within("vocabulary size", self.vocabulary, ROWS_MAX)?;
+        within("context", self.context, crate::program::check::WHOLE_CONTEXT_MAX)?;
+        within("number of heads", self.heads, self.dim)?;
+        if !self.dim.is_multiple_of(self.heads) || !(self.dim / self.heads).is_multiple_of(4) {
+            return Err(refuse(
+                path,
+                "number of heads",
+                self.heads,
+                "one that cuts the width into multiples of 4 is".into(),
+            ));
+        }
+        within("head size", self.dim / self.heads, HEAD_DIM_MAX)
+    }
+}
+
 impl Config {
+    /// What most of the family agree on; the sizes are to be filled in.
+    pub(super) const PLAIN: Config = Config {
+        dim: 0,
+        layers: 0,
+        heads: 0,
+        kv_heads: 0,
+        head_dim: 0,
+        hidden: 0,
+        vocabulary: 0,
+        context: 0,
+        rope_theta: 10_000.0,
+        rope_scaling: RopeScaling::None,
+        epsilon: 1e-6,
+        gain_plus: 0.0,
+        activation: Activation::Silu,
+        qkv_bias: false,
+        qk_norm: false,
+        post_norms: false,
+        local: None,
+        query_scale: None,
+        attention_cap: None,
+        logit_cap: None,
+        embedding_factor: None,
+        tied: false,
+        bos: None,
+        eos: Vec::new(),
+    };
+
     /// Refuses what no program can hold, before any number is multiplied or anything sized by it.
     pub(super) fn check(&self, path: &Path) -> Result<(), ImportError> {
         let within = |field: &str, got: u32, max: u32| {
@@ -61,6 +243,28 @@ impl Config {
         within("number of KV heads", self.kv_heads, self.heads)?;
         if !self.head_dim.is_multiple_of(4) {
             return Err(refuse(path, "head size", self.head_dim, "a multiple of 4 is".into()));
+        }
+        let cap = |field: &str, v: Option<f64>| match v {
+            Some(v) if !(1.0..=10_000.0).contains(&v) => Err(ImportError::Unsupported {
+                path: path.to_owned(),
+                field: field.to_owned(),
+                got: v.to_string(),
+                reason: "1 to 10 000 is".into(),
+            }),
+            _ => Ok(()),
+        };
+        cap("bound of scores", self.attention_cap)?;
+        cap("bound of logits", self.logit_cap)?;
+        if let Some(local) = &self.local {
+            within("sliding window", local.window, u32::MAX)?;
+            if local.layers.len() != self.layers as usize {
+                return Err(refuse(
+                    path,
+                    "layer types",
+                    local.layers.len() as u32,
+                    "one for each layer is".into(),
+                ));
+            }
         }
         if !self.heads.is_multiple_of(self.kv_heads) {
             let reason = format!("a divisor of the {} heads is", self.heads);
@@ -183,13 +387,17 @@ pub(super) struct TextHints {
     pub(super) eos_token: Option<String>,
 }
 
-/// A checkpoint. Canonical names: `embed`, `norm`, `head`, and per layer `q`, `k`, `v`, `out`, `gate`, `up`, `down`,
-/// `attention_norm`, `mlp_norm`.
+/// A checkpoint.
+///
+/// Canonical names of a decoder: `embed`, `norm`, `head`, and per layer `q`, `k`, `v`, `out`, `gate`, `up`, `down`,
+/// `attention_norm`, `mlp_norm`; where the configuration says so `q_bias`, `k_bias`, `v_bias`, `q_norm`, `k_norm`,
+/// `post_attention_norm`, `post_mlp_norm`. Of an encoder: `embed`, `positions`, `types`, `embed_norm`, `embed_norm_bias`, and per
+/// layer `q`, `k`, `v`, `out`, `up`, `down`, each with its `_bias`, `attention_norm`, `mlp_norm` and their `_bias`.
 pub(super) trait Source {
     /// Folder or file.
     fn path(&self) -> &Path;
-    /// The numbers.
-    fn config(&self) -> &Config;
+    /// What it is.
+    fn architecture(&self) -> &Architecture;
     /// A matrix of `rows` × `cols`, or a vector if `rows` is 1. `layer` is `None` for tensors outside the layers.
     fn weights(
         &self,
@@ -204,6 +412,8 @@ pub(super) trait Source {
     fn text_hints(&self) -> &TextHints;
     /// Names and digests of the files.
     fn digests(&self) -> Vec<(String, Hash)>;
+    /// Lets go of the memory that what was read so far takes, if any.
+    fn release(&self) {}
 }
 
 #[cfg(test)]

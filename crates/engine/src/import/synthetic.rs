@@ -6,7 +6,9 @@ use assay_core::id::ModelRoot;
 use serde_json::json;
 
 use super::ImportError;
-use super::llama::{logistic, program, rotary};
+use super::llama::program;
+use super::lower::{Constant, table};
+use super::rotate::Rotation;
 use super::source::Config;
 use crate::artifact::writer::Writer;
 use crate::artifact::{Manifest, Provenance, TextModel};
@@ -33,17 +35,17 @@ pub fn write(shape: &str, seed: u64, out: &Path) -> Option<Result<ModelRoot, Imp
         hidden,
         vocabulary: VOCABULARY,
         context: 4096,
-        rope_theta: 10_000.0,
         epsilon: 1e-5,
         tied: false,
         bos: Some(0),
         eos: vec![0],
+        ..Config::PLAIN
     };
     Some(write_config(&config, shape, seed, out))
 }
 
 fn write_config(config: &Config, shape: &str, seed: u64, out: &Path) -> Result<ModelRoot, ImportError> {
-    let mut program = program(config);
+    let (mut program, constants) = program(config, Rotation::None);
     for t in &mut program.tensors {
         if let Shape::Matrix { cols, shift, .. } = &mut t.shape {
             // Uniform int8 numbers have a deviation of 73: scales near 2^15 · 2^-shift make outputs about as large as inputs.
@@ -68,19 +70,23 @@ fn write_config(config: &Config, shape: &str, seed: u64, out: &Path) -> Result<M
         state ^= state << 17;
         state
     };
-    for t in &program.tensors {
-        let Shape::Matrix { rows, cols, .. } = t.shape else { continue };
-        let mut stored = vec![0u8; stored_len(rows as usize, cols as usize)];
-        for eight in stored.chunks_mut(8) {
-            // Biased bytes 1 to 255: weights -127 to 127.
-            let bytes = random().to_le_bytes();
-            eight.iter_mut().zip(bytes).for_each(|(o, b)| *o = b.max(1));
+    for (t, constant) in program.tensors.iter().zip(&constants) {
+        match (t.shape, constant) {
+            (_, Constant::Rotary(from)) => writer.rotary(&from.numbers())?,
+            (_, Constant::Table(f)) => writer.table(&table(*f))?,
+            (Shape::Matrix { rows, cols, .. }, _) => {
+                let mut stored = vec![0u8; stored_len(rows as usize, cols as usize)];
+                for eight in stored.chunks_mut(8) {
+                    // Biased bytes 1 to 255: weights -127 to 127.
+                    let bytes = random().to_le_bytes();
+                    eight.iter_mut().zip(bytes).for_each(|(o, b)| *o = b.max(1));
+                }
+                let scales: Vec<u16> = (0..rows).map(|_| 32_768 + (random() % 8_192) as u16).collect();
+                writer.matrix(&stored, &scales)?;
+            }
+            _ => unreachable!("the plain family has matrices, angles and a table"),
         }
-        let scales: Vec<u16> = (0..rows).map(|_| 32_768 + (random() % 8_192) as u16).collect();
-        writer.matrix(&stored, &scales)?;
     }
-    writer.rotary(&rotary(config))?;
-    writer.table(&logistic())?;
     Ok(writer.finish()?)
 }
 

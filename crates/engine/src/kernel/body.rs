@@ -3,7 +3,7 @@
 
 use super::{HeadScales, WeightSums};
 use crate::program::ROTARY_FRAC;
-use crate::reference::{activation, gate_product, score, value_weight};
+use crate::reference::{Affine, GATE_FRAC, activation, gate_product, score, value_weight};
 use crate::semantics::exp2::exp2_weight;
 use crate::semantics::fixed::{rsh, sat32, shift_sat};
 use crate::semantics::quantise::Quantiser;
@@ -103,9 +103,86 @@ pub(super) fn gate(g: &[i32], u: &[i32], scale: Scale, table: &[i32], shift: u32
     let n = out.len();
     let u = &u[..n];
     let table = &table[..crate::program::TABLE_LEN];
-    fixed_loop(&g[..n], scale, crate::reference::GATE_FRAC, |i, g| {
+    fixed_loop(&g[..n], scale, GATE_FRAC, |i, g| {
         out[i] = gate_product(activation(g, table), u[i], shift);
     });
+}
+
+#[inline(always)]
+pub(super) fn sum(v: &[i32]) -> i64 {
+    v.iter().map(|x| i64::from(*x)).sum()
+}
+
+#[inline(always)]
+pub(super) fn shift_by(v: &[i32], mean: i32, out: &mut [i32]) {
+    for (o, x) in out.iter_mut().zip(v) {
+        *o = x.saturating_sub(mean);
+    }
+}
+
+#[inline(always)]
+pub(super) fn affine(v: &mut [i32], scale: Scale, by: Affine<'_>) {
+    let n = v.len();
+    let gain = &by.gain[..n];
+    let normal = u32::from(crate::program::check::NORMAL_FRAC);
+    let s = -i32::from(scale.exponent) - normal as i32;
+    let half = if by.shift == 0 { 0 } else { 1i64 << (by.shift - 1) };
+    match by.bias {
+        Some(bias) if (1..=62).contains(&s) => {
+            let bias = &bias[..n];
+            let (m, up) = (i64::from(scale.mantissa), 1i64 << (s - 1));
+            for i in 0..n {
+                let x = sat32((i64::from(v[i]) * m + up) >> s);
+                let y = sat32((i64::from(x) * i64::from(gain[i]) + half) >> by.shift);
+                v[i] = y.saturating_add(bias[i]);
+            }
+        }
+        _ => {
+            for (i, x) in v.iter_mut().enumerate() {
+                *x = by.apply(i, scale.to_fixed(*x, normal));
+            }
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) fn activate(v: &[i32], scale: Scale, table: &[i32], out: &mut [i32]) {
+    let n = out.len();
+    let table = &table[..crate::program::TABLE_LEN];
+    fixed_loop(&v[..n], scale, GATE_FRAC, |i, x| out[i] = activation(x, table));
+}
+
+#[inline(always)]
+pub(super) fn bend(v: &mut [i32], limit: u32, table: &[i32]) {
+    let table = &table[..crate::program::TABLE_LEN];
+    for z in v {
+        *z = crate::reference::bend(*z, limit, table);
+    }
+}
+
+#[inline(always)]
+pub(super) fn hadamard(v: &[i32], shift: u32, block: usize, out: &mut [i32]) {
+    for (o, x) in out.iter_mut().zip(v) {
+        *o = rsh(i64::from(*x), shift) as i32;
+    }
+    for run in out.chunks_exact_mut(block) {
+        // The first two rounds on four numbers at once, so that the others work on long runs.
+        for four in run.chunks_exact_mut(4) {
+            let (a, b, c, d) = (four[0], four[1], four[2], four[3]);
+            let (p, q, r, s) = (a + b, a - b, c + d, c - d);
+            four.copy_from_slice(&[p + r, q + s, p - r, q - s]);
+        }
+        let mut half = 4;
+        while half < block {
+            for pair in run.chunks_exact_mut(2 * half) {
+                let (a, b) = pair.split_at_mut(half);
+                for (a, b) in a.iter_mut().zip(b) {
+                    (*a, *b) = (*a + *b, *a - *b);
+                }
+            }
+            half *= 2;
+        }
+    }
 }
 
 #[inline(always)]
@@ -160,6 +237,7 @@ macro_rules! instantiate {
     ($(#[$feature:meta])* $dot:path) => {
         use crate::kernel::body::{self, instantiate};
         use crate::kernel::{Functions, HeadScales, WeightSums};
+        use crate::reference::Affine;
         use crate::semantics::quantise::Quantiser;
         use crate::semantics::scale::Scale;
 
@@ -171,11 +249,18 @@ macro_rules! instantiate {
         instantiate!(@ $(#[$feature])* to_fixed(x: &[i32], scale: Scale, frac: u32, out: &mut [i32]) -> ());
         instantiate!(@ $(#[$feature])* rotate(v: &[i32], angles: &[i16], out: &mut [i32]) -> ());
         instantiate!(@ $(#[$feature])* gate(g: &[i32], u: &[i32], scale: Scale, table: &[i32], shift: u32, out: &mut [i32]) -> ());
+        instantiate!(@ $(#[$feature])* sum(v: &[i32]) -> i64);
+        instantiate!(@ $(#[$feature])* shift_by(v: &[i32], mean: i32, out: &mut [i32]) -> ());
+        instantiate!(@ $(#[$feature])* affine(v: &mut [i32], scale: Scale, by: Affine<'_>) -> ());
+        instantiate!(@ $(#[$feature])* activate(v: &[i32], scale: Scale, table: &[i32], out: &mut [i32]) -> ());
+        instantiate!(@ $(#[$feature])* bend(v: &mut [i32], limit: u32, table: &[i32]) -> ());
+        instantiate!(@ $(#[$feature])* hadamard(v: &[i32], shift: u32, block: usize, out: &mut [i32]) -> ());
         instantiate!(@ $(#[$feature])* scores(dots: &mut [i32], correction: i32, keys: HeadScales<'_>, query: Scale) -> i32);
         instantiate!(@ $(#[$feature])* weights(scores: &[i32], top: i32, values: HeadScales<'_>, highest: i16, high: &mut [i8], low: &mut [i8]) -> WeightSums);
 
         pub(in crate::kernel) static FUNCTIONS: Functions = Functions {
-            dot: $dot, max_abs, sum_squares, quantise, apply_row_scales, add_scaled, to_fixed, rotate, gate, scores, weights,
+            dot: $dot, max_abs, sum_squares, quantise, apply_row_scales, add_scaled, to_fixed, rotate, gate, sum, shift_by, affine,
+            activate, bend, hadamard, scores, weights,
         };
     };
 }

@@ -1,6 +1,6 @@
 //! The check of a foreign program: after it, no operation can meet a missing value, a wrong shape or an overflow.
 
-use super::{Op, Program, Shape, Tensor, TensorId, ValueId};
+use super::{Head, LOGIT_FRAC, Op, Program, Reach, Shape, SoftCap, Tensor, TensorId, ValueId};
 
 /// Largest dimension of any value or matrix: keeps every accumulator within i32 (semantics 5.4).
 pub const DIMENSION_MAX: u32 = 131_072;
@@ -18,12 +18,23 @@ pub const HEAD_DIM_MAX: u32 = 512;
 pub const FRAC_MAX: u8 = 28;
 /// Largest epsilon of a norm.
 pub const EPSILON_MAX: u64 = 1 << 44;
+/// Fraction bits of a normalised number before its gain (semantics 6.14).
+pub const NORMAL_FRAC: u8 = 16;
+/// Longest run that a Hadamard transform mixes: sums of so many numbers of 15 bits stay below 2^27.
+pub const HADAMARD_MAX: u32 = 4096;
+/// Most tokens of a sequence that is read as a whole: what one batch of the engine holds.
+pub const WHOLE_CONTEXT_MAX: u32 = 4096;
 
 /// Type of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ValueType {
-    /// Integers with a fixed scale of `2^-residual_frac`.
-    Residual(u32),
+    /// Integers with a constant scale of `2^-frac`.
+    Fixed {
+        /// How many numbers.
+        len: u32,
+        /// Fraction bits.
+        frac: u8,
+    },
     /// Integers with one scale made at run time.
     Integers(u32),
     /// int8 numbers with one scale for each of `groups` runs.
@@ -33,16 +44,14 @@ pub enum ValueType {
         /// How many scales.
         groups: u32,
     },
-    /// Fixed point with 16 fraction bits.
-    Logits(u32),
 }
 
 impl ValueType {
     /// Length of a value of 32-bit integers.
     pub fn integers(self) -> Option<u32> {
         match self {
-            ValueType::Residual(n) | ValueType::Integers(n) => Some(n),
-            ValueType::Int8 { .. } | ValueType::Logits(_) => None,
+            ValueType::Fixed { len, .. } | ValueType::Integers(len) => Some(len),
+            ValueType::Int8 { .. } => None,
         }
     }
 }
@@ -112,7 +121,23 @@ impl Checked {
     pub fn matrix_shape(&self, t: TensorId) -> (u32, u32, i16) {
         match self.program.tensors[usize::from(t)].shape {
             Shape::Matrix { rows, cols, shift } => (rows, cols, shift),
-            Shape::Table | Shape::Rotary { .. } => unreachable!("checked programs name matrices as matrices"),
+            _ => unreachable!("checked programs name matrices as matrices"),
+        }
+    }
+
+    /// Fraction bits of a value that a checked operation reads as fixed point.
+    pub fn frac(&self, v: ValueId) -> u32 {
+        match self.value_type(v) {
+            ValueType::Fixed { frac, .. } => u32::from(frac),
+            _ => unreachable!("checked programs read fixed point where fixed point is"),
+        }
+    }
+
+    /// Fraction bits of a tensor that a checked operation names as a vector.
+    pub fn vector_frac(&self, t: TensorId) -> u32 {
+        match self.program.tensors[usize::from(t)].shape {
+            Shape::Vector { frac, .. } => u32::from(frac),
+            _ => unreachable!("checked programs name vectors as vectors"),
         }
     }
 }
@@ -140,26 +165,50 @@ impl Program {
             let made = view.type_of(op, &mut attends).map_err(|reason| ProgramError::Op { op: i, reason })?;
             types.push(made);
         }
-        let last = |v: ValueId| types.get(usize::from(v)).copied();
-        match (last(self.hidden), last(self.logits)) {
-            (Some(ValueType::Int8 { groups: 1, .. }), Some(ValueType::Logits(n)))
-                if n == self.vocabulary && self.hidden < self.logits => {}
-            _ => {
-                return Err(ProgramError::Op {
-                    op: usize::from(self.logits),
-                    reason: "does not end in one int8 hidden vector and logits of the vocabulary's length"
-                        .into(),
-                });
-            }
-        }
-        // Operations after the hidden vector run only where a token is chosen: none may depend on token or position.
-        for (i, op) in self.ops.iter().enumerate().skip(usize::from(self.hidden)) {
-            if matches!(op, Op::Attend { .. } | Op::Embed { .. } | Op::Rotary { .. }) {
-                let reason = "embeds, rotates or attends after the hidden vector".into();
-                return Err(ProgramError::Op { op: i, reason });
-            }
-        }
+        self.check_head(&types)?;
         Ok(Checked { program: self, types, attends })
+    }
+}
+
+impl Program {
+    fn check_head(&self, types: &[ValueType]) -> Result<(), ProgramError> {
+        let fail = |op: usize, reason: &str| Err(ProgramError::Op { op, reason: reason.into() });
+        let value = |v: ValueId| types.get(usize::from(v)).copied();
+        match self.head {
+            Head::Tokens { hidden, logits } => {
+                let wanted = ValueType::Fixed { len: self.vocabulary, frac: LOGIT_FRAC };
+                let one_group = matches!(value(hidden), Some(ValueType::Int8 { groups: 1, .. }));
+                if !one_group || value(logits) != Some(wanted) || hidden >= logits {
+                    let reason =
+                        "does not end in one int8 hidden vector and logits of the vocabulary's length";
+                    return fail(usize::from(logits), reason);
+                }
+                for (i, op) in self.ops.iter().enumerate() {
+                    let whole = matches!(op, Op::Pool { .. } | Op::Attend { reach: Reach::All, .. });
+                    if whole {
+                        return fail(i, "reads the whole sequence, where tokens come one by one");
+                    }
+                    // Operations after the hidden vector run only where a token is chosen: none may depend on token or
+                    // position.
+                    let here = matches!(
+                        op,
+                        Op::Attend { .. } | Op::Embed { .. } | Op::Rotary { .. } | Op::Position { .. }
+                    );
+                    if here && i > usize::from(hidden) {
+                        return fail(i, "embeds, rotates or attends after the hidden vector");
+                    }
+                }
+            }
+            Head::Vector { pooled } => {
+                range("context", u64::from(self.context), 1, u64::from(WHOLE_CONTEXT_MAX))?;
+                let pools = self.ops.iter().filter(|op| matches!(op, Op::Pool { .. })).count();
+                let last = usize::from(pooled) + 1 == self.ops.len();
+                if pools != 1 || !last || !matches!(self.ops.last(), Some(Op::Pool { .. })) {
+                    return fail(usize::from(pooled), "does not end in its one pooled vector");
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -184,6 +233,10 @@ fn check_tensor(t: &Tensor) -> Result<(), ProgramError> {
             range(&what("positions"), u64::from(positions), 1, u64::from(CONTEXT_MAX))?;
             range(&what("pairs"), u64::from(pairs), 1, u64::from(HEAD_DIM_MAX / 2))
         }
+        Shape::Vector { len, frac } => {
+            range(&what("length"), u64::from(len), 1, u64::from(DIMENSION_MAX))?;
+            range(&what("fraction bits"), u64::from(frac), 0, u64::from(FRAC_MAX))
+        }
     }
 }
 
@@ -207,10 +260,10 @@ impl View<'_> {
             .ok_or_else(|| format!("needs integers, but value {v} is {:?}", self.types[usize::from(v)]))
     }
 
-    fn residual(&self, v: ValueId) -> Result<u32, String> {
+    fn fixed(&self, v: ValueId) -> Result<(u32, u8), String> {
         match self.value(v)? {
-            ValueType::Residual(n) => Ok(n),
-            other => Err(format!("needs a residual vector, but value {v} is {other:?}")),
+            ValueType::Fixed { len, frac } => Ok((len, frac)),
+            other => Err(format!("needs fixed point, but value {v} is {other:?}")),
         }
     }
 
@@ -232,8 +285,40 @@ impl View<'_> {
     fn matrix(&self, t: TensorId) -> Result<(u32, u32), String> {
         match self.shape(t)? {
             Shape::Matrix { rows, cols, .. } => Ok((rows, cols)),
-            Shape::Table | Shape::Rotary { .. } => Err(format!("needs a matrix, but tensor {t} is none")),
+            _ => Err(format!("needs a matrix, but tensor {t} is none")),
         }
+    }
+
+    fn vector(&self, t: TensorId, len: u32) -> Result<u8, String> {
+        match self.shape(t)? {
+            Shape::Vector { len: n, frac } if n == len => Ok(frac),
+            _ => Err(format!("needs a vector of {len}, but tensor {t} is none")),
+        }
+    }
+
+    fn table(&self, t: TensorId) -> Result<(), String> {
+        if self.shape(t)? == Shape::Table {
+            return Ok(());
+        }
+        Err(format!("needs a table, but tensor {t} is none"))
+    }
+
+    fn cap(&self, cap: SoftCap) -> Result<(), String> {
+        if !(1 << 16..=1 << 30).contains(&cap.limit) {
+            return Err(format!("bends at {}, which is not from 2^16 to 2^30", cap.limit));
+        }
+        self.table(cap.table)
+    }
+
+    fn frac(&self, frac: u8) -> Result<(), String> {
+        if frac <= FRAC_MAX { Ok(()) } else { Err(format!("has {frac} fraction bits, more than {FRAC_MAX}")) }
+    }
+
+    fn epsilon(&self, epsilon: u64) -> Result<(), String> {
+        if epsilon <= EPSILON_MAX {
+            return Ok(());
+        }
+        Err(format!("has epsilon {epsilon}, more than {EPSILON_MAX}"))
     }
 
     fn run(&self, x: ValueId, offset: u32, len: u64) -> Result<(), String> {
@@ -251,13 +336,18 @@ impl View<'_> {
                 if rows != self.program.vocabulary {
                     return Err(format!("embeds with {rows} rows for {} token ids", self.program.vocabulary));
                 }
-                Ok(ValueType::Residual(cols))
+                Ok(ValueType::Fixed { len: cols, frac: self.program.residual_frac })
+            }
+            Op::Position { table } => {
+                let (rows, cols) = self.matrix(table)?;
+                if rows < self.program.context {
+                    return Err(format!("has {rows} positions for a context of {}", self.program.context));
+                }
+                Ok(ValueType::Fixed { len: cols, frac: self.program.residual_frac })
             }
             Op::RmsNorm { x, epsilon } => {
-                let n = self.residual(x)?;
-                if epsilon > EPSILON_MAX {
-                    return Err(format!("has epsilon {epsilon}, more than {EPSILON_MAX}"));
-                }
+                let (n, _) = self.fixed(x)?;
+                self.epsilon(epsilon)?;
                 Ok(ValueType::Integers(n))
             }
             Op::Quantise { x, offset, len, groups } => {
@@ -284,38 +374,90 @@ impl View<'_> {
                     other => Err(format!("needs a rotary table for its heads and context, not {other:?}")),
                 }
             }
-            Op::Attend { q, k, v, layer, heads, kv_heads, head_dim, scale, frac } => {
+            Op::Attend { q, k, v, layer, heads, kv_heads, head_dim, reach, scale, cap, frac } => {
                 self.head(heads, head_dim)?;
                 self.head(kv_heads, head_dim)?;
                 if !heads.is_multiple_of(kv_heads)
                     || usize::from(layer) != attends.len()
-                    || frac > FRAC_MAX
+                    || reach == Reach::Window(0)
                     || !scale.is_canonical()
                 {
-                    return Err("has heads, a layer, fraction bits or a scale out of range".into());
+                    return Err("has heads, a layer, a window or a scale out of range".into());
                 }
+                self.frac(frac)?;
+                cap.map_or(Ok(()), |c| self.cap(c))?;
                 self.int8(q, u64::from(heads) * u64::from(head_dim), heads)?;
                 self.int8(k, u64::from(kv_heads) * u64::from(head_dim), kv_heads)?;
                 self.int8(v, u64::from(kv_heads) * u64::from(head_dim), kv_heads)?;
                 attends.push(CacheShape { kv_heads, head_dim });
-                Ok(ValueType::Integers(heads * head_dim))
+                Ok(ValueType::Fixed { len: heads * head_dim, frac })
             }
             Op::Gate { x, gate, up, len, table } => {
                 self.run(x, gate, u64::from(len))?;
                 self.run(x, up, u64::from(len))?;
-                if self.shape(table)? != Shape::Table {
-                    return Err(format!("needs a table, but tensor {table} is none"));
-                }
+                self.table(table)?;
                 Ok(ValueType::Integers(len))
             }
             Op::Add { x, y } => {
-                let n = self.residual(x)?;
-                if self.integers(y)? != n {
+                let (len, frac) = self.fixed(x)?;
+                if self.integers(y)? != len {
                     return Err(format!("adds value {y} to value {x} of another length"));
                 }
-                Ok(ValueType::Residual(n))
+                Ok(ValueType::Fixed { len, frac })
             }
-            Op::Logits { x } => Ok(ValueType::Logits(self.integers(x)?)),
+            Op::Fix { x, offset, len, frac } => {
+                self.run(x, offset, u64::from(len))?;
+                self.frac(frac)?;
+                Ok(ValueType::Fixed { len, frac })
+            }
+            Op::Bias { x, bias } => {
+                let len = self.integers(x)?;
+                let frac = self.vector(bias, len)?;
+                Ok(ValueType::Fixed { len, frac })
+            }
+            Op::Normalise { x, groups, center: _, epsilon, gain, bias, frac } => {
+                let (len, _) = self.fixed(x)?;
+                if groups == 0 || !len.is_multiple_of(groups) {
+                    return Err(format!("cuts {len} numbers into {groups} groups"));
+                }
+                self.epsilon(epsilon)?;
+                self.frac(frac)?;
+                let gain_frac = self.vector(gain, len / groups)?;
+                if frac > NORMAL_FRAC + gain_frac {
+                    return Err(format!("has {frac} fraction bits, more than its factors give"));
+                }
+                if let Some(bias) = bias
+                    && self.vector(bias, len / groups)? != frac
+                {
+                    return Err(format!("adds tensor {bias} of other fraction bits"));
+                }
+                Ok(ValueType::Fixed { len, frac })
+            }
+            Op::Activate { x, table } => {
+                self.table(table)?;
+                Ok(ValueType::Fixed { len: self.integers(x)?, frac: LOGIT_FRAC })
+            }
+            Op::Hadamard { x, block } => {
+                let len = self.integers(x)?;
+                if !block.is_power_of_two()
+                    || !(4..=HADAMARD_MAX).contains(&block)
+                    || !len.is_multiple_of(block)
+                {
+                    return Err(format!("mixes {len} numbers in runs of {block}"));
+                }
+                Ok(ValueType::Integers(len))
+            }
+            Op::Bend { x, cap } => {
+                self.cap(cap)?;
+                match self.fixed(x)? {
+                    (len, LOGIT_FRAC) => Ok(ValueType::Fixed { len, frac: LOGIT_FRAC }),
+                    (_, frac) => Err(format!("bends numbers with {frac} fraction bits instead of 16")),
+                }
+            }
+            Op::Pool { x, .. } => {
+                let (len, frac) = self.fixed(x)?;
+                Ok(ValueType::Fixed { len, frac })
+            }
         }
     }
 

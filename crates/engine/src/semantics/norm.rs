@@ -32,9 +32,27 @@ pub const fn rms_scale_of(sum: u64, shift: u32, n: u64, epsilon: u64) -> Scale {
     Scale::from_u64(isqrt(quotient as u64) as u64, -(up as i32 / 2) - shift as i32)
 }
 
+/// The mean, rounded to the nearest integer, halves away from zero.
+pub fn mean(v: &[i32]) -> i32 {
+    let sum: i64 = v.iter().map(|x| i64::from(*x)).sum();
+    mean_of(sum, v.len() as u64)
+}
+
+/// The mean of `n` numbers from their sum.
+pub const fn mean_of(sum: i64, n: u64) -> i32 {
+    let m = ((sum.unsigned_abs() + n / 2) / n) as i64;
+    (if sum < 0 { -m } else { m }) as i32
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn means_round_to_the_nearest() {
+        assert_eq!([mean(&[1, 2]), mean(&[-1, -2]), mean(&[-1, 1]), mean(&[0, 0, 1])], [2, -2, 0, 0]);
+        assert_eq!([mean(&[i32::MAX; 9]), mean(&[i32::MIN; 9])], [i32::MAX, i32::MIN]);
+    }
 
     #[test]
     fn the_scale_is_one_over_the_root_of_the_mean_square() {

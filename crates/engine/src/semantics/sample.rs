@@ -1,6 +1,6 @@
 //! Choosing the next token from integer logits (semantics 7).
 //!
-//! Logits are fixed point with [`LOGIT_FRAC`] fraction bits. The whole choice is a function of the logits, the sampling
+//! Logits are fixed point with [`crate::program::LOGIT_FRAC`] fraction bits. The whole choice is a function of the logits, the sampling
 //! parameters, the sampler's seed and the position of the token in the answer.
 
 use assay_core::keccak::keccak256;
@@ -8,9 +8,6 @@ use assay_core::request::Sampling;
 
 use super::exp2::exp2_likelihood;
 use super::fixed::shift_sat;
-
-/// Fraction bits of logits.
-pub const LOGIT_FRAC: u32 = 16;
 
 /// Temperatures below this many millionths mean: take the most likely token.
 pub const GREEDY_BELOW_MICRO: u32 = 10_000;
