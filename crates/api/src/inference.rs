@@ -4,8 +4,9 @@ use std::future::Future;
 use std::sync::Arc;
 
 use assay_core::answer::AnswerRecord;
+use assay_core::embedding::{EmbeddingRecord, EmbeddingRequest, Record};
 use assay_core::id::{ModelRoot, Nonce, ReceiptId};
-use assay_core::request::Request;
+use assay_core::request::{Prompt, Request};
 use assay_core::transcript::{StopReason, Usage};
 use tokio::sync::mpsc;
 
@@ -19,8 +20,14 @@ pub trait Inference: Send + Sync + 'static {
     /// Starts an answer. Returns when it is queued; what keeps it from being queued is a refusal.
     fn generate(&self, order: Order) -> impl Future<Output = Result<Generation, Refusal>> + Send;
 
-    /// The record of an answer that was completed here.
-    fn receipt(&self, id: ReceiptId) -> impl Future<Output = Result<Option<AnswerRecord>, Refusal>> + Send;
+    /// Embeds texts.
+    fn embed(&self, order: EmbeddingOrder) -> impl Future<Output = Result<Arc<EmbeddingRecord>, Refusal>> + Send;
+
+    /// How many tokens a prompt has.
+    fn count_tokens(&self, model: ModelRoot, prompt: Prompt) -> impl Future<Output = Result<u32, Refusal>> + Send;
+
+    /// The record of an answer that was completed here, or of embeddings.
+    fn receipt(&self, id: ReceiptId) -> impl Future<Output = Result<Option<Record>, Refusal>> + Send;
 
     /// What it is busy with.
     fn load(&self) -> Load;
@@ -45,8 +52,33 @@ pub struct ModelCard {
     pub bytes: u64,
     /// Whether it came with a chat template.
     pub has_chat_template: bool,
+    /// What it does.
+    pub task: Task,
+    /// Number of weights.
+    pub parameters: u64,
     /// Other names it answers to.
     pub aliases: Vec<String>,
+}
+
+/// What a model does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// Continues text.
+    Generate,
+    /// Makes vectors of this many numbers of texts.
+    Embed {
+        /// Numbers of a vector.
+        dimensions: u32,
+    },
+}
+
+/// A request for embeddings on its way in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EmbeddingOrder {
+    /// What is asked.
+    pub request: EmbeddingRequest,
+    /// Names the HTTP request in logs.
+    pub request_id: String,
 }
 
 /// A request on its way in.
@@ -74,8 +106,29 @@ pub struct Generation {
 /// A step of an answer.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// More text, never empty.
-    Delta(String),
+    /// More text, or probabilities that the client asked for, or both.
+    Text {
+        /// What has become certain; may be empty when there are probabilities.
+        text: String,
+        /// Of the tokens chosen since the last event, if the request asked for them.
+        logprobs: Vec<Logprob>,
+    },
+    /// A call of a tool begins. Calls are numbered from 0 and come one after the other.
+    Call {
+        /// Its number.
+        index: u32,
+        /// Unique within the conversation.
+        id: String,
+        /// The function.
+        name: String,
+    },
+    /// More of a call's arguments, never empty; together they are a JSON object.
+    Arguments {
+        /// The call's number.
+        index: u32,
+        /// More of the JSON text.
+        json: String,
+    },
     /// The answer is complete and its record is durable.
     End {
         /// Why it ended.
@@ -87,6 +140,24 @@ pub enum Event {
     },
     /// The answer will not be completed.
     Failed(Refusal),
+}
+
+/// A token's probability.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Logprob {
+    /// The token.
+    pub token: TokenChance,
+    /// The likeliest tokens, the likeliest first.
+    pub top: Vec<TokenChance>,
+}
+
+/// A token and how likely it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenChance {
+    /// Its bytes, which need not be whole characters.
+    pub bytes: Vec<u8>,
+    /// Logarithm of its probability, in units of 2^-16 nats.
+    pub logprob: i32,
 }
 
 /// What an implementor is busy with.

@@ -11,6 +11,8 @@ mod parameters;
 mod refusal;
 mod server;
 
-pub use inference::{Event, Generation, Inference, Load, ModelCard, Order};
+pub use inference::{
+    EmbeddingOrder, Event, Generation, Inference, Load, Logprob, ModelCard, Order, Task, TokenChance,
+};
 pub use refusal::Refusal;
 pub use server::{ServerOptions, router, serve};

@@ -17,6 +17,7 @@
 pub mod answer;
 pub mod canonical;
 pub mod digest;
+pub mod embedding;
 pub mod id;
 pub mod keccak;
 pub mod limits;

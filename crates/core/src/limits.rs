@@ -16,3 +16,23 @@ pub const STOP_STRING_BYTES_MAX: usize = 256;
 pub const TEMPERATURE_MICRO_MAX: u32 = 2_000_000;
 /// A whole, in millionths.
 pub const ONE_MICRO: u32 = 1_000_000;
+/// Most tools of a conversation: OpenAI's limit.
+pub const TOOLS_MAX: usize = 128;
+/// Most bytes of a tool's name: OpenAI's limit.
+pub const TOOL_NAME_BYTES_MAX: usize = 64;
+/// Most bytes of a schema, an expression, a grammar, or of all tools' descriptions and schemas together.
+pub const GUIDE_BYTES_MAX: usize = 256 << 10;
+/// Most answers to one question: OpenAI's limit.
+pub const CHOICES_MAX: u32 = 128;
+/// Most tokens whose probabilities are told beside the chosen one's: OpenAI's limit.
+pub const TOP_LOGPROBS_MAX: u8 = 20;
+/// Largest presence and frequency penalty, in millionths: OpenAI's range.
+pub const PENALTY_MICRO_MAX: i32 = 2_000_000;
+/// Range of the repetition penalty, in millionths.
+pub const REPETITION_MICRO: (u32, u32) = (10_000, 10_000_000);
+/// Most tokens with a bias.
+pub const BIASES_MAX: usize = 1024;
+/// Largest bias, in millionths: OpenAI's range.
+pub const BIAS_MICRO_MAX: i32 = 100_000_000;
+/// Most texts that are embedded by one request: OpenAI's limit.
+pub const EMBEDDING_INPUTS_MAX: usize = 2048;

@@ -25,6 +25,15 @@ pub struct Request {
     pub max_tokens: u32,
     /// Texts that end the answer; none is part of it. At most [`crate::limits::STOP_STRINGS_MAX`].
     pub stop: Vec<String>,
+    /// Which one of several answers to the same question: each has another seed.
+    #[serde(default)]
+    pub choice: u32,
+    /// What the answer must look like.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guide: Option<Guide>,
+    /// Record the probability of every token, and of so many likeliest ones beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logprobs: Option<u8>,
 }
 
 /// What the model reads.
@@ -32,7 +41,13 @@ pub struct Request {
 #[serde(rename_all = "snake_case")]
 pub enum Prompt {
     /// A conversation, rendered by the model's chat template.
-    Chat(Vec<Message>),
+    Chat {
+        /// What was said.
+        messages: Vec<Message>,
+        /// What the model may call.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        tools: Vec<Tool>,
+    },
     /// Text, tokenised as it is, after the model's beginning-of-sequence token if it has one.
     Text(String),
     /// Token ids, taken as they are.
@@ -50,6 +65,67 @@ pub struct Message {
     /// Name of the speaker, if the client gave one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// What the assistant called.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
+    /// Which call this is the result of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool_call_id: Option<String>,
+}
+
+impl Message {
+    /// A message that is only text.
+    pub fn text(role: Role, content: impl Into<String>) -> Message {
+        Message { role, content: content.into(), name: None, tool_calls: vec![], tool_call_id: None }
+    }
+}
+
+/// A function that the model may call.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tool {
+    /// Its name.
+    pub name: String,
+    /// What it is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// JSON schema of its arguments, as text.
+    pub parameters: String,
+}
+
+/// A call that the assistant made.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ToolCall {
+    /// Names it to its result.
+    pub id: String,
+    /// The function.
+    pub name: String,
+    /// JSON object, as text.
+    pub arguments: String,
+}
+
+/// What an answer must look like. Every token that would break it is left out before one is chosen.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Guide {
+    /// A JSON object.
+    JsonObject,
+    /// JSON that a schema, given as text, allows.
+    JsonSchema(String),
+    /// Text that a regular expression matches as a whole.
+    Regex(String),
+    /// Text that a context-free grammar in llguidance's variant of Lark produces.
+    Grammar(String),
+    /// Calls of the prompt's tools in the form that the model knows.
+    Tools {
+        /// Whether there must be a call; otherwise text may stand before or instead of it.
+        required: bool,
+        /// The one that must be called.
+        only: Option<String>,
+        /// Whether there may be several calls.
+        parallel: bool,
+    },
 }
 
 /// Who speaks. OpenAI's `developer` is [`Role::System`].
@@ -92,12 +168,38 @@ pub struct Sampling {
     pub min_p_micro: u32,
     /// The client's seed.
     pub seed: Option<u64>,
+    /// Taken off the logits of tokens that the answer has, in millionths.
+    #[serde(default)]
+    pub presence_micro: i32,
+    /// Taken off for every time that the answer has them, in millionths.
+    #[serde(default)]
+    pub frequency_micro: i32,
+    /// What logits of tokens in prompt or answer are divided by (multiplied with, where negative), in millionths;
+    /// 1 000 000 changes nothing.
+    #[serde(default = "one_micro")]
+    pub repetition_micro: u32,
+    /// Added to the logits of tokens, in millionths; ids rise.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bias: Vec<(u32, i32)>,
+}
+
+fn one_micro() -> u32 {
+    limits::ONE_MICRO
 }
 
 impl Sampling {
     /// Always the most likely token.
-    pub const GREEDY: Sampling =
-        Sampling { temperature_micro: 0, top_k: 0, top_p_micro: 1_000_000, min_p_micro: 0, seed: None };
+    pub const GREEDY: Sampling = Sampling {
+        temperature_micro: 0,
+        top_k: 0,
+        top_p_micro: 1_000_000,
+        min_p_micro: 0,
+        seed: None,
+        presence_micro: 0,
+        frequency_micro: 0,
+        repetition_micro: 1_000_000,
+        bias: Vec::new(),
+    };
 }
 
 impl Canonical for Request {
@@ -125,23 +227,53 @@ impl Request {
     /// Checks every field against [`limits`].
     pub fn check(&self) -> Result<(), RequestError> {
         let (param, got, most) = match &self.prompt {
-            Prompt::Chat(m) => ("messages", m.len(), limits::MESSAGES_MAX),
+            Prompt::Chat { messages, .. } => ("messages", messages.len(), limits::MESSAGES_MAX),
             Prompt::Text(t) => ("prompt", t.len(), limits::PROMPT_BYTES_MAX),
             Prompt::Tokens(t) => ("prompt", t.len(), limits::TOKENS_MAX),
         };
         within(param, got, 0, most)?;
-        if let Prompt::Chat(messages) = &self.prompt {
-            let bytes = messages.iter().fold(0usize, |n, m| n.saturating_add(m.content.len()));
+        if let Prompt::Chat { messages, tools } = &self.prompt {
+            let sum = |all: &mut dyn Iterator<Item = usize>| all.fold(0usize, usize::saturating_add);
+            let calls = |m: &Message| sum(&mut m.tool_calls.iter().map(|c| c.arguments.len()));
+            let bytes = sum(&mut messages.iter().map(|m| m.content.len().saturating_add(calls(m))));
             within("messages", bytes, 0, limits::PROMPT_BYTES_MAX)?;
+            within("tools", tools.len(), 0, limits::TOOLS_MAX)?;
+            for tool in tools {
+                within("tools", tool.name.len(), 1, limits::TOOL_NAME_BYTES_MAX)?;
+            }
+            let text = |t: &Tool| t.parameters.len().saturating_add(t.description.as_ref().map_or(0, String::len));
+            within("tools", sum(&mut tools.iter().map(text)), 0, limits::GUIDE_BYTES_MAX)?;
         }
         within("stop", self.stop.len(), 0, limits::STOP_STRINGS_MAX)?;
         for s in &self.stop {
             within("stop", s.len(), 1, limits::STOP_STRING_BYTES_MAX)?;
         }
+        within("n", self.choice, 0, limits::CHOICES_MAX.saturating_sub(1))?;
+        within("top_logprobs", self.logprobs.unwrap_or(0), 0, limits::TOP_LOGPROBS_MAX)?;
+        let guide = match &self.guide {
+            Some(Guide::JsonSchema(s) | Guide::Regex(s) | Guide::Grammar(s)) => s.len(),
+            _ => 0,
+        };
+        within("response_format", guide, 0, limits::GUIDE_BYTES_MAX)?;
         let s = &self.sampling;
         within("temperature", s.temperature_micro, 0, limits::TEMPERATURE_MICRO_MAX)?;
         within("top_p", s.top_p_micro, 1, limits::ONE_MICRO)?;
-        within("min_p", s.min_p_micro, 0, limits::ONE_MICRO)
+        within("min_p", s.min_p_micro, 0, limits::ONE_MICRO)?;
+        let penalty = limits::PENALTY_MICRO_MAX;
+        within("presence_penalty", s.presence_micro, penalty.saturating_neg(), penalty)?;
+        within("frequency_penalty", s.frequency_micro, penalty.saturating_neg(), penalty)?;
+        let repetition = limits::REPETITION_MICRO;
+        within("repetition_penalty", s.repetition_micro, repetition.0, repetition.1)?;
+        within("logit_bias", s.bias.len(), 0, limits::BIASES_MAX)?;
+        let most = limits::BIAS_MICRO_MAX;
+        for (_, bias) in &s.bias {
+            within("logit_bias", *bias, most.saturating_neg(), most)?;
+        }
+        if s.bias.windows(2).any(|w| matches!(w, [(a, _), (b, _)] if a >= b)) {
+            let expected = "a list of different ids in rising order".to_owned();
+            return Err(RequestError { param: "logit_bias", got: "unordered".to_owned(), expected });
+        }
+        Ok(())
     }
 }
 
@@ -173,6 +305,9 @@ mod tests {
             sampling: Sampling::GREEDY,
             max_tokens: 8,
             stop: vec![],
+            choice: 0,
+            guide: None,
+            logprobs: None,
         }
     }
 
@@ -196,9 +331,28 @@ mod tests {
         check(&|r| r.prompt = Prompt::Text("x".repeat(limits::PROMPT_BYTES_MAX)), true);
         check(&|r| r.prompt = Prompt::Text("x".repeat(limits::PROMPT_BYTES_MAX + 1)), false);
         check(&|r| r.prompt = Prompt::Tokens(vec![0; limits::TOKENS_MAX + 1]), false);
-        let message = Message { role: Role::User, content: "x".into(), name: None };
-        check(&|r| r.prompt = Prompt::Chat(vec![message.clone(); limits::MESSAGES_MAX]), true);
-        check(&|r| r.prompt = Prompt::Chat(vec![message.clone(); limits::MESSAGES_MAX + 1]), false);
+        let chat = |messages: usize, tools: usize| Prompt::Chat {
+            messages: vec![Message::text(Role::User, "x"); messages],
+            tools: vec![Tool { name: "f".into(), description: None, parameters: "{}".into() }; tools],
+        };
+        check(&|r| r.prompt = chat(limits::MESSAGES_MAX, 0), true);
+        check(&|r| r.prompt = chat(limits::MESSAGES_MAX + 1, 0), false);
+        check(&|r| r.prompt = chat(1, limits::TOOLS_MAX), true);
+        check(&|r| r.prompt = chat(1, limits::TOOLS_MAX + 1), false);
+        check(&|r| r.choice = limits::CHOICES_MAX, false);
+        check(&|r| r.logprobs = Some(limits::TOP_LOGPROBS_MAX), true);
+        check(&|r| r.logprobs = Some(limits::TOP_LOGPROBS_MAX + 1), false);
+        check(&|r| r.guide = Some(Guide::Regex("x".repeat(limits::GUIDE_BYTES_MAX))), true);
+        check(&|r| r.guide = Some(Guide::Regex("x".repeat(limits::GUIDE_BYTES_MAX + 1))), false);
+        check(&|r| r.sampling.presence_micro = -limits::PENALTY_MICRO_MAX, true);
+        check(&|r| r.sampling.presence_micro = limits::PENALTY_MICRO_MAX + 1, false);
+        check(&|r| r.sampling.frequency_micro = -limits::PENALTY_MICRO_MAX - 1, false);
+        check(&|r| r.sampling.repetition_micro = limits::REPETITION_MICRO.1, true);
+        check(&|r| r.sampling.repetition_micro = limits::REPETITION_MICRO.0 - 1, false);
+        check(&|r| r.sampling.bias = vec![(1, limits::BIAS_MICRO_MAX), (2, -5)], true);
+        check(&|r| r.sampling.bias = vec![(1, limits::BIAS_MICRO_MAX + 1)], false);
+        check(&|r| r.sampling.bias = vec![(2, 1), (2, 1)], false);
+        check(&|r| r.sampling.bias = (0..=limits::BIASES_MAX as u32).map(|i| (i, 1)).collect(), false);
     }
 
     #[test]

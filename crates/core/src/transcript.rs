@@ -2,7 +2,8 @@
 //!
 //! The transcript root is a Merkle root (see [`crate::merkle`]) over, in this order: a header leaf — `"assay/transcript/1"`,
 //! the request hash, the nonce, one byte for its source, two bytes for the stop reason, the numbers of prompt and output ids
-//! as 4 bytes each —; the prompt ids in leaves of 64, 4 bytes each; the output ids likewise; and the Keccak-256 of the text.
+//! as 4 bytes each —; the prompt ids in leaves of 64, 4 bytes each; the output ids likewise; the Keccak-256 of the text; and the Keccak-256
+//! of the probabilities in borsh (a list; empty unless the request asked for them).
 //! All numbers are big-endian. A contract can so open any id without the rest.
 
 use borsh::{BorshDeserialize, BorshSerialize};
@@ -33,6 +34,19 @@ pub struct Transcript {
     pub text: String,
     /// Why it ended.
     pub stop: StopReason,
+    /// Probabilities of the output ids, if the request asked for them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub logprobs: Vec<TokenLogprobs>,
+}
+
+/// How likely a token was, before sampling parameters and guides: logarithms in units of 2^-16 nats.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenLogprobs {
+    /// The chosen token's.
+    pub chosen: i32,
+    /// The likeliest tokens and theirs, the likeliest first, of equals the lowest id.
+    pub top: Vec<(u32, i32)>,
 }
 
 /// Who chose the nonce.
@@ -111,6 +125,9 @@ impl Transcript {
             b.push(id_leaf(ids));
         }
         b.push(merkle::leaf(keccak256(&[self.text.as_bytes()]).as_bytes()));
+        // borsh writes to memory, which cannot fail.
+        let logprobs = borsh::to_vec(&self.logprobs).unwrap_or_default();
+        b.push(merkle::leaf(keccak256(&[&logprobs]).as_bytes()));
         TranscriptRoot::from_bytes(*b.root().as_bytes())
     }
 

@@ -49,8 +49,12 @@ fn record() -> AnswerRecord {
         sampling: Sampling { seed: Some(5), ..Sampling::GREEDY },
         max_tokens: 3,
         stop: vec!["\n".into()],
+        choice: 0,
+        guide: None,
+        logprobs: None,
     };
     let transcript = Transcript {
+        logprobs: vec![],
         request_hash: request.hash(),
         nonce: Nonce::ZERO,
         nonce_source: NonceSource::Seed,
