@@ -6,14 +6,17 @@
 use std::collections::BTreeMap;
 
 use assay_core::request::{Message, Prompt};
+use tokenizers::PostProcessor as _;
 
 use crate::artifact::TextModel;
 
 mod special;
+mod spelling;
 mod stream;
 pub mod template;
 
 use special::Specials;
+use spelling::Spelling;
 pub use stream::TextStream;
 pub use template::TemplateError;
 
@@ -47,6 +50,9 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     text: TextModel,
     specials: Specials,
+    spelling: Spelling,
+    /// What stands for text that the vocabulary does not have: the only special token that text can become.
+    unknown: Option<u32>,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -59,7 +65,7 @@ impl Tokenizer {
     /// From an artifact's parts.
     pub fn new(text: &TextModel, tokenizer_json: &[u8]) -> Result<Tokenizer, TextError> {
         // The tokenizers crate panics on some malformed JSON: only what parses as a whole reaches it.
-        serde_json::from_slice::<serde_json::Value>(tokenizer_json)
+        let json = serde_json::from_slice::<serde_json::Value>(tokenizer_json)
             .map_err(|e| TextError::Tokenizer(e.to_string()))?;
         let mut inner = tokenizers::Tokenizer::from_bytes(tokenizer_json)
             .map_err(|e| TextError::Tokenizer(e.to_string()))?;
@@ -70,7 +76,11 @@ impl Tokenizer {
         let added: BTreeMap<_, _> = inner.get_added_tokens_decoder().into_iter().collect();
         let specials = Specials::new(added.into_iter().filter(|(_, t)| t.special))
             .map_err(|e| TextError::Tokenizer(e.to_string()))?;
-        Ok(Tokenizer { inner, text: text.clone(), specials })
+        let model = &json["model"];
+        let by_name = model["unk_token"].as_str().and_then(|name| inner.token_to_id(name));
+        let unknown = by_name.or_else(|| model["unk_id"].as_u64().and_then(|id| u32::try_from(id).ok()));
+        let spelling = Spelling::new(inner.get_decoder());
+        Ok(Tokenizer { inner, text: text.clone(), specials, spelling, unknown })
     }
 
     /// Number of ids that the tokenizer knows.
@@ -104,12 +114,53 @@ impl Tokenizer {
         Ok(ids)
     }
 
+    /// Ids of a text for an encoder: with the special tokens that the tokenizer's post-processor puts around it ([CLS] and
+    /// [SEP], say), cut at its end so that there are at most `max`. Names of special tokens in the text are text.
+    pub fn encode_for_embedding(&self, text: &str, max: usize) -> Result<Vec<u32>, TextError> {
+        let around = self.inner.get_post_processor().map_or(0, |p| p.added_tokens(false));
+        let room = max.checked_sub(around).ok_or_else(|| {
+            TextError::Encode(format!(
+                "{max} tokens are fewer than the {around} that stand around every text"
+            ))
+        })?;
+        let mut ids = Vec::new();
+        self.encode_plain(text, &mut ids)?;
+        ids.truncate(room);
+        let tokens = ids.into_iter().map(|id| tokenizers::Token::new(id, String::new(), (0, 0))).collect();
+        let encoding = tokenizers::Encoding::from_tokens(tokens, 0);
+        let whole = self.inner.post_process(encoding, None, true);
+        Ok(whole.map_err(|e| TextError::Encode(e.to_string()))?.get_ids().to_vec())
+    }
+
+    /// The bytes that an id adds to a text; none for special tokens and ids that are no token. Where a text begins with a space
+    /// that the tokenizer put there, the first token's bytes have it; a token that begins a word of a vocabulary of words
+    /// begins with a space.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        if self.is_special(id) {
+            return Vec::new();
+        }
+        let added = self.inner.get_added_vocabulary().simple_id_to_token(id);
+        let token = added.or_else(|| self.inner.id_to_token(id));
+        token.map(|t| self.spelling.bytes(&t)).unwrap_or_default()
+    }
+
+    /// Appends the ids of text in which nothing is special.
     fn encode_plain(&self, text: &str, ids: &mut Vec<u32>) -> Result<(), TextError> {
         if text.is_empty() {
             return Ok(());
         }
-        let encoding = self.inner.encode_fast(text, false).map_err(|e| TextError::Encode(e.to_string()))?;
-        ids.extend_from_slice(encoding.get_ids());
+        let encode =
+            |text: &str| self.inner.encode_fast(text, false).map_err(|e| TextError::Encode(e.to_string()));
+        let encoding = encode(text)?;
+        let forged = |id: &u32| self.is_special(*id) && Some(*id) != self.unknown;
+        if !encoding.get_ids().iter().any(forged) {
+            ids.extend_from_slice(encoding.get_ids());
+            return Ok(());
+        }
+        // Some kinds of vocabulary hold the names of special tokens as pieces of text: no part of the text has a whole name.
+        for part in self.specials.inside(text) {
+            ids.extend(encode(part)?.get_ids().iter().filter(|id| !forged(id)));
+        }
         Ok(())
     }
 

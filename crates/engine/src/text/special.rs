@@ -59,6 +59,20 @@ impl Specials {
         out
     }
 
+    /// Cuts client text inside every special token's name, after the name's first character.
+    pub(super) fn inside<'a>(&self, text: &'a str) -> Vec<&'a str> {
+        let (mut parts, mut from, mut seek) = (Vec::new(), 0, 0);
+        while let Some(found) = self.names.find(&text[seek..]) {
+            let at = seek + found.start();
+            seek = at + text[at..].chars().next().map_or(1, char::len_utf8);
+            parts.push(&text[from..seek]);
+            from = seek;
+        }
+        parts.push(&text[from..]);
+        parts.retain(|p| !p.is_empty());
+        parts
+    }
+
     /// Cuts rendered text at special tokens, the longest where several begin.
     pub(super) fn split<'a>(&self, text: &'a str) -> Vec<Piece<'a>> {
         let mut pieces = Vec::new();
