@@ -86,3 +86,44 @@ pub(super) fn q6_k(block: &[u8; Q6_K_BYTES], out: &mut Vec<f64>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::super::source::Format;
+
+    /// Made by `tests/data/recipe/blocks.py`.
+    const BLOCKS: &str = include_str!("../../tests/data/gguf/blocks.json");
+
+    #[test]
+    fn blocks_read_as_the_original_package_reads_them() {
+        let cases: Vec<Value> = serde_json::from_str(BLOCKS).unwrap();
+        for case in &cases {
+            let name = case["format"].as_str().unwrap();
+            let format = match name {
+                "Q8_0" => Format::Q8_0,
+                "Q4_0" => Format::Q4_0,
+                "Q4_K" => Format::Q4K,
+                "Q6_K" => Format::Q6K,
+                "F16" => Format::F16,
+                other => {
+                    assert_eq!(other, "BF16");
+                    Format::Bf16
+                }
+            };
+            let hex = case["bytes"].as_str().unwrap();
+            let bytes: Vec<u8> =
+                (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap()).collect();
+            let mut numbers = Vec::new();
+            format.read(&bytes, &mut numbers);
+            let bits: Vec<u64> = numbers.iter().map(|v| u64::from((*v as f32).to_bits())).collect();
+            let expected: Vec<u64> =
+                case["numbers"].as_array().unwrap().iter().map(|v| v.as_u64().unwrap()).collect();
+            assert_eq!(bits, expected, "{name}");
+            let (in_block, size) = format.block();
+            assert_eq!(numbers.len(), bytes.len() / size * in_block, "{name}");
+        }
+        assert_eq!(cases.len(), 6);
+    }
+}
