@@ -3,10 +3,11 @@
 //! Whatever a client writes is text: the name of a special token inside a message or prompt never becomes that token.
 //! Only the model's chat template can write special tokens. Nothing here reads the clock, the environment or a file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use assay_core::request::{Message, Prompt};
-use tokenizers::PostProcessor as _;
+use tokenizers::normalizer::Range;
+use tokenizers::{Model as _, OffsetType, PostProcessor as _, PreTokenizer as _};
 
 use crate::artifact::TextModel;
 
@@ -149,19 +150,41 @@ impl Tokenizer {
         if text.is_empty() {
             return Ok(());
         }
-        let encode =
-            |text: &str| self.inner.encode_fast(text, false).map_err(|e| TextError::Encode(e.to_string()));
-        let encoding = encode(text)?;
-        let forged = |id: &u32| self.is_special(*id) && Some(*id) != self.unknown;
+        let fail = |e: tokenizers::Error| TextError::Encode(e.to_string());
+        let encoding = self.inner.encode_fast(text, false).map_err(fail)?;
+        // A unigram model looks for every piece in a text, also for those that are no text. Its importer makes them the last
+        // choice, but where a text has characters that the vocabulary does not have, the last choice may be left.
+        let bytes = if self.is_unigram() { special::byte_names(text) } else { BTreeSet::new() };
+        let forged = |id: &u32| {
+            let named = || self.inner.id_to_token(*id).is_some_and(|name| bytes.contains(name.as_str()));
+            (self.is_special(*id) && Some(*id) != self.unknown) || (!bytes.is_empty() && named())
+        };
         if !encoding.get_ids().iter().any(forged) {
             ids.extend_from_slice(encoding.get_ids());
             return Ok(());
         }
-        // Some kinds of vocabulary hold the names of special tokens as pieces of text: no part of the text has a whole name.
-        for part in self.specials.inside(text) {
-            ids.extend(encode(part)?.get_ids().iter().filter(|id| !forged(id)));
-        }
+        let cut = self.encode_cut(text).map_err(fail)?;
+        ids.extend(cut.get_ids().iter().filter(|id| !self.is_special(**id) || Some(**id) == self.unknown));
         Ok(())
+    }
+
+    fn is_unigram(&self) -> bool {
+        matches!(self.inner.get_model(), tokenizers::ModelWrapper::Unigram(_))
+    }
+
+    /// Encodes a text cut inside every name of a token that is no text, so that none is whole.
+    fn encode_cut(&self, text: &str) -> tokenizers::Result<tokenizers::Encoding> {
+        let added = self.inner.get_added_vocabulary();
+        let mut pieces = added.extract_and_normalize(self.inner.get_normalizer(), text);
+        pieces.split(|_, piece| {
+            let parts = self.specials.inside(piece.get());
+            Ok(parts.into_iter().filter_map(move |part| piece.slice(Range::Normalized(part))))
+        })?;
+        if let Some(pre_tokenizer) = self.inner.get_pre_tokenizer() {
+            pre_tokenizer.pre_tokenize(&mut pieces)?;
+        }
+        pieces.tokenize(|piece| self.inner.get_model().tokenize(piece.get()))?;
+        pieces.into_encoding(None, 0, OffsetType::None)
     }
 
     /// The conversation as the model's template renders it.

@@ -128,9 +128,13 @@ fn what_the_engine_does_not_execute_is_named() {
         assert_eq!(error.code(), "import_unsupported", "{key}: {error}");
         assert!(error.to_string().contains(named), "{key}: {error}");
     }
-    for name in
-        ["rope_freqs.weight", "blk.0.attn_q.bias", "blk.0.attn_q_norm.weight", "blk.1.ffn_gate_inp.weight", "x"]
-    {
+    for name in [
+        "rope_freqs.weight",
+        "blk.0.attn_q.bias",
+        "blk.0.attn_q_norm.weight",
+        "blk.1.ffn_gate_inp.weight",
+        "x",
+    ] {
         let mut tensors = gguf::tensors();
         let extra = Entry { name: name.into(), dimensions: vec![8], kind: 0, bytes: vec![0; 32] };
         tensors.push(extra);
@@ -199,8 +203,7 @@ fn files_that_lie_are_refused() {
     }
     let twice = |n: usize| [&gguf::metadata()[..], &gguf::metadata()[n..=n]].concat();
     assert_eq!(refused(&gguf::file(&twice(1), &gguf::tensors())).code(), "import_malformed");
-    let missing: Metadata =
-        gguf::metadata().into_iter().filter(|(n, _)| n != "llama.block_count").collect();
+    let missing: Metadata = gguf::metadata().into_iter().filter(|(n, _)| n != "llama.block_count").collect();
     assert_eq!(refused(&gguf::file(&missing, &gguf::tensors())).code(), "import_malformed");
 }
 
