@@ -167,7 +167,7 @@ mod tests {
         let text = "<s>a</s><0x41>é<";
         let parts: Vec<&str> = s.inside(text).into_iter().map(|p| &text[p]).collect();
         assert_eq!(parts, ["<", "s>a<", "/s><", "0x41>é", "<"]);
-        assert_eq!(s.inside(""), []);
+        assert!(s.inside("").is_empty());
     }
 
     #[test]
