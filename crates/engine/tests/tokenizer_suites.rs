@@ -212,6 +212,10 @@ fn text_for_encoders_stands_between_special_tokens_and_is_cut_to_fit() {
     );
 }
 
+fn read(path: &Path) -> Vec<u8> {
+    std::fs::read(path).unwrap()
+}
+
 #[test]
 fn a_gguf_vocabulary_of_every_known_pattern_equals_its_tokenizer_json() {
     let Some(data) = small::test_data("vocabularies rewritten as GGUF") else { return };
@@ -219,7 +223,7 @@ fn a_gguf_vocabulary_of_every_known_pattern_equals_its_tokenizer_json() {
     for (name, pre) in [("smollm2", "smollm"), ("gpt2", "gpt-2")] {
         let path = data.join("tokenizers").join(name).join("tokenizer.json");
         let original = load(&path);
-        let file = gguf::file(&byte_level_vocabulary(&path, pre), &[]);
+        let file = gguf::file(&gguf::byte_level(&read(&path), pre), &[]);
         let t = load(&small::write(d.path(), "v.gguf", &file));
         for (text, ids) in reference(name, &data) {
             assert_eq!(t.encode_text(&text).unwrap(), ids, "{name}: {text:?}");
@@ -235,7 +239,7 @@ fn a_gguf_vocabulary_of_every_known_pattern_equals_its_tokenizer_json() {
         ("gpt-4o", vec!["123", "456"]),
         ("default", vec!["123", "456"]),
     ] {
-        let file = gguf::file(&byte_level_vocabulary(&path, pre), &[]);
+        let file = gguf::file(&gguf::byte_level(&read(&path), pre), &[]);
         let t = load(&small::write(d.path(), "v.gguf", &file));
         for (text, _) in reference("gpt2", &data) {
             // The original of qwen2 composes characters.
@@ -249,41 +253,10 @@ fn a_gguf_vocabulary_of_every_known_pattern_equals_its_tokenizer_json() {
         let contraction = t.encode_text("I'LL").unwrap();
         assert_eq!(t.decode(&contraction), "I'LL");
     }
-    let file = gguf::file(&byte_level_vocabulary(&path, "deepseek-llm"), &[]);
+    let file = gguf::file(&gguf::byte_level(&read(&path), "deepseek-llm"), &[]);
     let error = tokenizer_json(&small::write(d.path(), "v.gguf", &file)).unwrap_err();
     assert_eq!(error.code(), "import_unsupported");
     assert!(error.to_string().contains("deepseek-llm") && error.to_string().contains("qwen2"), "{error}");
-}
-
-/// A byte-level `tokenizer.json` as the vocabulary of a GGUF file.
-fn byte_level_vocabulary(path: &Path, pre: &str) -> gguf::Metadata {
-    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-    let mut tokens: Vec<(u64, &str)> = json["model"]["vocab"]
-        .as_object()
-        .unwrap()
-        .iter()
-        .map(|(t, id)| (id.as_u64().unwrap(), t.as_str()))
-        .collect();
-    let special: Vec<u64> =
-        json["added_tokens"].as_array().unwrap().iter().map(|t| t["id"].as_u64().unwrap()).collect();
-    tokens.sort_unstable();
-    let types: Vec<i32> = tokens.iter().map(|(id, _)| if special.contains(id) { 3 } else { 1 }).collect();
-    let tokens: Vec<&str> = tokens.iter().map(|(_, t)| *t).collect();
-    let merge = |m: &serde_json::Value| match m.as_str() {
-        Some(m) => m.to_owned(),
-        None => format!("{} {}", m[0].as_str().unwrap(), m[1].as_str().unwrap()),
-    };
-    let merges: Vec<String> = json["model"]["merges"].as_array().unwrap().iter().map(merge).collect();
-    let merges: Vec<&str> = merges.iter().map(String::as_str).collect();
-    [
-        ("tokenizer.ggml.model", gguf::text("gpt2")),
-        ("tokenizer.ggml.pre", gguf::text(pre)),
-        ("tokenizer.ggml.tokens", gguf::texts(&tokens)),
-        ("tokenizer.ggml.token_type", gguf::i32s(&types)),
-        ("tokenizer.ggml.merges", gguf::texts(&merges)),
-    ]
-    .map(|(name, value)| (name.to_owned(), value))
-    .into()
 }
 
 #[test]

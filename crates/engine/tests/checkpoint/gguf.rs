@@ -183,3 +183,49 @@ fn name(safetensors: &str) -> String {
 pub fn model() -> Vec<u8> {
     file(&metadata(), &tensors())
 }
+
+/// A byte-level `tokenizer.json` as the vocabulary of a GGUF file.
+pub fn byte_level(json: &[u8], pre: &str) -> Metadata {
+    let json: serde_json::Value = serde_json::from_slice(json).unwrap();
+    let mut tokens: Vec<(u64, &str)> = json["model"]["vocab"]
+        .as_object()
+        .unwrap()
+        .iter()
+        .map(|(t, id)| (id.as_u64().unwrap(), t.as_str()))
+        .collect();
+    let special: Vec<u64> =
+        json["added_tokens"].as_array().unwrap().iter().map(|t| t["id"].as_u64().unwrap()).collect();
+    tokens.sort_unstable();
+    let types: Vec<i32> = tokens.iter().map(|(id, _)| if special.contains(id) { 3 } else { 1 }).collect();
+    let tokens: Vec<&str> = tokens.iter().map(|(_, t)| *t).collect();
+    let merge = |m: &serde_json::Value| match m.as_str() {
+        Some(m) => m.to_owned(),
+        None => format!("{} {}", m[0].as_str().unwrap(), m[1].as_str().unwrap()),
+    };
+    let merges: Vec<String> = json["model"]["merges"].as_array().unwrap().iter().map(merge).collect();
+    let merges: Vec<&str> = merges.iter().map(String::as_str).collect();
+    [
+        ("tokenizer.ggml.model", text("gpt2")),
+        ("tokenizer.ggml.pre", text(pre)),
+        ("tokenizer.ggml.tokens", texts(&tokens)),
+        ("tokenizer.ggml.token_type", i32s(&types)),
+        ("tokenizer.ggml.merges", texts(&merges)),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into()
+}
+
+/// A vocabulary of words in BERT's manner.
+pub fn words() -> Metadata {
+    let tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "▁hello", "▁a", "b", "▁,", "▁é", "llo", "▁he"];
+    [
+        ("tokenizer.ggml.model", text("bert")),
+        ("tokenizer.ggml.tokens", texts(&tokens)),
+        ("tokenizer.ggml.token_type", i32s(&[3, 3, 3, 3, 1, 1, 1, 1, 1, 1, 1])),
+        ("tokenizer.ggml.cls_token_id", u32(2)),
+        ("tokenizer.ggml.seperator_token_id", u32(3)),
+        ("tokenizer.ggml.unknown_token_id", u32(1)),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into()
+}
