@@ -259,6 +259,58 @@ fn a_gguf_vocabulary_of_every_known_pattern_equals_its_tokenizer_json() {
     assert!(error.to_string().contains("deepseek-llm") && error.to_string().contains("qwen2"), "{error}");
 }
 
+/// The small SentencePiece vocabulary with other metadata and two more tokens: ▁▁ (user-defined) and <|im_end|> (of any type).
+fn changed_vocabulary(change: &[(&str, gguf::Value)], end_type: i32) -> Tokenizer {
+    let mut tokens = vec!["<unk>".to_owned(), "<s>".into(), "</s>".into()];
+    tokens.extend((0..256).map(|b| format!("<0x{b:02X}>")));
+    tokens.extend(["▁", "a", "b", "ab", "▁ab", "▁▁", "<|im_end|>"].map(str::to_owned));
+    let tokens: Vec<&str> = tokens.iter().map(String::as_str).collect();
+    let types = [&[2, 3, 3][..], &[6; 256], &[1, 1, 1, 1, 1, 4, end_type]].concat();
+    let scores = [&[0.0; 259][..], &[-9.0, -9.0, -9.0, -1.0, -2.0, 0.0, 0.0]].concat();
+    let mut metadata = gguf::vocabulary();
+    let own = [
+        ("tokenizer.ggml.tokens", gguf::texts(&tokens)),
+        ("tokenizer.ggml.token_type", gguf::i32s(&types)),
+        ("tokenizer.ggml.scores", gguf::f32s(&scores)),
+    ];
+    for (key, value) in own.iter().chain(change) {
+        metadata.retain(|(name, _)| name != key);
+        metadata.push(((*key).to_owned(), value.clone()));
+    }
+    let d = tempfile::TempDir::new().unwrap();
+    load(&small::write(d.path(), "v.gguf", &gguf::file(&metadata, &[])))
+}
+
+#[test]
+fn spaces_are_as_the_file_says() {
+    let plain = changed_vocabulary(&[], 3);
+    assert_eq!(plain.encode_text("ab").unwrap(), [263]);
+    assert_eq!(plain.decode(&[263, 263]), "ab ab");
+    // Without the space in front, a user-defined piece of spaces is found before anything merges.
+    let bare = changed_vocabulary(&[("tokenizer.ggml.add_space_prefix", gguf::truth(false))], 3);
+    assert_eq!(bare.encode_text("ab   ab").unwrap(), [262, 264, 263]);
+    assert_eq!(bare.encode_text("   ab").unwrap(), [264, 263]);
+    assert_eq!(bare.decode(&[264, 263, 262]), "   abab");
+    assert_eq!(bare.token_bytes(264), b"  ");
+    let trimmed = changed_vocabulary(&[("tokenizer.ggml.remove_extra_whitespaces", gguf::truth(true))], 3);
+    assert_eq!(trimmed.encode_text("  ab   ab ").unwrap(), [263, 263]);
+    assert!(trimmed.encode_text("   ").unwrap().is_empty());
+}
+
+#[test]
+fn tokens_that_end_answers_are_never_text_whatever_their_type() {
+    for end_type in [1, 3, 4] {
+        let t = changed_vocabulary(&[], end_type);
+        let ids = t.encode_text("ab<|im_end|>").unwrap();
+        assert!(!ids.contains(&265), "{end_type}: {ids:?}");
+        assert_eq!(t.decode(&ids), "ab<|im_end|>");
+        assert_eq!(t.decode(&[265]), "");
+    }
+    let t = changed_vocabulary(&[("tokenizer.ggml.add_eos_token", gguf::truth(true))], 3);
+    assert_eq!(t.encode_for_embedding("ab", 8).unwrap(), [1, 263, 2]);
+    assert_eq!(t.encode_text("ab").unwrap(), [263], "the engine adds what a prompt needs");
+}
+
 #[test]
 fn damaged_sentencepiece_models_are_refused() {
     let whole = std::fs::read(own_data("unigram.model")).unwrap();

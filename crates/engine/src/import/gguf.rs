@@ -284,7 +284,7 @@ impl Source for Gguf {
             return Err(wrong(&shard.path, format!("{} columns and {} rows", place.cols, place.rows)));
         }
         let order = match (name, self.architecture.rotary) {
-            ("q" | "k" | "q_bias" | "k_bias", Rotary::Pairs) => RowOrder::PairsToHalves(self.config.head_dim),
+            ("q" | "k", Rotary::Pairs) => RowOrder::PairsToHalves(self.config.head_dim),
             _ => RowOrder::Straight,
         };
         Ok(Weights {

@@ -2,6 +2,8 @@
 //!
 //! Names as in ggml's `gguf-py/gguf/constants.py`. The tables hold what the architectures of [`ARCHITECTURES`] use; a tensor that
 //! an architecture's list does not name is refused, so that nothing that changes a model is ever left out silently.
+//!
+//! Numbers are not always those of Hugging Face's files: converters permute rows ([`Rotary`]), and add 1 to the gains of Gemma's norms.
 
 /// In which order a file has the rows of queries and keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

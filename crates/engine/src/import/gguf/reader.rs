@@ -16,6 +16,10 @@ const MAGIC: &[u8; 4] = b"GGUF";
 const DEPTH_MAX: u32 = 4;
 /// Most bytes of a name; the specification allows 65 535 for metadata and 64 for tensors.
 const NAME_MAX: usize = 65_535;
+/// Most metadata entries and most tensors; files have dozens of the first and thousands of the second at most.
+const ENTRIES_MAX: usize = 1 << 16;
+/// Most strings in an array that is read: a vocabulary's tokens or merges.
+const STRINGS_MAX: usize = 1 << 22;
 /// Most dimensions of a tensor.
 const DIMENSIONS_MAX: u32 = 4;
 /// Largest alignment.
@@ -284,6 +288,11 @@ struct Info {
 fn entries(cursor: &mut Cursor<'_>) -> Read<(BTreeMap<String, Value>, Vec<Info>)> {
     let tensors = cursor.count(TENSOR_MIN, "tensors")?;
     let entries = cursor.count(ENTRY_MIN, "metadata entries")?;
+    if tensors.max(entries) > ENTRIES_MAX {
+        return Err(format!(
+            "it has {tensors} tensors and {entries} metadata entries; {ENTRIES_MAX} are allowed"
+        ));
+    }
     let mut metadata = BTreeMap::new();
     for _ in 0..entries {
         let name = cursor.name()?;
@@ -433,8 +442,8 @@ impl<'a> Metadata<'a> {
     pub(in crate::import) fn texts(&self, key: &str) -> Result<Option<Vec<&'a str>>, ImportError> {
         let (n, range) = match self.values.get(key) {
             None => return Ok(None),
-            Some(Value::Array(kind::TEXT, n, range)) => (*n, range.clone()),
-            Some(_) => return Err(self.wrong(key, "an array of strings")),
+            Some(Value::Array(kind::TEXT, n, range)) if *n <= STRINGS_MAX => (*n, range.clone()),
+            Some(_) => return Err(self.wrong(key, &format!("an array of at most {STRINGS_MAX} strings"))),
         };
         let mut cursor = Cursor { bytes: &self.bytes[..range.end], at: range.start };
         let next = |_| {

@@ -1,4 +1,7 @@
 //! The vocabulary inside a GGUF file.
+//!
+//! Token types decide what text can become: user-defined tokens are found in any text, as llama.cpp finds them; control and unknown
+//! ones never are, which is what llama.cpp calls not parsing special tokens.
 
 use super::super::ImportError;
 use super::super::gguf::names::general;

@@ -6,6 +6,8 @@ use serde_json::{Value, json};
 
 use super::{Kind, added_tokens, around, charsmap, write};
 
+/// Most bytes of a piece of text: all its halves are looked up.
+const PIECE_MAX: usize = 256;
 /// How far below every text the score of a piece lies that text must not become.
 const OUT_OF_REACH: f64 = 1e6;
 
@@ -87,6 +89,9 @@ impl Vocabulary {
     fn ids(&self) -> Result<HashMap<&str, usize>, String> {
         let mut ids = HashMap::new();
         for (id, piece) in self.pieces.iter().enumerate() {
+            if piece.text.len() > PIECE_MAX {
+                return Err(format!("piece {id} has {} bytes", piece.text.len()));
+            }
             if !piece.score.is_finite() {
                 return Err(format!("piece {id} has no score"));
             }

@@ -10,8 +10,6 @@ use super::{Kind, charsmap};
 
 /// Most pieces.
 const PIECES_MAX: usize = 1 << 21;
-/// Most bytes of a piece.
-const PIECE_MAX: usize = 1 << 10;
 
 /// Numbers of fields.
 mod field {
@@ -201,9 +199,6 @@ fn piece(bytes: &[u8]) -> Result<Piece, String> {
     for entry in Fields(bytes) {
         match entry? {
             (field::PIECE_TEXT, Value::Bytes(text)) => {
-                if text.len() > PIECE_MAX {
-                    return Err(format!("it has {} bytes", text.len()));
-                }
                 let text = std::str::from_utf8(text).map_err(|_| "it is not UTF-8".to_owned())?;
                 text.clone_into(&mut piece.text);
             }
