@@ -252,6 +252,25 @@ fn a_vocabulary_alone_is_a_tokenizer() {
     assert!(error.to_string().contains("--tokenizer"), "{error}");
 }
 
+#[test]
+fn a_given_tokenizer_replaces_one_that_is_not_known() {
+    let d = TempDir::new().unwrap();
+    let tokenizer = small::write(d.path(), "tok.bin", &small::tokenizer_bin());
+    let given = ImportOptions { tokenizer: Some(tokenizer), ..options() };
+    let out = d.path().join("x.assay");
+    let root = |bytes: &[u8]| {
+        let source = small::write(d.path(), "x.gguf", bytes);
+        import(&source, &given, &out, &mut |_| {}).unwrap_or_else(|e| panic!("{e}")).root
+    };
+    let own = root(&gguf::model());
+    for (key, value) in [("tokenizer.ggml.model", "rwkv"), ("tokenizer.ggml.pre", "my-own")] {
+        let mut metadata = gguf::metadata();
+        metadata.retain(|(name, _)| name != key);
+        metadata.push((key.into(), gguf::text(value)));
+        assert_eq!(root(&gguf::file(&metadata, &gguf::tensors())), own);
+    }
+}
+
 /// Nats per token as `assay bench loss` measures them: windows as long as the model's, each beginning with BOS.
 fn loss(artifact: &Path, text: &str) -> f64 {
     let artifact = Arc::new(Artifact::open(artifact).unwrap());

@@ -70,8 +70,9 @@ fn pattern(m: Metadata<'_>) -> Result<&'static byte_level::Pattern, ImportError>
 
 /// The token at the beginning of a sequence.
 pub(in crate::import) fn bos(m: Metadata<'_>) -> Result<Option<u32>, ImportError> {
-    let named = match family(m)? {
-        Some(Family::WordPieces) => m.unsigned(general::CLASS)?,
+    // A kind that is not known is refused where the vocabulary is used.
+    let named = match family(m) {
+        Ok(Some(Family::WordPieces)) => m.unsigned(general::CLASS)?,
         _ => None,
     };
     Ok(named.or(m.unsigned(general::BOS)?))
@@ -114,11 +115,11 @@ fn add_bos(m: Metadata<'_>) -> Result<Option<bool>, ImportError> {
     if let Some(said) = m.truth(general::ADD_BOS)? {
         return Ok(Some(said));
     }
-    Ok(match family(m)? {
-        None => None,
-        Some(Family::SentencePiece | Family::WordPieces) => Some(true),
-        // The pattern matters here only if the vocabulary is used: an unknown one is refused there.
-        Some(Family::ByteLevel) => Some(pattern(m).is_ok_and(|p| p.add_bos)),
+    // A kind or pattern that is not known is refused where the vocabulary is used.
+    Ok(match family(m) {
+        Err(_) | Ok(None) => None,
+        Ok(Some(Family::SentencePiece | Family::WordPieces)) => Some(true),
+        Ok(Some(Family::ByteLevel)) => Some(pattern(m).is_ok_and(|p| p.add_bos)),
     })
 }
 
