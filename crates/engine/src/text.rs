@@ -11,6 +11,7 @@ use tokenizers::{Model as _, OffsetType, PostProcessor as _, PreTokenizer as _};
 
 use crate::artifact::TextModel;
 
+pub(crate) mod charsmap;
 mod special;
 mod spelling;
 mod stream;
@@ -68,6 +69,7 @@ impl Tokenizer {
         // The tokenizers crate panics on some malformed JSON: only what parses as a whole reaches it.
         let json = serde_json::from_slice::<serde_json::Value>(tokenizer_json)
             .map_err(|e| TextError::Tokenizer(e.to_string()))?;
+        charsmap::check_all(&json["normalizer"]).map_err(TextError::Tokenizer)?;
         let mut inner = tokenizers::Tokenizer::from_bytes(tokenizer_json)
             .map_err(|e| TextError::Tokenizer(e.to_string()))?;
         inner.set_encode_special_tokens(true);

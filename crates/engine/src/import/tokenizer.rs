@@ -10,7 +10,6 @@ use super::{ImportError, read_small};
 use crate::artifact::TOKENIZER_BYTES_MAX;
 
 mod byte_level;
-mod charsmap;
 pub(super) mod gguf;
 mod llama2c;
 mod pieces;

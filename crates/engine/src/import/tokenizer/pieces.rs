@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use serde_json::{Value, json};
 
-use super::{Kind, added_tokens, around, charsmap, write};
+use super::{Kind, added_tokens, around, write};
+use crate::text::charsmap;
 
 /// Most bytes of a piece of text: all its halves are looked up.
 const PIECE_MAX: usize = 256;

@@ -5,8 +5,9 @@
 use std::path::Path;
 
 use super::super::ImportError;
+use super::Kind;
 use super::pieces::{Piece, Spaces, Vocabulary};
-use super::{Kind, charsmap};
+use crate::text::charsmap;
 
 /// Most pieces.
 const PIECES_MAX: usize = 1 << 21;

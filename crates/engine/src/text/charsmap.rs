@@ -3,11 +3,13 @@
 //! The crate that executes it follows its pointers unchecked, so that a damaged map would panic on some text. Here every pointer
 //! that any text can reach is followed once, and a map with one that leads nowhere is refused.
 
+use serde_json::Value;
+
 /// Most bytes; the map of `nmt_nfkc` has 240 kB.
 const BYTES_MAX: usize = 2 << 20;
 
 /// Refuses a map that some text would make the executing crate read outside of.
-pub(super) fn check(map: &[u8]) -> Result<(), String> {
+pub(crate) fn check(map: &[u8]) -> Result<(), String> {
     let fail = |what: &str| Err(format!("the table of replacements {what}"));
     if map.len() > BYTES_MAX {
         return fail(&format!("has more than {BYTES_MAX} bytes"));
@@ -43,9 +45,42 @@ pub(super) fn check(map: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
+/// Checks every map in a normaliser of a `tokenizer.json`.
+pub(super) fn check_all(normalizer: &Value) -> Result<(), String> {
+    match normalizer {
+        Value::Array(all) => all.iter().try_for_each(check_all),
+        Value::Object(all) => all.iter().try_for_each(|(key, value)| match value {
+            Value::String(map) if key == "precompiled_charsmap" => {
+                check(&from_base64(map).ok_or("the table of replacements is no base64")?)
+            }
+            _ => check_all(value),
+        }),
+        _ => Ok(()),
+    }
+}
+
+const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
+fn from_base64(text: &str) -> Option<Vec<u8>> {
+    let digits = text.trim_end_matches('=').as_bytes();
+    if text.len() - digits.len() > 2 || !text.len().is_multiple_of(4) {
+        return None;
+    }
+    let mut values = [None; 256];
+    (0u32..).zip(ALPHABET).for_each(|(value, digit)| values[usize::from(*digit)] = Some(value));
+    let mut out = Vec::with_capacity(text.len() / 4 * 3);
+    for four in digits.chunks(4) {
+        let mut bits = 0;
+        for i in 0..4 {
+            bits = bits << 6 | four.get(i).map_or(Some(0), |d| values[usize::from(*d)])?;
+        }
+        out.extend(&bits.to_be_bytes()[1..four.len()]);
+    }
+    Some(out)
+}
+
 /// Base64 with padding, as `tokenizer.json` holds the map.
-pub(super) fn base64(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+pub(crate) fn base64(bytes: &[u8]) -> String {
     let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for three in bytes.chunks(3) {
         let byte = |i: usize| u32::from(three.get(i).copied().unwrap_or(0));
@@ -67,7 +102,9 @@ mod tests {
         for (bytes, text) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg==")]
         {
             assert_eq!(base64(bytes.as_bytes()), text);
+            assert_eq!(from_base64(text).as_deref(), Some(bytes.as_bytes()));
         }
+        assert!(["Z", "Zg", "Z===", "Zm9*", "Zg==Zg=="].iter().all(|t| from_base64(t).is_none()));
     }
 
     #[test]
@@ -89,5 +126,12 @@ mod tests {
         assert!(check(&map(0, 1 << 18 | 97, 1 << 31, 256)).is_err(), "next outside");
         assert!(check(&map(0, a, 1 << 31, 256)[..900]).is_err(), "cut off");
         assert!(check(&[255, 255, 255, 255, 0]).is_err() && check(&[]).is_err());
+        let normalizer = |leaf: u32| {
+            let map = base64(&map(0, a, leaf, 256));
+            serde_json::json!({"type": "Sequence", "normalizers": [
+                {"type": "Precompiled", "precompiled_charsmap": map}]})
+        };
+        assert!(check_all(&normalizer(1 << 31)).is_ok() && check_all(&Value::Null).is_ok());
+        assert!(check_all(&normalizer(1 << 31 | 9)).is_err());
     }
 }
