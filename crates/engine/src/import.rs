@@ -12,6 +12,8 @@ use assay_core::id::{Hash, ModelRoot};
 use crate::artifact::ArtifactError;
 
 mod bert;
+mod blocks;
+mod gguf;
 mod hugging_face;
 mod llama;
 mod llama2c;
@@ -30,7 +32,8 @@ use source::{Architecture, Source};
 pub struct ImportOptions {
     /// Name to serve the model under; by default the name of the folder or file.
     pub name: Option<String>,
-    /// Tokenizer file (`tokenizer.json`, or llama2.c's `tokenizer.bin`) when none lies with the weights.
+    /// Tokenizer file when none lies with the weights, or instead of it: `tokenizer.json`, a SentencePiece `.model`, a `.gguf`,
+    /// or llama2.c's `tokenizer.bin`.
     pub tokenizer: Option<PathBuf>,
     /// Licence of the weights, for people.
     pub licence: Option<String>,
@@ -75,7 +78,7 @@ pub enum ImportError {
     },
     /// The source is nothing that can be imported.
     #[error(
-        "{path}: {reason}. Import a Hugging Face folder (config.json, *.safetensors, tokenizer.json) or a llama2.c .bin file"
+        "{path}: {reason}. Import a Hugging Face folder (config.json, *.safetensors, tokenizer.json), a .gguf file or a llama2.c .bin file"
     )]
     UnknownSource {
         /// What was given.
@@ -167,8 +170,10 @@ pub fn import(
         Box::new(hugging_face::HuggingFace::open(source)?)
     } else if source.extension().is_some_and(|e| e == "bin") {
         Box::new(llama2c::Llama2c::open(source)?)
+    } else if source.extension().is_some_and(|e| e == "gguf") {
+        Box::new(gguf::Gguf::open(source)?)
     } else if source.exists() {
-        let reason = "neither a folder nor a .bin file".to_owned();
+        let reason = "neither a folder nor a .gguf or .bin file".to_owned();
         return Err(ImportError::UnknownSource { path: source.to_owned(), reason });
     } else {
         let reason = "there is no such file or folder".to_owned();
@@ -187,6 +192,11 @@ pub fn import(
         Architecture::Decoder(config) => llama::lower(opened.as_ref(), config, name, options, out, progress),
         Architecture::Encoder(config) => bert::lower(opened.as_ref(), config, name, options, out, progress),
     }
+}
+
+/// The tokenizer in a file of any kind that [`ImportOptions::tokenizer`] takes, as `tokenizer.json`.
+pub fn tokenizer_json(path: &Path) -> Result<Vec<u8>, ImportError> {
+    tokenizer::load(path)
 }
 
 fn default_name(source: &Path) -> String {

@@ -3,17 +3,22 @@
 //! Whatever a client writes is text: the name of a special token inside a message or prompt never becomes that token.
 //! Only the model's chat template can write special tokens. Nothing here reads the clock, the environment or a file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use assay_core::request::{Message, Prompt};
+use tokenizers::normalizer::Range;
+use tokenizers::{Model as _, OffsetType, PostProcessor as _, PreTokenizer as _};
 
 use crate::artifact::TextModel;
 
+pub(crate) mod charsmap;
 mod special;
+mod spelling;
 mod stream;
 pub mod template;
 
 use special::Specials;
+use spelling::Spelling;
 pub use stream::TextStream;
 pub use template::TemplateError;
 
@@ -47,6 +52,9 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     text: TextModel,
     specials: Specials,
+    spelling: Spelling,
+    /// What stands for text that the vocabulary does not have: the only special token that text can become.
+    unknown: Option<u32>,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -59,8 +67,9 @@ impl Tokenizer {
     /// From an artifact's parts.
     pub fn new(text: &TextModel, tokenizer_json: &[u8]) -> Result<Tokenizer, TextError> {
         // The tokenizers crate panics on some malformed JSON: only what parses as a whole reaches it.
-        serde_json::from_slice::<serde_json::Value>(tokenizer_json)
+        let json = serde_json::from_slice::<serde_json::Value>(tokenizer_json)
             .map_err(|e| TextError::Tokenizer(e.to_string()))?;
+        charsmap::check_all(&json["normalizer"]).map_err(TextError::Tokenizer)?;
         let mut inner = tokenizers::Tokenizer::from_bytes(tokenizer_json)
             .map_err(|e| TextError::Tokenizer(e.to_string()))?;
         inner.set_encode_special_tokens(true);
@@ -70,7 +79,11 @@ impl Tokenizer {
         let added: BTreeMap<_, _> = inner.get_added_tokens_decoder().into_iter().collect();
         let specials = Specials::new(added.into_iter().filter(|(_, t)| t.special))
             .map_err(|e| TextError::Tokenizer(e.to_string()))?;
-        Ok(Tokenizer { inner, text: text.clone(), specials })
+        let model = &json["model"];
+        let by_name = model["unk_token"].as_str().and_then(|name| inner.token_to_id(name));
+        let unknown = by_name.or_else(|| model["unk_id"].as_u64().and_then(|id| u32::try_from(id).ok()));
+        let spelling = Spelling::new(inner.get_decoder());
+        Ok(Tokenizer { inner, text: text.clone(), specials, spelling, unknown })
     }
 
     /// Number of ids that the tokenizer knows.
@@ -104,13 +117,76 @@ impl Tokenizer {
         Ok(ids)
     }
 
+    /// Ids of a text for an encoder: with the special tokens that the tokenizer's post-processor puts around it ([CLS] and
+    /// [SEP], say), cut at its end so that there are at most `max`. Names of special tokens in the text are text.
+    pub fn encode_for_embedding(&self, text: &str, max: usize) -> Result<Vec<u32>, TextError> {
+        let around = self.inner.get_post_processor().map_or(0, |p| p.added_tokens(false));
+        let room = max.checked_sub(around).ok_or_else(|| {
+            TextError::Encode(format!(
+                "{max} tokens are fewer than the {around} that stand around every text"
+            ))
+        })?;
+        let mut ids = Vec::new();
+        self.encode_plain(text, &mut ids)?;
+        ids.truncate(room);
+        let tokens = ids.into_iter().map(|id| tokenizers::Token::new(id, String::new(), (0, 0))).collect();
+        let encoding = tokenizers::Encoding::from_tokens(tokens, 0);
+        let whole = self.inner.post_process(encoding, None, true);
+        Ok(whole.map_err(|e| TextError::Encode(e.to_string()))?.get_ids().to_vec())
+    }
+
+    /// The bytes that an id adds to a text; none for special tokens and ids that are no token. Where a text begins with a space
+    /// that the tokenizer put there, the first token's bytes have it; a token that begins a word of a vocabulary of words
+    /// begins with a space.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        if self.is_special(id) {
+            return Vec::new();
+        }
+        let added = self.inner.get_added_vocabulary().simple_id_to_token(id);
+        let token = added.or_else(|| self.inner.id_to_token(id));
+        token.map(|t| self.spelling.bytes(&t)).unwrap_or_default()
+    }
+
+    /// Appends the ids of text in which nothing is special.
     fn encode_plain(&self, text: &str, ids: &mut Vec<u32>) -> Result<(), TextError> {
         if text.is_empty() {
             return Ok(());
         }
-        let encoding = self.inner.encode_fast(text, false).map_err(|e| TextError::Encode(e.to_string()))?;
-        ids.extend_from_slice(encoding.get_ids());
+        let fail = |e: tokenizers::Error| TextError::Encode(e.to_string());
+        let encoding = self.inner.encode_fast(text, false).map_err(fail)?;
+        // A unigram model looks for every piece in a text, also for those that are no text. Its importer makes them the last
+        // choice, but where a text has characters that the vocabulary does not have, the last choice may be left.
+        let bytes = if self.is_unigram() { special::byte_names(text) } else { BTreeSet::new() };
+        let forged = |id: &u32| {
+            let named = || self.inner.id_to_token(*id).is_some_and(|name| bytes.contains(name.as_str()));
+            (self.is_special(*id) && Some(*id) != self.unknown) || (!bytes.is_empty() && named())
+        };
+        if !encoding.get_ids().iter().any(forged) {
+            ids.extend_from_slice(encoding.get_ids());
+            return Ok(());
+        }
+        let cut = self.encode_cut(text).map_err(fail)?;
+        ids.extend(cut.get_ids().iter().filter(|id| !self.is_special(**id) || Some(**id) == self.unknown));
         Ok(())
+    }
+
+    fn is_unigram(&self) -> bool {
+        matches!(self.inner.get_model(), tokenizers::ModelWrapper::Unigram(_))
+    }
+
+    /// Encodes a text cut inside every name of a token that is no text, so that none is whole.
+    fn encode_cut(&self, text: &str) -> tokenizers::Result<tokenizers::Encoding> {
+        let added = self.inner.get_added_vocabulary();
+        let mut pieces = added.extract_and_normalize(self.inner.get_normalizer(), text);
+        pieces.split(|_, piece| {
+            let parts = self.specials.inside(piece.get());
+            Ok(parts.into_iter().filter_map(move |part| piece.slice(Range::Normalized(part))))
+        })?;
+        if let Some(pre_tokenizer) = self.inner.get_pre_tokenizer() {
+            pre_tokenizer.pre_tokenize(&mut pieces)?;
+        }
+        pieces.tokenize(|piece| self.inner.get_model().tokenize(piece.get()))?;
+        pieces.into_encoding(None, 0, OffsetType::None)
     }
 
     /// The conversation as the model's template renders it.

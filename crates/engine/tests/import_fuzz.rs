@@ -10,11 +10,13 @@ use std::time::{Duration, Instant};
 
 use assay_engine::artifact::Artifact;
 use assay_engine::constants::Constants as _;
-use assay_engine::import::{ImportOptions, import};
+use assay_engine::import::{ImportOptions, import, tokenizer_json};
 use assay_engine::program::Shape;
 use assay_engine::text::Tokenizer;
 use tempfile::TempDir;
 
+#[path = "checkpoint/gguf.rs"]
+mod gguf;
 #[path = "checkpoint/small.rs"]
 mod small;
 
@@ -173,6 +175,68 @@ fn mutants_of_llama2c_files() {
     let model = small::write(d.path(), "model.bin", &small::llama2c_v0());
     fuzz("tokenizer.bin", 0xdef0, &small::tokenizer_bin(), 64, |mutant| {
         try_import(&model, Some(&small::write(d.path(), "tok.bin", mutant)))
+    });
+}
+
+#[test]
+fn mutants_of_a_gguf_file() {
+    let d = TempDir::new().unwrap();
+    let whole = gguf::model();
+    // The front without the vocabulary, most of which is bytes and scores.
+    fuzz("GGUF", 0x6677, &whole, 600, |mutant| try_import(&small::write(d.path(), "x.gguf", mutant), None));
+    // The tensors' entries.
+    let data: usize = gguf::tensors().iter().map(|t| t.bytes.len().next_multiple_of(gguf::ALIGNMENT)).sum();
+    let (header, weights) = whole.split_at(whole.len() - data);
+    let reversed: Vec<u8> = header.iter().rev().copied().collect();
+    fuzz("GGUF tensors", 0x7788, &reversed, 1400, |mutant| {
+        let mutant: Vec<u8> = mutant.iter().rev().chain(weights).copied().collect();
+        try_import(&small::write(d.path(), "x.gguf", &mutant), None)
+    });
+}
+
+/// Loads a tokenizer of any kind and uses it; ids are the vocabulary's and text comes of them.
+fn try_tokenizer(path: &Path) -> bool {
+    let Ok(json) = tokenizer_json(path) else { return false };
+    let text = assay_engine::artifact::TextModel {
+        bos: None,
+        add_bos: false,
+        end_tokens: Vec::new(),
+        chat_template: String::new(),
+        has_chat_template: false,
+    };
+    let Ok(t) = Tokenizer::new(&text, &json) else { return false };
+    for text in ["hello ab <|im_end|> é\n", "  12 <s> <0x41> \u{3000}ﬁ e\u{301} ~½\t", "漢字 👩‍👩‍👧"]
+    {
+        let ids = t.encode_text(text).unwrap_or_default();
+        assert!(ids.iter().all(|id| *id < t.id_limit()));
+        t.decode(&ids);
+        ids.iter().for_each(|id| drop(t.token_bytes(*id)));
+        drop(t.encode_for_embedding(text, 8));
+    }
+    true
+}
+
+#[test]
+fn mutants_of_vocabularies() {
+    let d = TempDir::new().unwrap();
+    let files = [
+        ("spm.gguf", gguf::file(&gguf::vocabulary(), &[]), 200),
+        ("bytes.gguf", gguf::file(&gguf::byte_level(&small::tokenizer_json(), "gpt-2"), &[]), 200),
+        ("words.gguf", gguf::file(&gguf::words(), &[]), 600),
+        ("unigram.model", include_bytes!("data/tokenizers/unigram.model").to_vec(), 400),
+    ];
+    for (i, (name, whole, front)) in files.into_iter().enumerate() {
+        assert!(try_tokenizer(&small::write(d.path(), name, &whole)), "{name}");
+        fuzz(name, 0x9900 + i as u64, &whole, front, |mutant| {
+            try_tokenizer(&small::write(d.path(), name, mutant))
+        });
+    }
+    // The table of replacements lies at the end.
+    let whole = include_bytes!("data/tokenizers/unigram.model");
+    let reversed: Vec<u8> = whole.iter().rev().copied().collect();
+    fuzz("table of replacements", 0xaa00, &reversed, 1000, |mutant| {
+        let back: Vec<u8> = mutant.iter().rev().copied().collect();
+        try_tokenizer(&small::write(d.path(), "x.model", &back))
     });
 }
 

@@ -322,6 +322,14 @@ fn tokenizers_must_exist_and_fit() {
     let high = refused_folder(|f| drop(small::write(f, "tokenizer.json", json.as_bytes())));
     assert_eq!(high.code(), "import_tokenizer", "{high}");
 
+    // A SentencePiece model is taken where there is no tokenizer.json: this one has 600 pieces.
+    let sentencepiece = refused_folder(|f| {
+        std::fs::remove_file(f.join("tokenizer.json")).unwrap();
+        small::write(f, "tokenizer.model", include_bytes!("data/tokenizers/unigram.model"));
+    });
+    assert_eq!(sentencepiece.code(), "import_tokenizer");
+    assert!(sentencepiece.to_string().contains("599"), "{sentencepiece}");
+
     let d = TempDir::new().unwrap();
     let model = small::write(d.path(), "model.bin", &small::llama2c_v0());
     assert_eq!(refused(&model, &ImportOptions::default()).code(), "import_tokenizer");

@@ -12,12 +12,13 @@ use crate::progress;
 
 #[derive(Args)]
 pub struct Import {
-    /// A Hugging Face folder (config.json, *.safetensors, tokenizer.json) or a llama2.c .bin file.
+    /// A Hugging Face folder (config.json, *.safetensors, tokenizer.json), a .gguf file or a llama2.c .bin file.
     source: PathBuf,
     /// Name to install it under [default: the folder's or file's name].
     #[arg(long)]
     name: Option<String>,
-    /// Tokenizer file, when none lies with the weights (tokenizer.json, or llama2.c's tokenizer.bin).
+    /// Tokenizer file, when none lies with the weights (tokenizer.json, a SentencePiece .model, a .gguf, or llama2.c's
+    /// tokenizer.bin).
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
     /// Licence of the weights, for those who list models.

@@ -1,4 +1,4 @@
-//! Hugging Face folders: `config.json`, one or several `*.safetensors`, `tokenizer.json`.
+//! Hugging Face folders: `config.json`, one or several `*.safetensors`, `tokenizer.json` or else `tokenizer.model`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -289,10 +289,9 @@ impl Source for HuggingFace {
     }
 
     fn tokenizer(&self, given: Option<&Path>) -> Result<Vec<u8>, ImportError> {
-        let own = self.folder.join("tokenizer.json");
-        match given {
+        let own = ["tokenizer.json", "tokenizer.model"].map(|name| self.folder.join(name));
+        match given.or(own.iter().find(|p| p.exists()).map(PathBuf::as_path)) {
             Some(path) => tokenizer::load(path),
-            None if own.exists() => tokenizer::load(&own),
             None => Err(tokenizer::missing(&self.folder)),
         }
     }

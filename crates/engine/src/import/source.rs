@@ -4,11 +4,11 @@ use std::path::Path;
 
 use assay_core::id::Hash;
 
-use super::ImportError;
+use super::{ImportError, blocks};
 use crate::program::check::{CONTEXT_MAX, DIMENSION_MAX, HEAD_DIM_MAX, ROWS_MAX};
 
 /// Most layers: their operations fit into a program.
-const LAYERS_MAX: u32 = 400;
+pub(super) const LAYERS_MAX: u32 = 400;
 
 /// What a checkpoint is.
 #[derive(Clone, Debug, PartialEq)]
@@ -287,29 +287,52 @@ pub(super) enum Format {
     F16,
     /// The upper half of binary32.
     Bf16,
+    /// ggml's Q8_0.
+    Q8_0,
+    /// ggml's Q4_0.
+    Q4_0,
+    /// ggml's Q4_K.
+    Q4K,
+    /// ggml's Q6_K.
+    Q6K,
 }
 
 impl Format {
-    /// Bytes of a number.
-    pub(super) fn bytes(self) -> usize {
+    /// Numbers and bytes of a block; a row is a whole number of blocks.
+    pub(super) fn block(self) -> (usize, usize) {
         match self {
-            Format::F32 => 4,
-            Format::F16 | Format::Bf16 => 2,
+            Format::F32 => (1, 4),
+            Format::F16 | Format::Bf16 => (1, 2),
+            Format::Q8_0 => (blocks::SMALL, blocks::Q8_0_BYTES),
+            Format::Q4_0 => (blocks::SMALL, blocks::Q4_0_BYTES),
+            Format::Q4K => (blocks::LARGE, blocks::Q4_K_BYTES),
+            Format::Q6K => (blocks::LARGE, blocks::Q6_K_BYTES),
         }
     }
 
-    fn read(self, b: &[u8]) -> f32 {
-        match (self, b) {
-            (Format::F32, [a, b, c, d]) => f32::from_le_bytes([*a, *b, *c, *d]),
-            (Format::Bf16, [a, b]) => f32::from_bits(u32::from(u16::from_le_bytes([*a, *b])) << 16),
-            (Format::F16, [a, b]) => half(u16::from_le_bytes([*a, *b])),
-            _ => f32::NAN,
+    /// Appends the numbers of whole blocks, exactly; bytes after the last whole block are left out.
+    pub(super) fn read(self, bytes: &[u8], out: &mut Vec<f64>) {
+        match self {
+            Format::F32 => {
+                out.extend(bytes.as_chunks().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))));
+            }
+            Format::F16 => {
+                out.extend(bytes.as_chunks().0.iter().map(|b| f64::from(half(u16::from_le_bytes(*b)))));
+            }
+            Format::Bf16 => {
+                let read = |b: &[u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
+                out.extend(bytes.as_chunks().0.iter().map(|b| f64::from(read(b))));
+            }
+            Format::Q8_0 => bytes.as_chunks().0.iter().for_each(|b| blocks::q8_0(b, out)),
+            Format::Q4_0 => bytes.as_chunks().0.iter().for_each(|b| blocks::q4_0(b, out)),
+            Format::Q4K => bytes.as_chunks().0.iter().for_each(|b| blocks::q4_k(b, out)),
+            Format::Q6K => bytes.as_chunks().0.iter().for_each(|b| blocks::q6_k(b, out)),
         }
     }
 }
 
 /// binary16 to binary32, exactly.
-fn half(h: u16) -> f32 {
+pub(super) fn half(h: u16) -> f32 {
     let sign = u32::from(h >> 15) << 31;
     let (e, m) = (u32::from(h >> 10) & 31, u32::from(h) & 1023);
     match (e, m) {
@@ -340,7 +363,7 @@ pub(super) struct Weights<'a> {
     pub(super) cols: usize,
     /// Number format.
     pub(super) format: Format,
-    /// Row-major numbers.
+    /// Row-major numbers, in whole blocks for each row.
     pub(super) bytes: &'a [u8],
     /// Order of rows.
     pub(super) order: RowOrder,
@@ -357,22 +380,19 @@ impl Weights<'_> {
                 base + if i < half { 2 * i } else { 2 * (i - half) + 1 }
             }
         };
-        let n = self.format.bytes();
-        let bytes = &self.bytes[r * self.cols * n..(r + 1) * self.cols * n];
+        let (numbers, bytes) = self.format.block();
+        let len = self.cols / numbers * bytes;
         out.clear();
-        for (c, b) in bytes.chunks_exact(n).enumerate() {
-            let v = self.format.read(b);
-            if !v.is_finite() {
-                return Err(ImportError::NotFinite {
-                    path: self.path.to_owned(),
-                    tensor: self.name.clone(),
-                    index: r * self.cols + c,
-                    value: v.to_string(),
-                });
-            }
-            out.push(f64::from(v));
+        self.format.read(&self.bytes[r * len..(r + 1) * len], out);
+        match out.iter().position(|v| !v.is_finite()) {
+            None => Ok(()),
+            Some(c) => Err(ImportError::NotFinite {
+                path: self.path.to_owned(),
+                tensor: self.name.clone(),
+                index: r * self.cols + c,
+                value: out[c].to_string(),
+            }),
         }
-        Ok(())
     }
 }
 
@@ -435,6 +455,8 @@ mod tests {
             assert_eq!(half(h), f, "{h:#x}");
         }
         assert!(half(0x7e00).is_nan() && half(0x7c00).is_infinite());
-        assert_eq!(Format::Bf16.read(&[0x80, 0x3f]), 1.0);
+        let mut one = Vec::new();
+        Format::Bf16.read(&[0x80, 0x3f], &mut one);
+        assert_eq!(one, [1.0]);
     }
 }

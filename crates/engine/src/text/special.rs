@@ -5,7 +5,8 @@
 //! back. Noncharacters in client text are dropped: they are not for interchange.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use aho_corasick::{AhoCorasick, BuildError, MatchKind};
 use tokenizers::AddedToken;
@@ -59,6 +60,28 @@ impl Specials {
         out
     }
 
+    /// The parts of client text cut after the first character of every name of a special token or a byte.
+    pub(super) fn inside(&self, text: &str) -> Vec<Range<usize>> {
+        let mut starts: Vec<usize> = text.match_indices("<0x").map(|(at, _)| at).collect();
+        let mut seek = 0;
+        while let Some(found) = self.names.find(&text[seek..]) {
+            let at = seek + found.start();
+            starts.push(at);
+            seek = at + text[at..].chars().next().map_or(1, char::len_utf8);
+        }
+        starts.sort_unstable();
+        starts.dedup();
+        let (mut parts, mut from) = (Vec::new(), 0);
+        for at in starts {
+            let next = at + text[at..].chars().next().map_or(1, char::len_utf8);
+            parts.push(from..next);
+            from = next;
+        }
+        parts.push(from..text.len());
+        parts.retain(|p| !p.is_empty());
+        parts
+    }
+
     /// Cuts rendered text at special tokens, the longest where several begin.
     pub(super) fn split<'a>(&self, text: &'a str) -> Vec<Piece<'a>> {
         let mut pieces = Vec::new();
@@ -77,6 +100,12 @@ impl Specials {
         pieces.push(Piece { text: &text[from..], special: None });
         pieces
     }
+}
+
+/// Names of byte pieces, `<0xAB>`, that a text says.
+pub(super) fn byte_names(text: &str) -> BTreeSet<&str> {
+    let name = |(at, _): (usize, &str)| text.get(at..at + 6).filter(|name| name.ends_with('>'));
+    text.match_indices("<0x").filter_map(name).collect()
 }
 
 fn hide(c: char, out: &mut String) {
@@ -130,6 +159,15 @@ mod tests {
         }
         let ids: Vec<_> = s.split("a<s><s>b<s>x").iter().map(|p| (p.text, p.special)).collect();
         assert_eq!(ids, [("a", Some(5)), ("b", Some(0)), ("x", None)]);
+    }
+
+    #[test]
+    fn no_part_of_cut_text_has_a_whole_name() {
+        let s = specials(&["<s>", "</s>", "é"]);
+        let text = "<s>a</s><0x41>é<";
+        let parts: Vec<&str> = s.inside(text).into_iter().map(|p| &text[p]).collect();
+        assert_eq!(parts, ["<", "s>a<", "/s><", "0x41>é", "<"]);
+        assert!(s.inside("").is_empty());
     }
 
     #[test]
