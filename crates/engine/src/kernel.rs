@@ -5,6 +5,8 @@
 //! instruction set, so that they cannot differ.
 
 mod body;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -33,6 +35,26 @@ pub(crate) struct Dot {
     pub(crate) out: *mut i32,
     pub(crate) out_stride: usize,
     pub(crate) accumulate: bool,
+}
+
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+impl Dot {
+    /// The same products for the vectors after the first `n`.
+    ///
+    /// # Safety
+    /// There are at least `n` vectors.
+    #[inline(always)]
+    unsafe fn skip(self, n: usize) -> Dot {
+        // SAFETY: the caller's promise.
+        unsafe {
+            Dot {
+                x: self.x.add(n * self.x_stride),
+                out: self.out.add(n * self.out_stride),
+                m: self.m - n,
+                ..self
+            }
+        }
+    }
 }
 
 /// Key or value scales of one head, one entry per position.
@@ -121,6 +143,15 @@ impl Kernel {
                 all.push(Kernel { name: "avx2", functions: &x86::AVX2 });
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        {
+            if neon::has_dotprod() {
+                all.push(Kernel { name: "neon-dot", functions: &neon::NEON_DOT });
+            }
+            if neon::has_neon() {
+                all.push(Kernel { name: "neon", functions: &neon::NEON });
+            }
+        }
         all.push(Kernel { name: "scalar", functions: &scalar::FUNCTIONS });
         all
     }
@@ -142,7 +173,7 @@ impl Kernel {
         }
     }
 
-    /// Its name: `scalar`, `avx2` or `avx512`.
+    /// Its name: `scalar`; on x86-64 `avx2` or `avx512`; on aarch64 `neon` or `neon-dot`.
     pub fn name(&self) -> &'static str {
         self.name
     }

@@ -4,10 +4,12 @@
 //! same bits fast. Floats exist only where models are imported and where numbers are printed.
 
 pub mod artifact;
+#[cfg(feature = "native")]
 pub mod batch;
 pub mod cache;
 pub mod constants;
 pub mod forward;
+#[cfg(feature = "native")]
 pub mod import;
 pub mod kernel;
 pub mod matrix;
@@ -17,6 +19,8 @@ pub mod program;
 pub mod reference;
 pub mod replay;
 pub mod semantics;
+#[cfg(feature = "native")]
 pub mod text;
+#[cfg(feature = "native")]
 pub mod transcribe;
 pub mod vectors;
