@@ -2,6 +2,9 @@
 //!
 //! `semantics`, `program` and `reference` are the specification made runnable; `kernel`, `forward` and `batch` compute the
 //! same bits fast. Floats exist only where models are imported and where numbers are printed.
+//!
+//! Without the feature `native`, which is on by default, everything that needs files, importers or text is left out; the rest also
+//! runs in a browser.
 
 pub mod artifact;
 #[cfg(feature = "native")]
