@@ -10,8 +10,8 @@ use std::arch::{asm, is_aarch64_feature_detected};
 use super::Dot;
 use crate::matrix::{BIAS, GROUP};
 
+pub(super) use baseline::FUNCTIONS as NEON;
 pub(super) use dotprod::FUNCTIONS as NEON_DOT;
-pub(super) use neon::FUNCTIONS as NEON;
 
 /// Whether the processor runs [`NEON_DOT`].
 pub(super) fn has_dotprod() -> bool {
@@ -30,7 +30,7 @@ mod dotprod {
     );
 }
 
-mod neon {
+mod baseline {
     crate::kernel::body::instantiate!(
         #[target_feature(enable = "neon")]
         super::dot_neon
