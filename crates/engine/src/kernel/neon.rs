@@ -88,13 +88,10 @@ unsafe fn block_dotprod<const N: usize, const M: usize>(d: &Dot, first: usize, b
     // SAFETY: all reads and writes are within what `Dot` describes.
     unsafe {
         for g in 0..d.groups {
-            let mut x = [vdupq_n_s8(0); M];
-            for (r, x) in x.iter_mut().enumerate() {
-                *x = four(d, r, g);
-            }
             for n in 0..N {
                 let w = weights(d, first + n, g);
-                for (acc, x) in acc.iter_mut().zip(x) {
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    let x = four(d, r, g);
                     for (a, w) in acc[n].iter_mut().zip(w) {
                         *a = sdot(*a, w, x);
                     }
