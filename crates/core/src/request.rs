@@ -241,7 +241,8 @@ impl Request {
             for tool in tools {
                 within("tools", tool.name.len(), 1, limits::TOOL_NAME_BYTES_MAX)?;
             }
-            let text = |t: &Tool| t.parameters.len().saturating_add(t.description.as_ref().map_or(0, String::len));
+            let text =
+                |t: &Tool| t.parameters.len().saturating_add(t.description.as_ref().map_or(0, String::len));
             within("tools", sum(&mut tools.iter().map(text)), 0, limits::GUIDE_BYTES_MAX)?;
         }
         within("stop", self.stop.len(), 0, limits::STOP_STRINGS_MAX)?;

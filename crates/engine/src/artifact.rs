@@ -10,7 +10,7 @@
 //!
 //! The model root does not depend on this layout: see [`root`].
 
-use std::fs::File;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,8 +22,11 @@ use crate::constants::Constants;
 use crate::matrix::{BIAS, GROUP, Matrix, TILE_ROWS};
 use crate::program::{Checked, Program, ProgramError, ROTARY_FRAC, Shape, TABLE_LEN, TensorId, VECTOR_MAX};
 
+#[cfg(feature = "native")]
+mod mapped;
 pub mod opening;
 pub mod root;
+#[cfg(feature = "native")]
 pub mod writer;
 
 /// First bytes of every artifact: kind and version.
@@ -207,20 +210,21 @@ pub(crate) fn layout(program: &Program, after: usize) -> Option<(Vec<Place>, usi
     Some((places, at))
 }
 
-enum Bytes {
-    Mapped(memmap2::Mmap),
-    /// In memory, from an offset that is a multiple of 4096.
-    Owned(Vec<u8>, usize, usize),
+/// Memory from a multiple of 4096 bytes on.
+type Bytes = Box<dyn Deref<Target = [u8]> + Send + Sync>;
+
+/// Bytes in memory, from an offset on.
+struct Owned {
+    bytes: Vec<u8>,
+    from: usize,
+    len: usize,
 }
 
-impl std::ops::Deref for Bytes {
+impl Deref for Owned {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        match self {
-            Bytes::Mapped(m) => m,
-            Bytes::Owned(v, from, len) => &v[*from..*from + *len],
-        }
+        &self.bytes[self.from..self.from + self.len]
     }
 }
 
@@ -243,25 +247,13 @@ impl std::fmt::Debug for Artifact {
 }
 
 impl Artifact {
-    /// Maps a file and checks everything but its root (see [`Artifact::check_root`]).
-    pub fn open(path: &Path) -> Result<Artifact, ArtifactError> {
-        let io = |source| ArtifactError::Io { path: path.to_owned(), source };
-        let file = File::open(path).map_err(io)?;
-        if file.metadata().map_err(io)?.len() < HEADER as u64 {
-            return Err(ArtifactError::Magic { path: path.to_owned() });
-        }
-        // SAFETY: artifacts are written once under a temporary name and never changed in place by this program; another
-        // program that does would have to be stopped by file permissions.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
-        Artifact::new(path.to_owned(), Bytes::Mapped(map))
-    }
-
     /// An artifact in memory; `name` stands for a path in messages.
     pub fn from_bytes(name: &str, bytes: &[u8]) -> Result<Artifact, ArtifactError> {
-        let mut v = vec![0u8; bytes.len() + 4096];
+        let len = bytes.len();
+        let mut v = vec![0u8; len + 4096];
         let from = v.as_ptr().align_offset(4096);
-        v[from..from + bytes.len()].copy_from_slice(bytes);
-        Artifact::new(PathBuf::from(name), Bytes::Owned(v, from, bytes.len()))
+        v[from..from + len].copy_from_slice(bytes);
+        Artifact::new(PathBuf::from(name), Box::new(Owned { bytes: v, from, len }))
     }
 
     fn new(path: PathBuf, bytes: Bytes) -> Result<Artifact, ArtifactError> {

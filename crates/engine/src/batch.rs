@@ -8,12 +8,15 @@ use std::collections::VecDeque;
 
 use assay_core::digest::{DigestBuilder, ExecutionDigests};
 use assay_core::request::Sampling;
-use assay_core::transcript::StopReason;
+use assay_core::transcript::{StopReason, TokenLogprobs};
 
 use crate::cache::Sequence;
 use crate::forward::{Executor, Segment};
-use crate::semantics::sample::sample;
+use crate::semantics::adjust::History;
+use crate::semantics::logprobs::logprobs;
+use crate::semantics::sample::choose;
 use crate::text::Tokenizer;
+use crate::text::guide::Guided;
 use crate::transcribe::{StopRules, Transcriber};
 
 /// Names a job to its owner.
@@ -34,6 +37,10 @@ pub struct Job {
     pub max_tokens: u32,
     /// Texts that end the answer.
     pub stop: Vec<String>,
+    /// The form that the answer must have.
+    pub guide: Option<Guided>,
+    /// Record probabilities, and so many of the likeliest tokens beside the chosen one.
+    pub logprobs: Option<u8>,
 }
 
 /// How much a batcher takes on.
@@ -98,10 +105,14 @@ pub enum SubmitError {
 pub enum Event {
     /// The whole prompt has been read and the first token chosen.
     Started,
-    /// A token was chosen; `text` is what has become certain, perhaps nothing.
+    /// A token was chosen.
     Token {
-        /// New text.
+        /// The token.
+        id: u32,
+        /// What text has become certain, perhaps none.
         text: String,
+        /// How likely it was, if the job asks for that.
+        logprobs: Option<TokenLogprobs>,
     },
     /// The answer is complete.
     Done(Box<Answer>),
@@ -120,6 +131,8 @@ pub struct Answer {
     pub stop: StopReason,
     /// Digests of the execution.
     pub digests: ExecutionDigests,
+    /// How likely each token was, if the job asks for that.
+    pub logprobs: Vec<TokenLogprobs>,
 }
 
 /// What a batcher is busy with.
@@ -139,6 +152,8 @@ struct Active<'t> {
     cache_bytes: usize,
     /// Ids chosen so far.
     output: Vec<u32>,
+    history: History,
+    logprobs: Vec<TokenLogprobs>,
     digests: DigestBuilder,
     transcriber: Transcriber<'t>,
 }
@@ -270,6 +285,8 @@ impl<'t> Batcher<'t> {
                 sequence: Sequence::new(self.executor.constants().program().caches(), capacity),
                 cache_bytes,
                 output: Vec::new(),
+                history: History::new(&job.prompt),
+                logprobs: Vec::new(),
                 digests: DigestBuilder::new(),
                 transcriber: Transcriber::new(self.tokenizer, rules),
                 job,
@@ -324,14 +341,24 @@ impl<'t> Batcher<'t> {
                 row += 1;
             }
             if *whole {
-                let id = sample(output.logits(chosen), &a.job.sampling, &a.job.seed, a.output.len() as u32);
+                let logits = output.logits(chosen);
+                let mask = a.job.guide.as_mut().map(Guided::mask);
+                let at = a.output.len() as u32;
+                let id = choose(logits, &a.history, mask.as_ref(), &a.job.sampling, &a.job.seed, at);
+                let likely = a.job.logprobs.map(|count| logprobs(logits, id, count));
                 chosen += 1;
+                a.history.push(id);
+                if let Some(guide) = &mut a.job.guide {
+                    guide.push(id);
+                }
+                a.logprobs.extend(likely.clone());
                 if a.output.is_empty() {
                     report(a.job.id, Event::Started);
                 }
                 a.output.push(id);
                 a.transcriber.push(id);
-                report(a.job.id, Event::Token { text: a.transcriber.take_text().to_owned() });
+                let text = a.transcriber.take_text().to_owned();
+                report(a.job.id, Event::Token { id, text, logprobs: likely });
             }
         }
         self.retire(report);
@@ -352,6 +379,7 @@ impl<'t> Batcher<'t> {
                 output: a.output,
                 stop,
                 digests: a.digests.finish(),
+                logprobs: a.logprobs,
             };
             report(a.job.id, Event::Done(Box::new(answer)));
         }

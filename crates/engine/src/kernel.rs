@@ -5,6 +5,8 @@
 //! instruction set, so that they cannot differ.
 
 mod body;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -34,6 +36,26 @@ pub(crate) struct Dot {
     pub(crate) out: *mut i32,
     pub(crate) out_stride: usize,
     pub(crate) accumulate: bool,
+}
+
+#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+impl Dot {
+    /// The same products for the vectors after the first `n`.
+    ///
+    /// # Safety
+    /// There are at least `n` vectors.
+    #[inline(always)]
+    unsafe fn skip(self, n: usize) -> Dot {
+        // SAFETY: the caller's promise.
+        unsafe {
+            Dot {
+                x: self.x.add(n * self.x_stride),
+                out: self.out.add(n * self.out_stride),
+                m: self.m - n,
+                ..self
+            }
+        }
+    }
 }
 
 /// Key or value scales of one head, one entry per position.
@@ -141,6 +163,15 @@ impl Kernel {
                 all.push(Kernel { name: "avx2", functions: &x86::AVX2 });
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        {
+            if neon::has_dotprod() {
+                all.push(Kernel { name: "neon-dot", functions: &neon::NEON_DOT });
+            }
+            if neon::has_neon() {
+                all.push(Kernel { name: "neon", functions: &neon::NEON });
+            }
+        }
         all.push(Kernel { name: "scalar", functions: &scalar::FUNCTIONS });
         all
     }
@@ -162,8 +193,64 @@ impl Kernel {
         }
     }
 
-    /// Its name: `scalar`, `avx2` or `avx512`.
+    /// Its name: `scalar`; on x86-64 `avx2` or `avx512`; on aarch64 `neon` or `neon-dot`.
     pub fn name(&self) -> &'static str {
         self.name
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::matrix::GROUP;
+
+    /// Any products of any bytes: -128 by -128 everywhere, which no model comes to, and random ones.
+    #[test]
+    fn every_kernel_multiplies_as_scalar_does() {
+        let mut state = 1u64;
+        let mut random = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        for (rows_16, groups) in [(1, 1), (2, 3), (3, 128), (4, 5), (4, 40)] {
+            for m in 1..=13 {
+                for lowest in [false, true] {
+                    let mut byte = |low: u8| if lowest { low } else { random() as u8 };
+                    let (stride, x_stride, out_stride) = (256, groups * GROUP + 3, 70);
+                    let w: Vec<u8> = (0..groups * stride).map(|_| byte(0)).collect();
+                    let x: Vec<i8> = (0..m * x_stride).map(|_| byte(128) as i8).collect();
+                    let sums = |kernel: &Kernel| {
+                        let mut out = vec![7i32; m * out_stride];
+                        for accumulate in [false, true] {
+                            let d = Dot {
+                                w: w.as_ptr(),
+                                stride,
+                                groups,
+                                rows_16,
+                                x: x.as_ptr(),
+                                x_stride,
+                                m,
+                                out: out.as_mut_ptr(),
+                                out_stride,
+                                accumulate,
+                            };
+                            // SAFETY: the kernel runs here; the vectors have the lengths that `d` says.
+                            unsafe { (kernel.functions.dot)(d) };
+                        }
+                        out
+                    };
+                    let all = Kernel::available();
+                    let want = sums(&all[all.len() - 1]);
+                    for kernel in &all {
+                        assert!(
+                            sums(kernel) == want,
+                            "{kernel:?}: {rows_16}·16 rows, {groups} groups, {m} vectors"
+                        );
+                    }
+                }
+            }
+        }
     }
 }

@@ -2,12 +2,17 @@
 //!
 //! `semantics`, `program` and `reference` are the specification made runnable; `kernel`, `forward` and `batch` compute the
 //! same bits fast. Floats exist only where models are imported and where numbers are printed.
+//!
+//! Without the feature `native`, which is on by default, everything that needs files, importers or text is left out; the rest also
+//! runs in a browser.
 
 pub mod artifact;
+#[cfg(feature = "native")]
 pub mod batch;
 pub mod cache;
 pub mod constants;
 pub mod forward;
+#[cfg(feature = "native")]
 pub mod import;
 pub mod kernel;
 pub mod matrix;
@@ -17,6 +22,8 @@ pub mod program;
 pub mod reference;
 pub mod replay;
 pub mod semantics;
+#[cfg(feature = "native")]
 pub mod text;
+#[cfg(feature = "native")]
 pub mod transcribe;
 pub mod vectors;

@@ -46,7 +46,8 @@ struct Job {
 }
 
 impl Pool {
-    /// A pool of `threads` threads, the caller's included; at least 1, at most [`THREADS_MAX`].
+    /// A pool of `threads` threads, the caller's included; at least 1, at most [`THREADS_MAX`], and fewer where the system
+    /// has no more to give (in a browser there is the caller alone).
     pub fn new(threads: usize) -> Pool {
         let shared = Arc::new(Shared {
             epoch: AtomicUsize::new(0),
@@ -59,12 +60,12 @@ impl Pool {
             wake: (Mutex::new(()), Condvar::new()),
         });
         let workers = (1..threads.clamp(1, THREADS_MAX))
-            .map(|i| {
+            .map_while(|i| {
                 let shared = Arc::clone(&shared);
                 std::thread::Builder::new()
                     .name(format!("assay-engine-{i}"))
                     .spawn(move || shared.work())
-                    .expect("the system can start a thread for the engine")
+                    .ok()
             })
             .collect();
         Pool { shared, workers, running: Mutex::new(()) }

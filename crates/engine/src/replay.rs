@@ -8,6 +8,8 @@ use crate::semantics::scale::Scale;
 
 /// Rows of a pass: enough to be fast, few enough that their logits stay small.
 const CHUNK: usize = 128;
+/// Tokens of one pass of an encoder: enough to be fast, few enough that their values stay in the caches.
+const ENCODER_ROWS: usize = 512;
 
 /// What an execution computed at one position.
 pub struct Row<'a> {
@@ -26,6 +28,13 @@ pub trait Execution {
     /// # Panics
     /// When a token is not below the vocabulary or there are more tokens than the context: callers check both.
     fn replay(&mut self, tokens: &[u32], logits_from: usize, visit: &mut dyn FnMut(Row<'_>));
+
+    /// Executes an encoder over whole sequences and returns the pooled vector of each.
+    ///
+    /// # Panics
+    /// When a sequence is empty or longer than the context, a token is not below the vocabulary, or the program is no
+    /// encoder: callers check.
+    fn encode(&mut self, inputs: &[&[u32]]) -> Vec<Vec<i32>>;
 }
 
 impl Execution for Executor {
@@ -44,6 +53,29 @@ impl Execution for Executor {
             position += chunk.len();
         }
     }
+
+    fn encode(&mut self, inputs: &[&[u32]]) -> Vec<Vec<i32>> {
+        together(inputs).flat_map(|group| Executor::encode(self, group)).collect()
+    }
+}
+
+/// Sequences that are executed together: as many as stay within [`ENCODER_ROWS`] tokens.
+fn together<'a, 'b>(inputs: &'a [&'b [u32]]) -> impl Iterator<Item = &'a [&'b [u32]]> {
+    let mut from = 0;
+    std::iter::from_fn(move || {
+        let mut rows = 0;
+        let count = inputs[from..]
+            .iter()
+            .take_while(|t| {
+                rows += t.len();
+                rows <= ENCODER_ROWS
+            })
+            .count();
+        let to = (from + count.max(1)).min(inputs.len());
+        let group = &inputs[from..to];
+        from = to;
+        (!group.is_empty()).then_some(group)
+    })
 }
 
 /// Execution by the reference.
@@ -61,5 +93,9 @@ impl Execution for ByReference<'_> {
             let logits = wanted.then(|| values[usize::from(logits)].integers().0);
             visit(Row { position, hidden: (numbers, scales[0]), logits });
         }
+    }
+
+    fn encode(&mut self, inputs: &[&[u32]]) -> Vec<Vec<i32>> {
+        inputs.iter().map(|tokens| Reference::encode(self.0, tokens)).collect()
     }
 }

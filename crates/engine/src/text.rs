@@ -5,17 +5,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use assay_core::request::{Message, Prompt};
+use assay_core::request::{Message, Prompt, Tool, ToolCall};
 use tokenizers::normalizer::Range;
 use tokenizers::{Model as _, OffsetType, PostProcessor as _, PreTokenizer as _};
 
 use crate::artifact::TextModel;
 
 pub(crate) mod charsmap;
+pub mod guide;
 mod special;
 mod spelling;
 mod stream;
 pub mod template;
+pub mod tools;
 
 use special::Specials;
 use spelling::Spelling;
@@ -34,6 +36,9 @@ pub enum TextError {
     /// The chat template does not take these messages.
     #[error(transparent)]
     Template(#[from] TemplateError),
+    /// The form that an answer must have cannot be followed.
+    #[error("the form of the answer cannot be followed: {0}")]
+    Guide(String),
 }
 
 impl TextError {
@@ -43,6 +48,7 @@ impl TextError {
             TextError::Tokenizer(_) => "text_tokenizer",
             TextError::Encode(_) => "text_encode",
             TextError::Template(_) => "text_template",
+            TextError::Guide(_) => "text_guide",
         }
     }
 }
@@ -55,6 +61,7 @@ pub struct Tokenizer {
     spelling: Spelling,
     /// What stands for text that the vocabulary does not have: the only special token that text can become.
     unknown: Option<u32>,
+    compiler: guide::Compiler,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -83,7 +90,14 @@ impl Tokenizer {
         let by_name = model["unk_token"].as_str().and_then(|name| inner.token_to_id(name));
         let unknown = by_name.or_else(|| model["unk_id"].as_u64().and_then(|id| u32::try_from(id).ok()));
         let spelling = Spelling::new(inner.get_decoder());
-        Ok(Tokenizer { inner, text: text.clone(), specials, spelling, unknown })
+        Ok(Tokenizer {
+            inner,
+            text: text.clone(),
+            specials,
+            spelling,
+            unknown,
+            compiler: guide::Compiler::default(),
+        })
     }
 
     /// Number of ids that the tokenizer knows.
@@ -104,7 +118,7 @@ impl Tokenizer {
     /// Ids of a prompt of any kind.
     pub fn encode_prompt(&self, prompt: &Prompt) -> Result<Vec<u32>, TextError> {
         match prompt {
-            Prompt::Chat(messages) => self.encode_chat(messages),
+            Prompt::Chat { messages, tools } => self.encode_chat(messages, tools),
             Prompt::Text(text) => self.encode_text(text),
             Prompt::Tokens(ids) => Ok(ids.clone()),
         }
@@ -190,15 +204,26 @@ impl Tokenizer {
     }
 
     /// The conversation as the model's template renders it.
-    pub fn render_chat(&self, messages: &[Message]) -> Result<String, TextError> {
+    pub fn render_chat(&self, messages: &[Message], tools: &[Tool]) -> Result<String, TextError> {
         let token = |id: u32| self.inner.id_to_token(id).unwrap_or_default();
         let bos = self.text.bos.map(token).unwrap_or_default();
         let eos = self.text.end_tokens.first().copied().map(token).unwrap_or_default();
-        Ok(template::render(&self.text.chat_template, messages, &bos, &eos)?)
+        let template = &self.text.chat_template;
+        let calls = messages.iter().any(|m| !m.tool_calls.is_empty() || m.tool_call_id.is_some());
+        if (calls || !tools.is_empty()) && !tools::template_knows_tools(template) {
+            let plain = tools::in_words(messages, tools);
+            return Ok(template::render(template, &plain, &[], &bos, &eos)?);
+        }
+        Ok(template::render(template, messages, tools, &bos, &eos)?)
+    }
+
+    /// How the model writes calls of tools.
+    pub fn call_syntax(&self) -> tools::Syntax {
+        tools::Syntax::of(&self.text.chat_template)
     }
 
     /// Ids of a conversation.
-    pub fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>, TextError> {
+    pub fn encode_chat(&self, messages: &[Message], tools: &[Tool]) -> Result<Vec<u32>, TextError> {
         let disarm = |text: &str| self.specials.disarm(text);
         let plain: Vec<Message> = messages
             .iter()
@@ -206,9 +231,27 @@ impl Tokenizer {
                 role: m.role,
                 content: disarm(&m.content),
                 name: m.name.as_deref().map(disarm),
+                tool_calls: m
+                    .tool_calls
+                    .iter()
+                    .map(|c| ToolCall {
+                        id: disarm(&c.id),
+                        name: disarm(&c.name),
+                        arguments: disarm(&c.arguments),
+                    })
+                    .collect(),
+                tool_call_id: m.tool_call_id.as_deref().map(disarm),
             })
             .collect();
-        let rendered = self.render_chat(&plain)?;
+        let tools: Vec<Tool> = tools
+            .iter()
+            .map(|t| Tool {
+                name: disarm(&t.name),
+                description: t.description.as_deref().map(disarm),
+                parameters: disarm(&t.parameters),
+            })
+            .collect();
+        let rendered = self.render_chat(&plain, &tools)?;
         let mut ids = Vec::new();
         if !self.text.has_chat_template {
             ids.extend(self.text.bos.filter(|_| self.text.add_bos));

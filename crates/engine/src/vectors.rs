@@ -154,9 +154,9 @@ fn samples() -> Vec<u8> {
             top_k: (r.next() % 50) as u32,
             top_p_micro: 1 + (r.next() % 1_000_000) as u32,
             min_p_micro: (r.next() % 200_000) as u32,
-            seed: None,
+            ..Sampling::GREEDY
         };
-        out.extend(sample(&logits, &sampling, &[i as u8; 32], i).to_be_bytes());
+        out.extend(sample(&logits, None, &sampling, &[i as u8; 32], i).to_be_bytes());
     }
     out
 }

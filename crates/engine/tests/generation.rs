@@ -49,7 +49,16 @@ fn jobs() -> Vec<Job> {
                 _ => Sampling { temperature_micro: 1_300_000, min_p_micro: 50_000, ..Sampling::GREEDY },
             };
             let stop = if i % 5 == 0 { vec![" and".to_owned(), "!".to_owned()] } else { vec![] };
-            Job { id: i, prompt, sampling, seed: [i as u8; 32], max_tokens: 20 + 3 * i as u32, stop }
+            Job {
+                id: i,
+                prompt,
+                sampling,
+                seed: [i as u8; 32],
+                max_tokens: 20 + 3 * i as u32,
+                stop,
+                guide: None,
+                logprobs: None,
+            }
         })
         .collect()
 }
@@ -59,7 +68,7 @@ fn run(batcher: &mut Batcher<'_>) -> BTreeMap<JobId, (Answer, String)> {
     while !batcher.is_idle() {
         batcher.step(&mut |id, event| match event {
             Event::Started => {}
-            Event::Token { text } => texts.entry(id).or_default().push_str(&text),
+            Event::Token { text, .. } => texts.entry(id).or_default().push_str(&text),
             Event::Done(answer) => {
                 answers.insert(id, (*answer, texts.remove(&id).unwrap_or_default()));
             }

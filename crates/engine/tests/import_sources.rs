@@ -363,7 +363,7 @@ fn the_end_token_that_templates_know_comes_first_and_bos_ends_too() {
     assert_eq!(text.end_tokens, [257, 2, 9, 1]);
     assert!(text.has_chat_template && !text.add_bos);
     let tokenizer = Tokenizer::new(text, artifact.tokenizer_json()).unwrap();
-    assert_eq!(tokenizer.encode_chat(&[]).unwrap(), [u32::from(b'x'), 257]);
+    assert_eq!(tokenizer.encode_chat(&[], &[]).unwrap(), [u32::from(b'x'), 257]);
 }
 
 #[test]

@@ -127,10 +127,10 @@ pub(super) fn tile_roots(w: &Matrix<'_>) -> Vec<Hash> {
             .map(|(rt, ct)| merkle::root(row_leaves(w, rt, ct)))
             .collect()
     };
-    if w.rows() * w.cols() < 1 << 20 {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(w.tiles());
+    if threads == 1 || w.rows() * w.cols() < 1 << 20 {
         return hashes(0..w.tiles());
     }
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(w.tiles());
     let each = w.tiles().div_ceil(threads);
     std::thread::scope(|s| {
         let runs: Vec<_> = (0..threads)

@@ -261,19 +261,20 @@ pub(super) fn write(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<ImportReport, ImportError> {
     // The program names every matrix's shift: one pass over the weights finds them, a second writes the numbers.
+    let mut before = None;
     for i in 0..constants.len() {
         if let (Constant::Matrix { layer, parts, cols, columns }, Shape::Matrix { shift, .. }) =
             (&constants[i], &mut program.tensors[i].shape)
         {
             *shift = stack(source, *layer, parts, *cols, columns)?.shift()?;
         }
-        if let (Constant::Remainder, Shape::Matrix { shift, .. }) =
-            (&constants[i], program.tensors[i - 1].shape)
+        if let (Constant::Remainder, Some(Shape::Matrix { shift: first, .. }), Shape::Matrix { shift, .. }) =
+            (&constants[i], before, &mut program.tensors[i].shape)
         {
             // What is left of a number is at most half a step of its row.
-            let Shape::Matrix { shift: own, .. } = &mut program.tensors[i].shape else { continue };
-            *own = shift + 7;
+            *shift = first + 7;
         }
+        before = Some(program.tensors[i].shape);
     }
     program.clone().check().map_err(|e| ImportError::Unsupported {
         path: source.path().to_owned(),

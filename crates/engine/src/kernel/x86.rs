@@ -163,22 +163,3 @@ unsafe fn block_avx2<const M: usize>(d: &Dot, n: usize) {
         }
     }
 }
-
-impl Dot {
-    /// The same products for the vectors after the first `n`.
-    ///
-    /// # Safety
-    /// There are at least `n` vectors.
-    #[inline(always)]
-    unsafe fn skip(self, n: usize) -> Dot {
-        // SAFETY: the caller's promise.
-        unsafe {
-            Dot {
-                x: self.x.add(n * self.x_stride),
-                out: self.out.add(n * self.out_stride),
-                m: self.m - n,
-                ..self
-            }
-        }
-    }
-}

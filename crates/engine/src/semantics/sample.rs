@@ -6,6 +6,7 @@
 use assay_core::keccak::keccak256;
 use assay_core::request::Sampling;
 
+use super::adjust::{History, Mask};
 use super::exp2::exp2_likelihood;
 use super::fixed::shift_sat;
 
@@ -19,13 +20,17 @@ const MILLION: u128 = 1_000_000;
 
 /// The most likely token; of equals the lowest id. 0 for no logits.
 pub fn argmax(logits: &[i32]) -> u32 {
-    let mut best = 0;
+    argmax_of(logits, |_| true)
+}
+
+fn argmax_of(logits: &[i32], allowed: impl Fn(usize) -> bool) -> u32 {
+    let mut best: Option<(usize, i32)> = None;
     for (i, l) in logits.iter().enumerate() {
-        if *l > logits[best] {
-            best = i;
+        if best.is_none_or(|(_, most)| *l > most) && allowed(i) {
+            best = Some((i, *l));
         }
     }
-    best as u32
+    best.map_or(0, |(i, _)| i as u32)
 }
 
 /// 64 random bits for the token at `position` of the answer.
@@ -36,12 +41,34 @@ pub fn draw(seed: &[u8; 32], position: u32) -> u64 {
     u64::from_be_bytes(first)
 }
 
-/// The token at `position` of the answer.
-pub fn sample(logits: &[i32], sampling: &Sampling, seed: &[u8; 32], position: u32) -> u32 {
+/// The token at `position` of an answer whose tokens so far are in `history`; with a mask, one of its tokens.
+pub fn choose(
+    logits: &[i32],
+    history: &History,
+    mask: Option<&Mask>,
+    sampling: &Sampling,
+    seed: &[u8; 32],
+    position: u32,
+) -> u32 {
+    let adjusted = history.adjust(logits, sampling);
+    sample(adjusted.as_deref().unwrap_or(logits), mask, sampling, seed, position)
+}
+
+/// The token at `position` of the answer, from logits as they are.
+pub fn sample(
+    logits: &[i32],
+    mask: Option<&Mask>,
+    sampling: &Sampling,
+    seed: &[u8; 32],
+    position: u32,
+) -> u32 {
+    // A guide that leaves nothing leaves everything: there is always a token.
+    let mask = mask.filter(|m| !m.is_empty(logits.len()));
+    let allowed = |id: usize| mask.is_none_or(|m| m.allows(id));
     if sampling.temperature_micro < GREEDY_BELOW_MICRO || logits.is_empty() {
-        return argmax(logits);
+        return argmax_of(logits, allowed);
     }
-    let mut kept = likelihoods(logits, sampling.temperature_micro);
+    let mut kept = likelihoods(logits, sampling.temperature_micro, allowed);
     keep_top(&mut kept, sampling);
     kept.sort_unstable_by_key(|c| c.id);
     let total: u64 = kept.iter().map(|c| u64::from(c.likelihood)).sum();
@@ -53,7 +80,7 @@ pub fn sample(logits: &[i32], sampling: &Sampling, seed: &[u8; 32], position: u3
             return c.id;
         }
     }
-    argmax(logits)
+    argmax_of(logits, allowed)
 }
 
 /// A token that may be chosen.
@@ -71,13 +98,12 @@ impl Candidate {
 }
 
 /// Likelihoods relative to the best token, without those that round to 0; in order of ids.
-fn likelihoods(logits: &[i32], temperature_micro: u32) -> Vec<Candidate> {
+fn likelihoods(logits: &[i32], temperature_micro: u32, allowed: impl Fn(usize) -> bool) -> Vec<Candidate> {
     let factor = LOG2E_MILLION_Q20 / i64::from(temperature_micro);
     let exponent = |l: i32| shift_sat(i64::from(l) * factor, 20);
-    let best = exponent(logits.iter().copied().max().unwrap_or(0));
-    logits
-        .iter()
-        .enumerate()
+    let allowed = logits.iter().enumerate().filter(|(id, _)| allowed(*id));
+    let best = exponent(allowed.clone().map(|(_, l)| *l).max().unwrap_or(0));
+    allowed
         .filter_map(|(id, &l)| {
             let likelihood = exp2_likelihood(best.wrapping_sub(exponent(l)) as u32);
             (likelihood > 0).then_some(Candidate { likelihood, id: id as u32 })
@@ -133,13 +159,13 @@ mod tests {
     use super::*;
 
     fn sampling(temperature_micro: u32, top_k: u32, top_p_micro: u32, min_p_micro: u32) -> Sampling {
-        Sampling { temperature_micro, top_k, top_p_micro, min_p_micro, seed: None }
+        Sampling { temperature_micro, top_k, top_p_micro, min_p_micro, ..Sampling::GREEDY }
     }
 
     fn histogram(logits: &[i32], s: &Sampling) -> Vec<u32> {
         let mut counts = vec![0; logits.len()];
         for position in 0..4_000 {
-            counts[sample(logits, s, &[7; 32], position) as usize] += 1;
+            counts[sample(logits, None, s, &[7; 32], position) as usize] += 1;
         }
         counts
     }
@@ -147,7 +173,7 @@ mod tests {
     #[test]
     fn ties_go_to_the_lowest_id() {
         assert_eq!(argmax(&[1, 5, 5, 2]), 1);
-        assert_eq!(sample(&[1, 5, 5, 2], &sampling(9_999, 0, 1_000_000, 0), &[0; 32], 0), 1);
+        assert_eq!(sample(&[1, 5, 5, 2], None, &sampling(9_999, 0, 1_000_000, 0), &[0; 32], 0), 1);
         assert_eq!(histogram(&[0, 0, 0], &sampling(1_000_000, 1, 1_000_000, 0)), [4_000, 0, 0]);
     }
 
@@ -166,11 +192,26 @@ mod tests {
     }
 
     #[test]
+    fn masked_tokens_are_never_chosen() {
+        let logits = [9, 5, 5, 8].map(|l| l << 16);
+        let mask = Mask::only(&[1, 2]);
+        for t in [0, 1_000_000] {
+            let ids: Vec<u32> = (0..99)
+                .map(|p| sample(&logits, Some(&mask), &sampling(t, 0, 1_000_000, 0), &[3; 32], p))
+                .collect();
+            assert!(
+                ids.contains(&1) && (t == 0 || ids.contains(&2)) && ids.iter().all(|id| [1, 2].contains(id))
+            );
+        }
+        assert_eq!(sample(&logits, Some(&Mask::only(&[77])), &sampling(0, 0, 1_000_000, 0), &[3; 32], 0), 0);
+    }
+
+    #[test]
     fn extremes_stay_in_range() {
         let logits = [i32::MIN, i32::MAX, 0, i32::MAX];
         for t in [GREEDY_BELOW_MICRO, 1_000_000, 2_000_000] {
             for position in 0..100 {
-                let id = sample(&logits, &sampling(t, 0, 999_999, 1), &[1; 32], position);
+                let id = sample(&logits, None, &sampling(t, 0, 999_999, 1), &[1; 32], position);
                 assert!(id == 1 || id == 3);
             }
         }
@@ -180,7 +221,7 @@ mod tests {
     fn a_long_nucleus_equals_a_full_sort() {
         let logits: Vec<i32> = (0..5_000).map(|i| ((i * 7_919) % 5_003) * 20).collect();
         for p in [1, 100_000, 900_000, 999_999] {
-            let mut fast = likelihoods(&logits, 1_000_000);
+            let mut fast = likelihoods(&logits, 1_000_000, |_| true);
             let mut slow = fast.clone();
             keep_nucleus(&mut fast, p);
             slow.sort_unstable_by_key(Candidate::rank);

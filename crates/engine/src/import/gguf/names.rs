@@ -32,18 +32,10 @@ pub(super) const PLAIN: [&str; 9] =
 /// The families. Mistral's models say `llama`.
 pub(super) const ARCHITECTURES: [Architecture; 6] = [
     Architecture { name: "llama", rotary: Rotary::Pairs, more: &[] },
-    Architecture {
-        name: "qwen2",
-        rotary: Rotary::Halves,
-        more: &["q_bias", "k_bias", "v_bias"],
-    },
+    Architecture { name: "qwen2", rotary: Rotary::Halves, more: &["q_bias", "k_bias", "v_bias"] },
     Architecture { name: "qwen3", rotary: Rotary::Halves, more: &["q_norm", "k_norm"] },
     Architecture { name: "gemma", rotary: Rotary::Halves, more: &[] },
-    Architecture {
-        name: "gemma2",
-        rotary: Rotary::Halves,
-        more: &["post_attention_norm", "post_mlp_norm"],
-    },
+    Architecture { name: "gemma2", rotary: Rotary::Halves, more: &["post_attention_norm", "post_mlp_norm"] },
     Architecture {
         name: "gemma3",
         rotary: Rotary::Halves,
@@ -121,7 +113,6 @@ pub(super) mod key {
     pub(in super::super) const ROPE_FACTOR: &str = "rope.scaling.factor";
     /// Old files' name for a linear factor.
     pub(in super::super) const ROPE_SCALE: &str = "rope.scale_linear";
-    pub(in super::super) const ROPE_CONTEXT: &str = "rope.scaling.original_context_length";
     /// Gemma 3's converter leaves the pattern and the base of its local layers out: they are those of the family.
     pub(in super::super) const WINDOW: &str = "attention.sliding_window";
     pub(in super::super) const WINDOW_PATTERN: &str = "attention.sliding_window_pattern";
