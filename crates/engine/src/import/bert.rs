@@ -101,34 +101,56 @@ fn norm(
     b.push(Op::Normalise { x, groups: 1, center: true, epsilon, gain, bias: Some(bias), frac })
 }
 
-/// `weights · x + bias`, the input spread by a Hadamard transform that the weights undo.
-fn linear(
-    b: &mut Builder,
-    layer: u32,
-    name: &str,
-    parts: &[(&'static str, &'static str, u32)],
-    x: ValueId,
-    cols: u32,
-) -> ValueId {
-    let block = (1 << cols.trailing_zeros()).min(BLOCK_MAX).min(HADAMARD_MAX);
-    let rows = parts.iter().map(|(name, _, rows)| PartPlan { name, rows: *rows, turn: None }).collect();
-    let turn = (block >= 4).then(|| Turn::plain(cols, block));
-    let columns = Columns { gain: None, factor: None, turn };
-    let weights = b.matrix(label(Some(layer), name), Some(layer), rows, cols, columns);
-    let biases = parts.iter().map(|(_, bias, rows)| (*bias, *rows)).collect();
-    let bias = b.vector(label(Some(layer), &format!("{name}.bias")), Some(layer), biases, 0.0, INNER_FRAC);
-    let x = if block >= 4 { b.push(Op::Hadamard { x, block }) } else { x };
-    let y = b.product(x, cols, weights);
-    b.push(Op::Bias { x: y, bias })
+/// Numbers spread by a Hadamard transform, as int8 numbers with one scale; and the transform, for matrices to undo.
+fn spread(b: &mut Builder, x: ValueId, len: u32) -> (ValueId, Option<Turn>) {
+    let block = (1 << len.trailing_zeros()).min(BLOCK_MAX).min(HADAMARD_MAX);
+    let (x, turn) = match block {
+        4.. => (b.push(Op::Hadamard { x, block }), Some(Turn::plain(len, block))),
+        _ => (x, None),
+    };
+    (b.push(Op::Quantise { x, offset: 0, len, groups: 1 }), turn)
+}
+
+/// A matrix and its bias: checkpoint names and rows.
+struct Linear<'a> {
+    name: &'a str,
+    parts: &'a [(&'static str, &'static str, u32)],
+    /// Whether weights are kept to 16 bits, as the sum of two matrices.
+    fine: bool,
+}
+
+/// `weights · x + bias` for a vector from [`spread`].
+fn linear(b: &mut Builder, layer: u32, m: &Linear<'_>, x: (ValueId, &Option<Turn>), cols: u32) -> ValueId {
+    let (x, turn) = x;
+    let name = |ending: &str| label(Some(layer), &format!("{}{ending}", m.name));
+    let rows = m.parts.iter().map(|(name, _, rows)| PartPlan { name, rows: *rows, turn: None }).collect();
+    let columns = Columns { gain: None, factor: None, turn: turn.clone() };
+    let weights = b.matrix(name(""), Some(layer), rows, cols, columns);
+    let rest = m.fine.then(|| b.remainder(name(".rest")));
+    let biases = m.parts.iter().map(|(_, bias, rows)| (*bias, *rows)).collect();
+    let bias = b.vector(name(".bias"), Some(layer), biases, 0.0, INNER_FRAC);
+    let y = b.push(Op::MatMul { weights, x });
+    let y = b.push(Op::Bias { x: y, bias });
+    match rest {
+        None => y,
+        Some(weights) => {
+            let rest = b.push(Op::MatMul { weights, x });
+            b.push(Op::Add { x: y, y: rest })
+        }
+    }
 }
 
 fn attention(b: &mut Builder, c: &EncoderConfig, layer: u32, x: ValueId) -> ValueId {
     let (heads, dim) = (c.heads, c.dim);
     let head_dim = dim / heads;
-    let parts = [("q", "q_bias", dim), ("k", "k_bias", dim), ("v", "v_bias", dim)];
-    let qkv = linear(b, layer, "attention.qkv", &parts, x, dim);
-    let [q, k, v] =
-        [0, dim, 2 * dim].map(|offset| b.push(Op::Quantise { x: qkv, offset, len: dim, groups: heads }));
+    let (x, turn) = spread(b, x, dim);
+    let parts = [("q", "q_bias", dim), ("k", "k_bias", dim)];
+    let qk = linear(b, layer, &Linear { name: "attention.qk", parts: &parts, fine: false }, (x, &turn), dim);
+    // Rounding the values' weights costs a short text more than all other rounding together.
+    let parts = [("v", "v_bias", dim)];
+    let v = linear(b, layer, &Linear { name: "attention.v", parts: &parts, fine: true }, (x, &turn), dim);
+    let mut heads_of = |x, offset| b.push(Op::Quantise { x, offset, len: dim, groups: heads });
+    let (q, k, v) = (heads_of(qk, 0), heads_of(qk, dim), heads_of(v, 0));
     let a = b.push(Op::Attend {
         q,
         k,
@@ -142,11 +164,17 @@ fn attention(b: &mut Builder, c: &EncoderConfig, layer: u32, x: ValueId) -> Valu
         cap: None,
         frac: INNER_FRAC,
     });
-    linear(b, layer, "attention.out", &[("out", "out_bias", dim)], a, dim)
+    let (x, turn) = spread(b, a, dim);
+    let parts = [("out", "out_bias", dim)];
+    linear(b, layer, &Linear { name: "attention.out", parts: &parts, fine: false }, (x, &turn), dim)
 }
 
 fn inner(b: &mut Builder, c: &EncoderConfig, layer: u32, x: ValueId, table: TensorId) -> ValueId {
-    let up = linear(b, layer, "mlp.up", &[("up", "up_bias", c.hidden)], x, c.dim);
+    let (x, turn) = spread(b, x, c.dim);
+    let parts = [("up", "up_bias", c.hidden)];
+    let up = linear(b, layer, &Linear { name: "mlp.up", parts: &parts, fine: false }, (x, &turn), c.dim);
     let a = b.push(Op::Activate { x: up, table });
-    linear(b, layer, "mlp.down", &[("down", "down_bias", c.dim)], a, c.hidden)
+    let (x, turn) = spread(b, a, c.hidden);
+    let parts = [("down", "down_bias", c.dim)];
+    linear(b, layer, &Linear { name: "mlp.down", parts: &parts, fine: false }, (x, &turn), c.hidden)
 }
