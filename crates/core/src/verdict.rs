@@ -75,6 +75,10 @@ pub enum FailureCode {
     OutputId,
     /// The execution differs; the position is the index of the digest.
     Digest,
+    /// The probabilities are not the model's; the position is an index into the output ids.
+    Logprobs,
+    /// A vector is not the model's; the position is the index of the input.
+    Vector,
     /// The ids are another text.
     Text,
     /// The answer ends elsewhere or for another reason.
@@ -96,6 +100,8 @@ impl FailureCode {
             FailureCode::PromptIds => "prompt_ids",
             FailureCode::OutputId => "output_id",
             FailureCode::Digest => "digest",
+            FailureCode::Logprobs => "logprobs",
+            FailureCode::Vector => "vector",
             FailureCode::Text => "text",
             FailureCode::StopReason => "stop_reason",
         }

@@ -4,16 +4,19 @@
 //! 3. it is joined.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use assay_engine::artifact::Artifact;
 use assay_engine::batch::{BatchLimits, Batcher, Event, Job, JobId, Load, SubmitError};
+use assay_engine::constants::Constants as _;
 use assay_engine::forward::Executor;
 use assay_engine::kernel::Kernel;
 use assay_engine::pool::Pool;
+use assay_engine::program::Head;
+use assay_engine::replay::Execution;
 use assay_engine::text::{TextError, Tokenizer};
 use tokio::sync::{mpsc, oneshot};
 
@@ -26,13 +29,22 @@ pub struct ServedModel {
     thread: Option<JoinHandle<()>>,
     load: Arc<Mutex<Load>>,
     next_job: AtomicU64,
+    /// Requests for embeddings under way.
+    encoding: AtomicUsize,
     kernel: Kernel,
     limits: BatchLimits,
 }
 
 enum Command {
-    Submit { job: Job, events: mpsc::Sender<Event>, admitted: oneshot::Sender<Result<(), SubmitError>> },
+    Submit { job: Box<Job>, events: mpsc::Sender<Event>, admitted: oneshot::Sender<Result<(), SubmitError>> },
     Cancel(JobId),
+    Encode(Encoding),
+}
+
+/// Sequences to be read by an encoder.
+struct Encoding {
+    inputs: Vec<Vec<u32>>,
+    pooled: oneshot::Sender<Vec<Vec<i32>>>,
 }
 
 /// A job under way. Dropping it cancels the work.
@@ -68,6 +80,9 @@ impl ServedModel {
                 .name("assay-batcher".into())
                 .spawn(move || {
                     let executor = Executor::new(artifact.shared(), kernel, pool);
+                    if let Head::Vector { .. } = artifact.program().program().head {
+                        return encode_all(executor, &inbox, &load);
+                    }
                     let end_tokens = artifact.text().end_tokens.clone();
                     let batcher = Batcher::new(executor, &tokenizer, end_tokens, limits);
                     run(batcher, &inbox, &load);
@@ -82,6 +97,7 @@ impl ServedModel {
             thread,
             load,
             next_job: AtomicU64::new(0),
+            encoding: AtomicUsize::new(0),
             kernel,
             limits,
         })
@@ -122,7 +138,7 @@ impl ServedModel {
         let (admitted, verdict) = oneshot::channel();
         let commands = self.commands.clone().expect("the sender lives as long as the handle");
         let stopped = SubmitError::QueueFull { waiting: 0 };
-        if commands.send(Command::Submit { job, events: sender, admitted }).is_err() {
+        if commands.send(Command::Submit { job: Box::new(job), events: sender, admitted }).is_err() {
             return Err(stopped);
         }
         let running = Running { id, commands, events };
@@ -133,8 +149,34 @@ impl ServedModel {
         }
     }
 
+    /// Whether the model is an encoder.
+    pub fn is_encoder(&self) -> bool {
+        matches!(self.artifact.program().program().head, Head::Vector { .. })
+    }
+
+    /// The pooled vectors of sequences, each of 1 to as many ids as the context has, all below the vocabulary; `None` for
+    /// a model that is no encoder.
+    pub async fn encode(&self, inputs: Vec<Vec<u32>>) -> Result<Option<Vec<Vec<i32>>>, SubmitError> {
+        if !self.is_encoder() {
+            return Ok(None);
+        }
+        let waiting = self.encoding.fetch_add(1, Relaxed);
+        let counted = Counted(&self.encoding);
+        if waiting >= self.limits.waiting_max + self.limits.running_max {
+            return Err(SubmitError::QueueFull { waiting });
+        }
+        let (pooled, result) = oneshot::channel();
+        let commands = self.commands.as_ref().expect("the sender lives as long as the handle");
+        let sent = commands.send(Command::Encode(Encoding { inputs, pooled }));
+        let made = match sent {
+            Ok(()) => result.await.ok(),
+            Err(_) => None,
+        };
+        drop(counted);
+        made.map(Some).ok_or(SubmitError::QueueFull { waiting: 0 })
+    }
+
     fn artifact_context(&self) -> usize {
-        use assay_engine::constants::Constants as _;
         self.artifact.program().program().context as usize
     }
 }
@@ -146,6 +188,38 @@ impl Drop for ServedModel {
             // A panic of the engine was reported where it happened.
             let _ = thread.join();
         }
+    }
+}
+
+/// Takes one off a count when it is dropped.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+/// The thread of an encoder: reads what has come together, since longer passes are faster.
+fn encode_all(mut executor: Executor, inbox: &Receiver<Command>, load: &Mutex<Load>) {
+    while let Ok(first) = inbox.recv() {
+        let waiting = std::iter::once(first).chain(inbox.try_iter());
+        let all: Vec<Encoding> = waiting
+            .filter_map(|c| match c {
+                Command::Encode(e) if !e.pooled.is_closed() => Some(e),
+                _ => None,
+            })
+            .collect();
+        *load.lock().unwrap_or_else(PoisonError::into_inner) = Load { running: all.len(), ..Load::default() };
+        let inputs: Vec<&[u32]> = all.iter().flat_map(|e| e.inputs.iter().map(Vec::as_slice)).collect();
+        let mut pooled = Execution::encode(&mut executor, &inputs).into_iter();
+        let shares: Vec<Vec<Vec<i32>>> =
+            all.iter().map(|e| pooled.by_ref().take(e.inputs.len()).collect()).collect();
+        for (e, share) in all.into_iter().zip(shares) {
+            // Whoever asked may be gone.
+            let _ = e.pooled.send(share);
+        }
+        *load.lock().unwrap_or_else(PoisonError::into_inner) = Load::default();
     }
 }
 
@@ -169,7 +243,7 @@ fn run(mut batcher: Batcher<'_>, inbox: &Receiver<Command>, load: &Mutex<Load>) 
             match command {
                 Command::Submit { job, events, admitted } => {
                     let id = job.id;
-                    let verdict = batcher.submit(job);
+                    let verdict = batcher.submit(*job);
                     if verdict.is_ok() {
                         readers.insert(id, events);
                     }
@@ -182,6 +256,8 @@ fn run(mut batcher: Batcher<'_>, inbox: &Receiver<Command>, load: &Mutex<Load>) 
                     batcher.cancel(id);
                     readers.remove(&id);
                 }
+                // A decoder's sender never makes one; dropping it tells whoever waits.
+                Command::Encode(_) => {}
             }
             *load.lock().unwrap_or_else(PoisonError::into_inner) = batcher.load();
         }

@@ -8,8 +8,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use assay_core::answer::AnswerRecord;
-use assay_core::canonical::Canonical as _;
+use assay_core::embedding::Record;
 use assay_core::id::ReceiptId;
 use redb::{
     Database, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _, TableDefinition,
@@ -122,8 +121,8 @@ impl ReceiptStore {
     }
 
     /// Stores an answer; it is durable when this returns. Blocks for a flush of the disk.
-    pub fn put(&self, record: &AnswerRecord) -> Result<(), StoreError> {
-        let receipt = &record.receipt.receipt;
+    pub fn put(&self, record: &Record) -> Result<(), StoreError> {
+        let receipt = &record.receipt().receipt;
         let (done, result) = sync_channel(1);
         let put =
             Put { id: receipt.id(), sequence: receipt.sequence, bytes: record.to_canonical_bytes(), done };
@@ -133,13 +132,13 @@ impl ReceiptStore {
     }
 
     /// The answer of a receipt.
-    pub fn get(&self, id: ReceiptId) -> Result<Option<AnswerRecord>, StoreError> {
+    pub fn get(&self, id: ReceiptId) -> Result<Option<Record>, StoreError> {
         let read = || -> Result<Option<Vec<u8>>, redb::Error> {
             let table = self.database.begin_read()?.open_table(ANSWERS)?;
             Ok(table.get(id.as_bytes())?.map(|v| v.value().to_vec()))
         };
         let bytes = read().map_err(|e| self.fail(e))?;
-        bytes.map(|b| AnswerRecord::from_canonical_bytes(&b)).transpose().map_err(|e| self.fail(e))
+        bytes.map(|b| Record::from_canonical_bytes(&b)).transpose().map_err(|e| self.fail(e))
     }
 
     /// Ids of the newest answers.
@@ -200,7 +199,7 @@ fn commit(database: &Database, batch: &[Put]) -> Result<(), redb::Error> {
 mod tests {
     use std::collections::BTreeSet;
 
-    use assay_core::answer::Format;
+    use assay_core::answer::{AnswerRecord, Format};
     use assay_core::digest::ExecutionDigests;
     use assay_core::id::{
         ChannelId, DigestRoot, ModelRoot, NodeAddress, Nonce, SignatureBytes, TranscriptRoot,
@@ -211,13 +210,16 @@ mod tests {
 
     use super::*;
 
-    fn record(sequence: u64) -> AnswerRecord {
+    fn record(sequence: u64) -> Record {
         let request = Request {
             model: ModelRoot::from_bytes([1; 32]),
             prompt: Prompt::Text(format!("prompt {sequence}")),
             sampling: Sampling::GREEDY,
             max_tokens: 1,
             stop: vec![],
+            choice: 0,
+            guide: None,
+            logprobs: None,
         };
         let receipt = Receipt {
             provider: NodeAddress::from_bytes([1; 20]),
@@ -242,15 +244,16 @@ mod tests {
             output_ids: vec![2],
             text: "x".into(),
             stop: StopReason::Length,
+            logprobs: vec![],
         };
-        AnswerRecord {
+        Record::Answer(Box::new(AnswerRecord {
             format: Format::V1,
             receipt: SignedReceipt { receipt, domain: Domain::DEVELOPMENT, signature },
             request,
             transcript,
             digests: ExecutionDigests(vec![]),
             generation: None,
-        }
+        }))
     }
 
     #[test]
@@ -266,8 +269,11 @@ mod tests {
                         let put = |i| {
                             let record = record(w * 100 + i);
                             store.put(&record).unwrap();
-                            assert_eq!(store.get(record.receipt.receipt.id()).unwrap(), Some(record.clone()));
-                            record.receipt.receipt.id()
+                            assert_eq!(
+                                store.get(record.receipt().receipt.id()).unwrap(),
+                                Some(record.clone())
+                            );
+                            record.receipt().receipt.id()
                         };
                         (0..20).map(put).collect::<Vec<_>>()
                     })

@@ -4,4 +4,5 @@
 //! and what was not. Foreign records never panic here.
 #![forbid(unsafe_code)]
 
+pub mod embedding;
 pub mod reexecution;

@@ -5,15 +5,18 @@
 
 use assay_core::answer::{AnswerRecord, BindingError};
 use assay_core::digest::DigestBuilder;
-use assay_core::id::ModelRoot;
-use assay_core::request::sampler_seed;
+use assay_core::id::{ModelRoot, NodeAddress};
+use assay_core::request::{Prompt, RequestError, Tool, sampler_seed};
 use assay_core::transcript::NonceSource;
 use assay_core::verdict::{Check, Failure, FailureCode, Outcome, Verdict};
 use assay_engine::artifact::TextModel;
-use assay_engine::program::Program;
+use assay_engine::program::{Head, Program};
 use assay_engine::replay::Execution;
-use assay_engine::semantics::sample::sample;
+use assay_engine::semantics::adjust::History;
+use assay_engine::semantics::logprobs::logprobs;
+use assay_engine::semantics::sample::choose;
 use assay_engine::text::Tokenizer;
+use assay_engine::text::guide::Guided;
 use assay_engine::transcribe::{StopRules, Transcriber};
 
 /// The model that an answer is checked against.
@@ -34,11 +37,7 @@ pub fn check_record(record: &AnswerRecord) -> Verdict {
     let mut report = Report::default();
     report.bindings(record);
     for name in REEXECUTED {
-        report.checks.push(Check {
-            name: name.into(),
-            outcome: Outcome::NotRun,
-            detail: "needs the model".into(),
-        });
+        report.not_run(name, "needs the model");
     }
     report.finish(record)
 }
@@ -53,7 +52,7 @@ pub fn check_by_reexecution(
 ) -> Verdict {
     let mut report = Report::default();
     report.bindings(record);
-    report.model(record, subject);
+    report.model(record.receipt.receipt.model_root, subject);
     report.prompt(record, subject);
     if report.runnable(record, subject) {
         report.execution(record, subject, execution);
@@ -62,28 +61,42 @@ pub fn check_by_reexecution(
     report.finish(record)
 }
 
+/// What was found so far.
 #[derive(Default)]
-struct Report {
+pub(crate) struct Report {
     checks: Vec<Check>,
     failures: Vec<Failure>,
 }
 
 impl Report {
-    fn pass(&mut self, name: &str, detail: impl Into<String>) {
+    pub(crate) fn pass(&mut self, name: &str, detail: impl Into<String>) {
         self.checks.push(Check { name: name.into(), outcome: Outcome::Passed, detail: detail.into() });
     }
 
-    fn fail(&mut self, name: &str, code: FailureCode, position: Option<usize>, message: String) {
+    pub(crate) fn fail(&mut self, name: &str, code: FailureCode, position: Option<usize>, message: String) {
         self.checks.push(Check { name: name.into(), outcome: Outcome::Failed, detail: message.clone() });
         let position = position.map(|p| u32::try_from(p).unwrap_or(u32::MAX));
         self.failures.push(Failure { code, position, message });
     }
 
+    pub(crate) fn not_run(&mut self, name: &str, detail: &str) {
+        self.checks.push(Check { name: name.into(), outcome: Outcome::NotRun, detail: detail.into() });
+    }
+
     fn bindings(&mut self, record: &AnswerRecord) {
-        let broken = record.broken_bindings();
+        self.whole(record.broken_bindings(), record.receipt.receipt.provider, record.request.check());
+    }
+
+    /// What [`AnswerRecord::broken_bindings`] and [`EmbeddingRecord::broken_bindings`] found, and the limits.
+    pub(crate) fn whole(
+        &mut self,
+        broken: Vec<BindingError>,
+        provider: NodeAddress,
+        limits: Result<(), RequestError>,
+    ) {
         let signature = broken.iter().find(|b| matches!(b, BindingError::Signature(_)));
         match signature {
-            None => self.pass("signature", format!("by {}", record.receipt.receipt.provider)),
+            None => self.pass("signature", format!("by {provider}")),
             Some(e) => self.fail("signature", FailureCode::Signature, None, e.to_string()),
         }
         if broken.iter().all(|b| matches!(b, BindingError::Signature(_))) {
@@ -104,13 +117,12 @@ impl Report {
             };
             self.fail("hashes", code, None, b.to_string());
         }
-        if let Err(e) = record.request.check() {
+        if let Err(e) = limits {
             self.fail("limits", FailureCode::Limits, None, e.to_string());
         }
     }
 
-    fn model(&mut self, record: &AnswerRecord, subject: &Subject<'_>) {
-        let receipted = record.receipt.receipt.model_root;
+    pub(crate) fn model(&mut self, receipted: ModelRoot, subject: &Subject<'_>) {
         if receipted == subject.root {
             self.pass("model", format!("{receipted}"));
         } else {
@@ -145,6 +157,10 @@ impl Report {
         let t = &record.transcript;
         let (prompt, output) = (t.prompt_ids.len(), t.output_ids.len());
         let context = subject.program.context as usize;
+        if !matches!(subject.program.head, Head::Tokens { .. }) {
+            self.fail("limits", FailureCode::Limits, None, "the model makes vectors, not answers".into());
+            return false;
+        }
         let unknown =
             t.prompt_ids.iter().chain(&t.output_ids).position(|id| *id >= subject.program.vocabulary);
         let reason = if prompt == 0 || output == 0 {
@@ -165,8 +181,7 @@ impl Report {
         };
         self.fail("limits", FailureCode::Limits, None, reason);
         for name in ["tokens", "execution digests"] {
-            let detail = "the transcript cannot be executed".to_owned();
-            self.checks.push(Check { name: name.into(), outcome: Outcome::NotRun, detail });
+            self.not_run(name, "the transcript cannot be executed");
         }
         false
     }
@@ -179,6 +194,15 @@ impl Report {
         let first = t.prompt_ids.len().saturating_sub(1);
         let mut digests = DigestBuilder::new();
         let mut wrong: Option<(usize, u32, u32)> = None;
+        let mut history = History::new(&t.prompt_ids);
+        let mut guide = match self.guide(record, subject) {
+            Ok(guide) => guide,
+            Err(message) => {
+                self.fail("tokens", FailureCode::Limits, None, message);
+                return;
+            }
+        };
+        let mut likely = Vec::new();
         execution.replay(&tokens, first, &mut |row| {
             let (numbers, scale) = row.hidden;
             let position = u32::try_from(row.position).unwrap_or(u32::MAX);
@@ -186,9 +210,16 @@ impl Report {
             let (Some(logits), Some(i)) = (row.logits, row.position.checked_sub(first)) else { return };
             let Some(got) = t.output_ids.get(i) else { return };
             let index = u32::try_from(i).unwrap_or(u32::MAX);
-            let want = sample(logits, &record.request.sampling, &seed, index);
+            let mask = guide.as_mut().map(Guided::mask);
+            let sampling = &record.request.sampling;
+            let want = choose(logits, &history, mask.as_ref(), sampling, &seed, index);
             if want != *got && wrong.is_none() {
                 wrong = Some((i, want, *got));
+            }
+            likely.extend(record.request.logprobs.map(|count| logprobs(logits, *got, count)));
+            history.push(*got);
+            if let Some(guide) = &mut guide {
+                guide.push(*got);
             }
         });
         match wrong {
@@ -199,6 +230,14 @@ impl Report {
                 self.fail("tokens", FailureCode::OutputId, Some(i), message);
             }
         }
+        match first_difference(&likely, &t.logprobs) {
+            None if likely.is_empty() => {}
+            None => self.pass("probabilities", format!("of {} tokens, replayed", likely.len())),
+            Some(at) => {
+                let message = format!("the probabilities of output token {at} are not the model's");
+                self.fail("probabilities", FailureCode::Logprobs, Some(at), message);
+            }
+        }
         match record.digests.first_difference(&digests.finish()) {
             None => self.pass("execution digests", format!("all {} equal", record.digests.0.len())),
             Some(at) => {
@@ -207,6 +246,16 @@ impl Report {
                 self.fail("execution digests", FailureCode::Digest, Some(at), message);
             }
         }
+    }
+
+    /// The form that the request asks for; why it cannot be followed.
+    fn guide(&self, record: &AnswerRecord, subject: &Subject<'_>) -> Result<Option<Guided>, String> {
+        let Some(guide) = &record.request.guide else { return Ok(None) };
+        let tools: &[Tool] = match &record.request.prompt {
+            Prompt::Chat { tools, .. } => tools,
+            Prompt::Text(_) | Prompt::Tokens(_) => &[],
+        };
+        subject.tokenizer.guide(guide, tools).map(Some).map_err(|e| e.to_string())
     }
 
     /// Replays text and end of the answer from its ids.
@@ -246,12 +295,17 @@ impl Report {
     }
 
     fn finish(self, record: &AnswerRecord) -> Verdict {
+        self.verdict(record.transcript.nonce_source == NonceSource::Provider)
+    }
+
+    /// The verdict; `drawn` when the provider chose the nonce.
+    pub(crate) fn verdict(self, drawn: bool) -> Verdict {
         let mut unchecked = vec![
             "that the receipt stands in the epoch that the provider posted (there is no ledger yet)"
                 .to_owned(),
             "the price: fees are not part of this version".to_owned(),
         ];
-        if record.transcript.nonce_source == NonceSource::Provider {
+        if drawn {
             unchecked.push(
                 "that the provider did not try several nonces and keep the answer it liked: send a nonce or a seed".into(),
             );
@@ -262,7 +316,7 @@ impl Report {
     }
 }
 
-fn first_difference<T: PartialEq>(a: &[T], b: &[T]) -> Option<usize> {
+pub(crate) fn first_difference<T: PartialEq>(a: &[T], b: &[T]) -> Option<usize> {
     let shared = a.iter().zip(b).position(|(a, b)| a != b);
     shared.or_else(|| (a.len() != b.len()).then(|| a.len().min(b.len())))
 }

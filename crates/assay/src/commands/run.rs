@@ -64,10 +64,10 @@ impl Run {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let mut messages: Vec<Message> = Vec::new();
         let ask = |text: &str, messages: &mut Vec<Message>| -> Result<()> {
-            messages.push(Message { role: Role::User, content: text.to_owned(), name: None });
+            messages.push(Message::text(Role::User, text));
             let request = Request {
                 model: root,
-                prompt: Prompt::Chat(messages.clone()),
+                prompt: Prompt::Chat { messages: messages.clone(), tools: vec![] },
                 sampling: Sampling {
                     temperature_micro: self.temperature,
                     seed: self.seed,
@@ -75,13 +75,16 @@ impl Run {
                 },
                 max_tokens: self.max_tokens,
                 stop: vec![],
+                choice: 0,
+                guide: None,
+                logprobs: None,
             };
             let record = runtime.block_on(answer(&provider, request, !self.json))?;
             if self.json {
                 println!("{}", serde_json::to_string_pretty(&record)?);
             }
             let content = record.transcript.text.clone();
-            messages.push(Message { role: Role::Assistant, content, name: None });
+            messages.push(Message::text(Role::Assistant, content));
             Ok(())
         };
         if let Some(prompt) = &self.prompt {
@@ -114,7 +117,8 @@ async fn answer(provider: &Provider, request: Request, print: bool) -> Result<An
     let mut generation = provider.generate(order).await.map_err(|r| anyhow::anyhow!("{r}"))?;
     while let Some(event) = generation.events.recv().await {
         match event {
-            Event::Delta(text) => {
+            Event::Call { .. } | Event::Arguments { .. } => {}
+            Event::Text { text, .. } => {
                 if print {
                     print!("{text}");
                     std::io::stdout().flush()?;

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use assay_core::answer::AnswerRecord;
+use assay_core::embedding::Record;
 use assay_core::id::ReceiptId;
 use assay_core::limits::CANONICAL_BYTES_MAX;
-use assay_core::verdict::{Check, Failure, FailureCode, Outcome, Verdict};
+use assay_core::verdict::{Outcome, Verdict};
 use assay_engine::artifact::Artifact;
 use assay_engine::constants::Constants as _;
 use assay_engine::forward::Executor;
@@ -16,6 +16,7 @@ use assay_engine::kernel::Kernel;
 use assay_engine::replay::{ByReference, Execution};
 use assay_engine::text::Tokenizer;
 use assay_node::store::ReceiptStore;
+use assay_verify::embedding::{check_embedding_by_reexecution, check_embedding_record};
 use assay_verify::reexecution::{Subject, check_by_reexecution, check_record};
 use clap::Args;
 use comfy_table::{Table, presets};
@@ -24,6 +25,10 @@ use serde_json::Value;
 use super::up::{DEFAULT_LISTEN, EngineArgs};
 use crate::home::Home;
 use crate::progress;
+
+mod answer;
+
+use answer::Around;
 
 /// JSON writes a record in at most this many bytes.
 const RECORD_BYTES_MAX: usize = 4 * CANONICAL_BYTES_MAX;
@@ -61,62 +66,68 @@ struct Cost {
 
 impl Verify {
     pub fn run(self, home: &Home) -> Result<ExitCode> {
-        let Loaded { record, answer } = self.load(home)?;
-        let root = record.receipt.receipt.model_root;
+        let mut holds = true;
+        for loaded in self.load(home)? {
+            holds &= self.one(home, &loaded)?;
+        }
+        Ok(if holds { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    }
+
+    fn one(&self, home: &Home, loaded: &Loaded) -> Result<bool> {
+        let Loaded { record, answer } = loaded;
+        let root = record.receipt().receipt.model_root;
         let artifact = match &self.model {
             Some(name) => Some(home.model(name)?),
             None => home.model_by_root(root)?,
         };
         let Some(artifact) = artifact else {
-            let mut verdict = check_record(&record);
-            compare(answer.as_ref(), &record, &mut verdict);
+            let mut verdict = match record {
+                Record::Answer(r) => check_record(r),
+                Record::Embedding(r) => check_embedding_record(r),
+            };
+            answer::compare(answer.as_ref(), record, None, &mut verdict);
             if verdict.holds {
                 bail!(
                     "model {root} is not installed, so nothing was executed; import it, or name a file with --model"
                 );
             }
-            self.print(&record, &verdict, None)?;
-            return Ok(ExitCode::from(1));
+            self.print(record, &verdict, None)?;
+            return Ok(false);
         };
         let started = Instant::now();
         progress::check_root(&artifact)?;
         let root = started.elapsed();
-        let (mut verdict, load, check) = self.check(&record, &artifact)?;
-        compare(answer.as_ref(), &record, &mut verdict);
-        self.print(&record, &verdict, Some(&Cost { root, load, check }))?;
-        Ok(if verdict.holds { ExitCode::SUCCESS } else { ExitCode::from(1) })
-    }
-
-    fn check(
-        &self,
-        record: &AnswerRecord,
-        artifact: &Arc<Artifact>,
-    ) -> Result<(Verdict, Duration, Duration)> {
         let started = Instant::now();
         let tokenizer = Tokenizer::new(artifact.text(), artifact.tokenizer_json())?;
+        let mut execution = self.execution(&artifact)?;
+        let (load, started) = (started.elapsed(), Instant::now());
         let subject = Subject {
             root: artifact.root(),
             program: artifact.program().program(),
             text: artifact.text(),
             tokenizer: &tokenizer,
         };
-        let mut fast;
-        let mut slow;
-        let execution: &mut dyn Execution = if self.reference {
-            slow = ByReference(artifact.as_ref());
-            &mut slow
-        } else {
-            fast = Executor::new(artifact.shared(), Kernel::from_environment()?, self.engine.pool());
-            &mut fast
+        let mut verdict = match record {
+            Record::Answer(r) => check_by_reexecution(r, &subject, execution.as_mut()),
+            Record::Embedding(r) => check_embedding_by_reexecution(r, &subject, execution.as_mut()),
         };
-        let (load, started) = (started.elapsed(), Instant::now());
-        let verdict = check_by_reexecution(record, &subject, execution);
-        Ok((verdict, load, started.elapsed()))
+        let check = started.elapsed();
+        answer::compare(answer.as_ref(), record, Some(tokenizer.call_syntax()), &mut verdict);
+        self.print(record, &verdict, Some(&Cost { root, load, check }))?;
+        Ok(verdict.holds)
     }
 
-    fn load(&self, home: &Home) -> Result<Loaded> {
+    fn execution<'a>(&self, artifact: &'a Arc<Artifact>) -> Result<Box<dyn Execution + 'a>> {
+        Ok(if self.reference {
+            Box::new(ByReference(artifact.as_ref()))
+        } else {
+            Box::new(Executor::new(artifact.shared(), Kernel::from_environment()?, self.engine.pool()))
+        })
+    }
+
+    fn load(&self, home: &Home) -> Result<Vec<Loaded>> {
         if let Ok(id) = self.receipt.parse::<ReceiptId>() {
-            return Ok(Loaded { record: self.fetch(home, id)?, answer: None });
+            return Ok(vec![Loaded { record: self.fetch(home, id)?, answer: None }]);
         }
         let text = if self.receipt == "-" {
             std::io::read_to_string(std::io::stdin())?
@@ -130,7 +141,7 @@ impl Verify {
         parse(&text).with_context(|| format!("{} is no answer record", self.receipt))
     }
 
-    fn fetch(&self, home: &Home, id: ReceiptId) -> Result<AnswerRecord> {
+    fn fetch(&self, home: &Home, id: ReceiptId) -> Result<Record> {
         // A running node holds the store, and answers for it.
         if home.receipts().exists()
             && let Ok(store) = ReceiptStore::open(&home.receipts())
@@ -150,18 +161,19 @@ impl Verify {
         let text = runtime.block_on(get(&url)).with_context(|| {
             format!("receipt {id} is not in {}, and could not be fetched from {node}", home.path().display())
         })?;
-        let record = parse(&text)?.record;
-        if record.receipt.receipt.id() != id {
+        let mut records = parse(&text)?;
+        let Some(Loaded { record, .. }) = records.pop() else { bail!("{url} gave no record") };
+        if record.receipt().receipt.id() != id {
             bail!("{url} gave the record of another receipt");
         }
         Ok(record)
     }
 
-    fn print(&self, record: &AnswerRecord, verdict: &Verdict, cost: Option<&Cost>) -> Result<()> {
-        let generated = record.generation.as_ref().map(|g| g.prefill_ns.saturating_add(g.decode_ns));
+    fn print(&self, record: &Record, verdict: &Verdict, cost: Option<&Cost>) -> Result<()> {
+        let generated = record.generation().map(|g| g.prefill_ns.saturating_add(g.decode_ns));
         if self.json {
             let mut json = serde_json::to_value(verdict)?;
-            json["receipt"] = serde_json::json!(record.receipt.receipt.id());
+            json["receipt"] = serde_json::json!(record.receipt().receipt.id());
             json["cost"] = serde_json::json!({
                 "verify_ns": cost.map(|c| c.check.as_nanos() as u64),
                 "load_ns": cost.map(|c| c.load.as_nanos() as u64),
@@ -198,7 +210,7 @@ impl Verify {
             println!("      (before that, once: {load:.1} ms to load the model, {root:.1} ms to hash it)");
         }
         match &verdict.failure {
-            None => println!("The answer holds: receipt {}", record.receipt.receipt.id()),
+            None => println!("The answer holds: receipt {}", record.receipt().receipt.id()),
             Some(f) => println!("THE ANSWER DOES NOT HOLD ({}): {}", f.code.as_str(), f.message),
         }
         Ok(())
@@ -224,40 +236,33 @@ async fn get(url: &str) -> Result<String> {
 
 /// A record, and the API answer around it if there was one.
 struct Loaded {
-    record: AnswerRecord,
-    answer: Option<Value>,
+    record: Record,
+    answer: Option<Around>,
 }
 
-/// A record, or an API answer that carries one as `assay_receipt`.
-fn parse(text: &str) -> Result<Loaded> {
+/// A record alone, or an API answer that carries one as `assay_receipt` or several as `assay_receipts`.
+fn parse(text: &str) -> Result<Vec<Loaded>> {
     let mut json: Value = serde_json::from_str(text)?;
-    match json.as_object_mut().and_then(|o| o.remove("assay_receipt")) {
-        Some(record) => Ok(Loaded { record: serde_json::from_value(record)?, answer: Some(json) }),
-        None => Ok(Loaded { record: serde_json::from_value(json)?, answer: None }),
+    let Some(object) = json.as_object_mut() else { bail!("it is no JSON object") };
+    let several = match object.remove("assay_receipts") {
+        Some(Value::Array(all)) => all,
+        Some(_) => bail!("assay_receipts is no list"),
+        None => vec![],
+    };
+    let records: Vec<Value> = object.remove("assay_receipt").into_iter().chain(several).collect();
+    if records.is_empty() {
+        return Ok(vec![Loaded { record: read_record(json)?, answer: None }]);
     }
+    let around = |(index, record)| {
+        let answer = Some(Around { json: json.clone(), index });
+        Ok(Loaded { record: read_record(record)?, answer })
+    };
+    records.into_iter().enumerate().map(around).collect()
 }
 
-/// Whether an API answer says what its record says: whoever keeps the answer reads its text, not the record's.
-fn compare(answer: Option<&Value>, record: &AnswerRecord, verdict: &mut Verdict) {
-    let Some(answer) = answer else { return };
-    let (t, choice) = (&record.transcript, &answer["choices"][0]);
-    let said = choice["message"]["content"].as_str().or(choice["text"].as_str());
-    let usage = t.usage();
-    let message = if said != Some(&t.text) {
-        let at = said.unwrap_or("").bytes().zip(t.text.bytes()).take_while(|(a, b)| a == b).count();
-        format!("the text around the record differs from the record's, from byte {at} on")
-    } else if choice["finish_reason"] != t.stop.finish_reason() {
-        "the finish_reason around the record is not the record's".to_owned()
-    } else if answer["usage"]["prompt_tokens"] != usage.prompt_tokens
-        || answer["usage"]["completion_tokens"] != usage.completion_tokens
-    {
-        "the usage around the record is not the record's".to_owned()
-    } else {
-        let detail = "text, finish_reason and usage are the record's".to_owned();
-        verdict.checks.push(Check { name: "answer".into(), outcome: Outcome::Passed, detail });
-        return;
-    };
-    verdict.checks.push(Check { name: "answer".into(), outcome: Outcome::Failed, detail: message.clone() });
-    verdict.holds = false;
-    verdict.failure.get_or_insert(Failure { code: FailureCode::Text, position: None, message });
+fn read_record(json: Value) -> Result<Record> {
+    Ok(match json["format"].as_str() {
+        Some("assay-embedding/1") => Record::Embedding(Box::new(serde_json::from_value(json)?)),
+        _ => Record::Answer(Box::new(serde_json::from_value(json)?)),
+    })
 }

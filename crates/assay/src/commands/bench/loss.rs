@@ -11,8 +11,8 @@ use assay_engine::constants::Constants as _;
 use assay_engine::forward::Executor;
 use assay_engine::kernel::Kernel;
 use assay_engine::pool::Pool;
+use assay_engine::program::LOGIT_FRAC;
 use assay_engine::replay::Execution as _;
-use assay_engine::semantics::sample::LOGIT_FRAC;
 use assay_engine::text::Tokenizer;
 use serde_json::{Value, json};
 

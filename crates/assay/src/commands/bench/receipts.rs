@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use assay_core::digest::DigestBuilder;
+use assay_core::embedding::Record;
 use assay_core::receipt::Domain;
 use assay_engine::artifact::Artifact;
 use assay_engine::constants::Constants as _;
@@ -30,7 +31,7 @@ pub fn run(
     let key = NodeKey::load_or_create(&folder.path().join("key"))?;
     let store = ReceiptStore::open(&folder.path().join("store"))?;
     let program = artifact.program();
-    let width = match program.value_type(program.program().hidden) {
+    let width = match program.value_type(program.program().tokens().0) {
         ValueType::Int8 { len, .. } => len as usize,
         _ => 0,
     };
@@ -58,7 +59,8 @@ pub fn run(
             std::hint::black_box(key.sign(record.receipt.receipt.clone(), Domain::DEVELOPMENT)?);
             Ok(())
         })?;
-        let keep = timed(&mut || Ok(store.put(&record)?))?;
+        let stored = Record::Answer(Box::new(record.clone()));
+        let keep = timed(&mut || Ok(store.put(&stored)?))?;
         let total = digests + sign + keep;
         print(json!({
             "model": artifact.provenance().name, "threads": generator.threads(),

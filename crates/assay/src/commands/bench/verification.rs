@@ -66,6 +66,9 @@ impl Generator {
                 sampling: Sampling { temperature_micro: 1_000_000, seed, ..Sampling::GREEDY },
                 max_tokens: answer,
                 stop: vec![],
+                choice: 0,
+                guide: None,
+                logprobs: None,
             };
             let started = Instant::now();
             let record = self.runtime.block_on(self.run(request))?;
@@ -82,7 +85,7 @@ impl Generator {
         let mut generation = self.provider.generate(order).await.map_err(|r| anyhow::anyhow!("{r}"))?;
         while let Some(event) = generation.events.recv().await {
             match event {
-                Event::Delta(_) => {}
+                Event::Text { .. } | Event::Call { .. } | Event::Arguments { .. } => {}
                 Event::End { record, .. } => return Ok(record.as_ref().clone()),
                 Event::Failed(refusal) => bail!("{refusal}"),
             }
