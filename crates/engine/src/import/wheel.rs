@@ -32,8 +32,7 @@ fn wanted(name: &str) -> bool {
 /// Unpacks the model of the archive in `path` beside `out`, where there is room for a model anyway.
 pub(super) fn unpack(path: &Path, out: &Path) -> Result<Unpacked, ImportError> {
     let malformed = |reason: String| ImportError::Malformed { path: path.to_owned(), reason };
-    let mut archive =
-        ZipArchive::new(BufReader::new(open(path)?)).map_err(|e| malformed(e.to_string()))?;
+    let mut archive = ZipArchive::new(BufReader::new(open(path)?)).map_err(|e| malformed(e.to_string()))?;
     if archive.len() > ENTRIES_MAX {
         return Err(malformed(format!("it has {} entries; at most {ENTRIES_MAX} are read", archive.len())));
     }
@@ -48,13 +47,15 @@ pub(super) fn unpack(path: &Path, out: &Path) -> Result<Unpacked, ImportError> {
         .filter(|folder| folder.is_empty() || folder.ends_with('/'))
         .filter(|folder| {
             names.iter().any(|n| {
-                n.strip_prefix(folder).is_some_and(|rest| !rest.contains('/') && rest.ends_with(".safetensors"))
+                n.strip_prefix(folder)
+                    .is_some_and(|rest| !rest.contains('/') && rest.ends_with(".safetensors"))
             })
         })
         .collect();
     models.sort_unstable();
     let [model] = models.as_slice() else {
-        let reason = format!("it holds {} folders with a config.json and weights; one is expected", models.len());
+        let reason =
+            format!("it holds {} folders with a config.json and weights; one is expected", models.len());
         return Err(ImportError::UnknownSource { path: path.to_owned(), reason });
     };
     let beside = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
