@@ -21,10 +21,17 @@ pub trait Inference: Send + Sync + 'static {
     fn generate(&self, order: Order) -> impl Future<Output = Result<Generation, Refusal>> + Send;
 
     /// Embeds texts.
-    fn embed(&self, order: EmbeddingOrder) -> impl Future<Output = Result<Arc<EmbeddingRecord>, Refusal>> + Send;
+    fn embed(
+        &self,
+        order: EmbeddingOrder,
+    ) -> impl Future<Output = Result<Arc<EmbeddingRecord>, Refusal>> + Send;
 
     /// How many tokens a prompt has.
-    fn count_tokens(&self, model: ModelRoot, prompt: Prompt) -> impl Future<Output = Result<u32, Refusal>> + Send;
+    fn count_tokens(
+        &self,
+        model: ModelRoot,
+        prompt: Prompt,
+    ) -> impl Future<Output = Result<u32, Refusal>> + Send;
 
     /// The record of an answer that was completed here, or of embeddings.
     fn receipt(&self, id: ReceiptId) -> impl Future<Output = Result<Option<Record>, Refusal>> + Send;
