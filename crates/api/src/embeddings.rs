@@ -146,3 +146,10 @@ fn vector(v: &[i32], encoding: Encoding) -> Value {
         }
     }
 }
+
+/// Whether a body is a request within all limits.
+#[cfg(test)]
+pub(crate) fn check(body: &[u8]) -> Result<(), Refusal> {
+    let request = parse(body)?.request(ModelRoot::ZERO);
+    request.check().map_err(over_limit)
+}

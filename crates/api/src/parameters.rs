@@ -270,3 +270,6 @@ fn include_usage(o: &Object<'_>) -> Result<bool, Refusal> {
         .flag("include_usage")
         .map_err(|_| wrong_type("stream_options.include_usage", "true or false"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,6 +13,7 @@ use axum::response::{IntoResponse as _, Response};
 use crate::server::{Shared, answer_id, events, generator, now_s, receive, start, with_receipts};
 use crate::{Inference, Refusal, answer};
 use object::Frame;
+pub(crate) use parse::parse;
 use stream::ResponseStream;
 
 /// `POST /v1/responses`.
@@ -21,7 +22,7 @@ pub(crate) async fn route<I: Inference>(
     request: Request,
 ) -> Result<Response, Refusal> {
     let received = receive(&s, request).await?;
-    let asked = parse::parse(&received.body)?;
+    let asked = parse(&received.body)?;
     let card = generator(&s.inference.models(), &asked.parsed.model)?;
     let choices = start(&s, &received, &card, asked.parsed.requests(card.root)).await?;
     let receipts = choices.receipts();
