@@ -29,7 +29,7 @@ fn asks_for_no_reasoning(v: &Value) -> bool {
 }
 
 /// What cannot be honoured here.
-const REFUSED: [Row; 32] = [
+const REFUSED: [Row; 35] = [
     ("previous_response_id", never, "no answer is stored: send the whole conversation as `input`"),
     ("conversation", never, "no conversation is stored: send the whole of it as `input`"),
     ("store", is_false, "nothing is stored but receipts"),
@@ -54,6 +54,9 @@ const REFUSED: [Row; 32] = [
     ("suffix", is_empty, "text is continued, not filled in"),
     ("modalities", |v| *v == json!(["text"]), "models here write text"),
     ("audio", never, "models here write text"),
+    ("web_search_options", never, "models here do not search"),
+    ("reasoning_effort", |v| *v == "none", "reasoning is not part of this version"),
+    ("verbosity", |v| *v == "medium", "there is one verbosity"),
     ("min_tokens", is_zero, "answers end where the model ends them"),
     ("ignore_eos", is_false, "answers end where the model ends them"),
     ("stop_token_ids", is_empty, "use stop strings"),
