@@ -225,8 +225,11 @@ async fn embeddings() {
     assert_eq!(response.status(), 200);
     let receipt = response.headers()["x-assay-receipt"].to_str().unwrap();
     assert!(receipt.starts_with("0x") && receipt.len() == 66);
-    let body: Value = response.json().await.unwrap();
-    let vector = json!([0.5, -0.25, 3.0 / 16_777_216.0, 0.0]);
+    let text = response.text().await.unwrap();
+    let numbers = "[0.5,-0.25,1.7881393432617188e-7,0.0]";
+    assert!(text.contains(numbers), "shortest decimals that a float of 64 bits is read from: {text}");
+    let body: Value = serde_json::from_str(&text).unwrap();
+    let vector: Value = serde_json::from_str(numbers).unwrap();
     let entry = |i: usize| json!({"object": "embedding", "index": i, "embedding": vector});
     assert_eq!(
         body,

@@ -39,7 +39,7 @@ pub const VECTOR: [i32; 4] = [1 << 23, -(1 << 22), 3, 0];
 
 /// Id of the receipt of a choice.
 pub fn receipt_id(choice: u32) -> ReceiptId {
-    let mut bytes = [0xcd; 32];
+    let mut bytes = [0xcd_u8; 32];
     bytes[31] = bytes[31].wrapping_add(choice as u8);
     ReceiptId::from_bytes(bytes)
 }
