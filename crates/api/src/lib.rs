@@ -5,10 +5,12 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+mod embeddings;
 mod inference;
 mod metrics;
 mod parameters;
 mod refusal;
+mod responses;
 mod server;
 
 pub use inference::{
