@@ -46,7 +46,7 @@ fn checkpoint(folder: &Path) {
         ("embeddings.position_embeddings.weight".to_owned(), vec![12, DIM]),
         ("embeddings.token_type_embeddings.weight".to_owned(), vec![2, DIM]),
     ];
-    let mut norm = |name: &str, shapes: &mut Vec<(String, Vec<usize>)>| {
+    let norm = |name: &str, shapes: &mut Vec<(String, Vec<usize>)>| {
         shapes.push((format!("{name}.weight"), vec![DIM]));
         shapes.push((format!("{name}.bias"), vec![DIM]));
     };
