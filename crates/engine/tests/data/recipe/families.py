@@ -28,10 +28,12 @@ from transformers import (
 
 VOCABULARY = 264
 LENGTH = 96
+# Margin above which the largest logit is compared, in standard deviations, and the share of such positions.
+CLEAR, ENOUGH = 0.125, 0.62
 MASK = (1 << 64) - 1
 
 SIZES = dict(
-    vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
+    vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
     num_key_value_heads=2, max_position_embeddings=128, bos_token_id=1, eos_token_id=2, pad_token_id=None,
 )
 
@@ -84,7 +86,8 @@ class Family:
             return 0.0, 1.0 if "proj" in name else 0.25
         if "norm" in name or "Norm" in name:
             return self.gain
-        return 0.0, 0.25
+        # Scores that differ little: a small error of one must not turn into another answer.
+        return 0.0, 0.1875 if "q_proj" in name or "k_proj" in name else 0.25
 
 
 def rope(**more):
@@ -104,13 +107,13 @@ FAMILIES = [
                                   tie_word_embeddings=True, rope_parameters=rope(rope_theta=100_000.0)),
            gains={"model.norm.weight": (2.0, 0.5)}),
     Family("gemma", GemmaConfig(**SIZES | dict(num_key_value_heads=1), head_dim=32, rope_parameters=rope()), **GEMMA),
-    Family("gemma2", Gemma2Config(**SIZES | dict(num_hidden_layers=4), head_dim=32, query_pre_attn_scalar=16,
+    Family("gemma2", Gemma2Config(**SIZES | dict(num_hidden_layers=3), head_dim=32, query_pre_attn_scalar=8,
                                   attn_logit_softcapping=2.0, final_logit_softcapping=10.0, sliding_window=12,
                                   rope_parameters=rope()), **GEMMA | dict(gains={"model.norm.weight": (9.0, 2.0)})),
-    Family("gemma3", Gemma3TextConfig(**SIZES, head_dim=32, query_pre_attn_scalar=16, sliding_window=12,
+    Family("gemma3", Gemma3TextConfig(**SIZES | dict(num_hidden_layers=3), head_dim=32, query_pre_attn_scalar=16, sliding_window=12,
                                       layer_types=["sliding_attention", "sliding_attention", "full_attention"],
-                                      rope_parameters={"full_attention": rope(rope_type="linear", rope_theta=1_000_000.0, factor=8.0),
-                                                       "sliding_attention": rope()}), **GEMMA),
+                                      rope_parameters={"full_attention": rope(rope_type="linear", rope_theta=1_000_000.0, factor=2.0),
+                                                       "sliding_attention": rope(rope_theta=100.0)}), **GEMMA),
     Family("bert", BertConfig(vocab_size=VOCABULARY, hidden_size=64, intermediate_size=128, num_hidden_layers=3,
                               num_attention_heads=4, max_position_embeddings=128, hidden_act="gelu")),
 ]
@@ -149,21 +152,24 @@ def build(family):
 
 
 def decoder(model):
-    """Ids from the model's own distribution, and the results at each position."""
-    generator = torch.Generator().manual_seed(7)
-    ids = [1]
-    while len(ids) < LENGTH:
-        logits = model(torch.tensor([ids]), use_cache=False).logits[0, -1]
-        ids.append(int(torch.multinomial(logits.softmax(-1), 1, generator=generator)))
-    logits = model(torch.tensor([ids]), use_cache=False).logits[0]
+    """The first ids drawn that have enough clear positions, and the results at each position."""
+    for seed in range(100):
+        generator = torch.Generator().manual_seed(seed)
+        ids = [1]
+        while len(ids) < LENGTH:
+            logits = model(torch.tensor([ids]), use_cache=False).logits[0, -1]
+            ids.append(int(torch.multinomial(logits.softmax(-1), 1, generator=generator)))
+        logits = model(torch.tensor([ids]), use_cache=False).logits[0]
+        top = logits.topk(2, dim=-1)
+        margins = (top.values[:, 0] - top.values[:, 1]) / logits.std(dim=-1)
+        if int((margins[:-1] > CLEAR).sum()) >= ENOUGH * (LENGTH - 1):
+            break
     losses = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(ids[1:]), reduction="none")
-    top = logits.topk(2, dim=-1)
-    margins = (top.values[:, 0] - top.values[:, 1]) / logits.std(dim=-1)
     positions = [
         [round(float(losses[p]), 5), int(top.indices[p, 0]), round(float(margins[p]), 4)] for p in range(LENGTH - 1)
     ]
     print(f"  loss {losses.mean():.4f}, logits spread by {logits.std(dim=-1).mean():.2f},"
-          f" {sum(m > 0.125 for _, _, m in positions)} of {len(positions)} positions above 0.125,"
+          f" {sum(m > CLEAR for _, _, m in positions)} of {len(positions)} positions clear,"
           f" {len(set(ids))} different ids")
     return dict(ids=ids, positions=positions)
 
