@@ -162,9 +162,9 @@ fn gemma3_with_two_kinds_of_layers() {
 #[test]
 fn a_feature_left_out_is_noticed() {
     let architecture = |name: &str| json!({"architectures": [name]});
-    let all = |kind: &str| json!({"layer_types": [kind, kind, kind]});
+    let all = |kind: &str, layers: usize| json!({"layer_types": vec![kind; layers]});
     let base = |theta: f64| json!({"rope_theta": theta, "rope_type": "default"});
-    let slowed = |theta: f64| json!({"rope_theta": theta, "rope_type": "linear", "factor": 2.0});
+    let slowed = |theta: f64| json!({"rope_theta": theta, "rope_type": "linear", "factor": 8.0});
     let angles = |all: Value| json!({"rope_parameters": all});
     let two = |full, local| angles(json!({"full_attention": full, "sliding_attention": local}));
     let cases = [
@@ -179,15 +179,15 @@ fn a_feature_left_out_is_noticed() {
         ("gemma2", "bound of scores", json!({"attn_logit_softcapping": null})),
         ("gemma2", "bound of logits", json!({"final_logit_softcapping": null})),
         ("gemma2", "divisor of scores", json!({"query_pre_attn_scalar": 256})),
-        ("gemma2", "window", all("full_attention")),
-        ("gemma2", "layers that see everything", all("sliding_attention")),
+        ("gemma2", "window", all("full_attention", 3)),
+        ("gemma2", "layers that see everything", all("sliding_attention", 3)),
         ("gemma2", "norms after the layers", architecture("GemmaForCausalLM")),
-        ("gemma3", "window", all("full_attention")),
-        ("gemma3", "layers that see everything", all("sliding_attention")),
+        ("gemma3", "window", all("full_attention", 4)),
+        ("gemma3", "layers that see everything", all("sliding_attention", 4)),
         ("gemma3", "head norms", architecture("Gemma2ForCausalLM")),
         ("gemma3", "base of layers that see everything", two(slowed(100.0), base(100.0))),
-        ("gemma3", "scaling of layers that see everything", two(base(1e6), base(100.0))),
-        ("gemma3", "base of layers with a window", two(slowed(1e6), base(1e6))),
+        ("gemma3", "scaling of layers that see everything", two(base(1e4), base(100.0))),
+        ("gemma3", "base of layers with a window", two(slowed(1e4), base(1e4))),
     ];
     for (name, feature, change) in cases {
         let family = Family::read(name);

@@ -12,8 +12,8 @@ use assay_engine::forward::Executor;
 use assay_engine::import::{ImportError, ImportOptions, import, tokenizer_json};
 use assay_engine::kernel::Kernel;
 use assay_engine::pool::Pool;
+use assay_engine::program::LOGIT_FRAC;
 use assay_engine::replay::Execution as _;
-use assay_engine::semantics::sample::LOGIT_FRAC;
 use assay_engine::text::Tokenizer;
 use tempfile::TempDir;
 
