@@ -12,8 +12,8 @@ use assay_engine::forward::Executor;
 use assay_engine::import::{ImportError, ImportOptions, import, tokenizer_json};
 use assay_engine::kernel::Kernel;
 use assay_engine::pool::Pool;
+use assay_engine::program::LOGIT_FRAC;
 use assay_engine::replay::Execution as _;
-use assay_engine::semantics::sample::LOGIT_FRAC;
 use assay_engine::text::Tokenizer;
 use tempfile::TempDir;
 
@@ -108,13 +108,11 @@ fn shards_are_one_model_and_must_all_be_there() {
 #[test]
 fn what_the_engine_does_not_execute_is_named() {
     for (key, value, named) in [
-        ("general.architecture", gguf::text("qwen2"), "qwen2"),
+        ("general.architecture", gguf::text("phi3"), "phi3"),
         ("general.architecture", gguf::text("mamba"), "mamba"),
-        ("llama.rope.scaling.type", gguf::text("linear"), "rope.scaling.type"),
-        ("llama.rope.scaling.factor", gguf::f32(8.0), "rope.scaling.factor"),
+        ("llama.rope.scaling.type", gguf::text("yarn"), "rope.scaling.type"),
         ("llama.rope.dimension_count", gguf::u32(4), "rope.dimension_count"),
         ("llama.attention.value_length", gguf::u32(4), "value_length"),
-        ("llama.attention.sliding_window", gguf::u32(4096), "sliding_window"),
         ("llama.attn_logit_softcapping", gguf::f32(50.0), "attn_logit_softcapping"),
         ("llama.final_logit_softcapping", gguf::f32(30.0), "final_logit_softcapping"),
         ("llama.expert_count", gguf::u32(8), "expert_count"),
@@ -136,7 +134,7 @@ fn what_the_engine_does_not_execute_is_named() {
         "x",
     ] {
         let mut tensors = gguf::tensors();
-        let extra = Entry { name: name.into(), dimensions: vec![8], kind: 0, bytes: vec![0; 32] };
+        let extra = Entry { name: name.into(), dimensions: vec![4], kind: 0, bytes: vec![0; 16] };
         tensors.push(extra);
         let error = refused(&gguf::file(&gguf::metadata(), &tensors));
         assert_eq!(error.code(), "import_unsupported", "{name}: {error}");

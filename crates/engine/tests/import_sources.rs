@@ -167,10 +167,33 @@ fn the_tiny_story_model_imports() {
 fn what_cannot_be_expressed_is_named() {
     for (from, to, field) in [
         ("LlamaForCausalLM", "MambaForCausalLM", "architectures"),
-        ("\"silu\"", "\"gelu\"", "hidden_act"),
+        ("LlamaForCausalLM", "Gemma3nForConditionalGeneration", "architectures"),
+        ("\"silu\"", "\"relu\"", "hidden_act"),
         ("\"vocab_size\"", "\"attention_bias\":true,\"vocab_size\"", "attention_bias"),
         ("\"vocab_size\"", "\"rope_scaling\":{\"factor\":2},\"vocab_size\"", "rope_scaling"),
-        ("\"vocab_size\"", "\"sliding_window\":128,\"vocab_size\"", "sliding_window"),
+        ("\"vocab_size\"", "\"rope_scaling\":{\"type\":\"yarn\"},\"vocab_size\"", "rope_scaling"),
+        (
+            "\"vocab_size\"",
+            "\"rope_parameters\":{\"rope_type\":\"dynamic\"},\"vocab_size\"",
+            "rope_parameters",
+        ),
+        (
+            "\"vocab_size\"",
+            "\"rope_parameters\":{\"full_attention\":{},\"sliding_attention\":{\"rope_type\":\"linear\"}},\"vocab_size\"",
+            "sliding_attention",
+        ),
+        ("\"vocab_size\"", "\"partial_rotary_factor\":0.5,\"vocab_size\"", "partial_rotary_factor"),
+        ("\"vocab_size\"", "\"mlp_bias\":true,\"vocab_size\"", "mlp_bias"),
+        (
+            "\"vocab_size\"",
+            "\"use_bidirectional_attention\":true,\"vocab_size\"",
+            "use_bidirectional_attention",
+        ),
+        (
+            "LlamaForCausalLM\"]",
+            "Gemma3ForCausalLM\"],\"attn_logit_softcapping\":50",
+            "attn_logit_softcapping",
+        ),
         ("\"vocab_size\"", "\"quantization_config\":{},\"vocab_size\"", "quantization_config"),
         ("\"num_hidden_layers\":2", "\"num_hidden_layers\":16000000", "number of layers"),
         ("\"num_attention_heads\":3", "\"num_attention_heads\":16000000", "number of heads"),

@@ -232,7 +232,16 @@ fn read_config(m: Metadata<'_>, a: &Architecture, tensors: &Tensors) -> Result<C
     let layers = number(key::LAYERS)?;
     let (gemma, gemma2, gemma3) = (a.name.starts_with("gemma"), a.name == "gemma2", a.name == "gemma3");
     let above_zero = |key: &str| Ok::<_, ImportError>(m.real(&full(key))?.filter(|v| *v > 0.0));
-    let window = if a.name.starts_with("qwen") { None } else { optional(key::WINDOW)?.filter(|w| *w > 0) };
+    // Gemma 2's first files leave out what all its models share; the reader of the format knows it, too.
+    let family = |number: f64| gemma2.then_some(number);
+    let cap = |key: &str, number: f64| {
+        Ok::<_, ImportError>(m.real(&full(key))?.or(family(number)).filter(|v| *v > 0.0))
+    };
+    let window = match optional(key::WINDOW)? {
+        _ if a.name.starts_with("qwen") => None,
+        None => gemma2.then_some(4096),
+        said => said.filter(|w| *w > 0),
+    };
     let local_layers = |layers: u32| -> Result<Vec<bool>, ImportError> {
         let every = match (gemma2, gemma3) {
             (true, _) => 2,
@@ -250,7 +259,11 @@ fn read_config(m: Metadata<'_>, a: &Architecture, tensors: &Tensors) -> Result<C
         }),
         _ => None,
     };
-    let factor = above_zero(key::ROPE_FACTOR)?.or(above_zero(key::ROPE_SCALE)?);
+    let factor = match m.text(&full(key::ROPE_SCALING))? {
+        // A file may say by what its angles could be slowed down, and that they are not.
+        Some("none") => None,
+        _ => above_zero(key::ROPE_FACTOR)?.or(above_zero(key::ROPE_SCALE)?),
+    };
     Ok(Config {
         dim,
         layers,
@@ -275,8 +288,8 @@ fn read_config(m: Metadata<'_>, a: &Architecture, tensors: &Tensors) -> Result<C
             (true, 46 | 62) => Some(f64::from(dim) / f64::from(heads)),
             _ => None,
         },
-        attention_cap: above_zero(key::ATTENTION_CAP)?,
-        logit_cap: above_zero(key::LOGIT_CAP)?,
+        attention_cap: cap(key::ATTENTION_CAP, 50.0)?,
+        logit_cap: cap(key::LOGIT_CAP, 30.0)?,
         embedding_factor: gemma.then(|| libm::sqrt(f64::from(dim))),
         tied: !head,
         bos: id(tokenizer::gguf::bos(m)?),
@@ -312,7 +325,11 @@ fn only_plain(m: Metadata<'_>, a: &Architecture, head_dim: u32) -> Result<(), Im
         (key::RESIDUAL_SCALE, 1.0),
         (key::EMBEDDING_SCALE, 1.0),
     ];
-    for (key, neutral) in neutral {
+    // Only these bend scores, or logits.
+    let (gemma2, gemma3) = (a.name == "gemma2", a.name == "gemma3");
+    let caps = [(key::ATTENTION_CAP, gemma2), (key::LOGIT_CAP, gemma2 || gemma3)];
+    let caps = caps.into_iter().filter(|(_, known)| !known).map(|(key, _)| (key, 0.0));
+    for (key, neutral) in neutral.into_iter().chain(caps) {
         let field = format!("{}.{key}", a.name);
         match m.real(&field)? {
             Some(v) if v != neutral && v != 0.0 => {

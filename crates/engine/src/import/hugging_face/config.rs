@@ -73,9 +73,13 @@ impl Json<'_> {
             .ok_or_else(|| self.malformed(format!("{field} is no positive number")))
     }
 
-    fn optional_real(&self, field: &str) -> Result<Option<f64>, ImportError> {
-        let v = &self.json[field];
-        if v.is_null() { Ok(None) } else { self.real(v, 0.0, field).map(Some) }
+    /// A number that null turns off. Files that do not have the field mean the family's number, if it has one.
+    fn real_unless_null(&self, field: &str, family: Option<f64>) -> Result<Option<f64>, ImportError> {
+        match self.json.get(field) {
+            None => Ok(family),
+            Some(Value::Null) => Ok(None),
+            Some(v) => self.real(v, 0.0, field).map(Some),
+        }
     }
 
     fn activation(&self, field: &str) -> Result<Activation, ImportError> {
@@ -96,7 +100,7 @@ impl Json<'_> {
         if json["attention_bias"] == true && !qwen2 {
             return Err(self.unsupported("attention_bias", "models that say false are"));
         }
-        for field in ["mlp_bias", "rope_interleaved"] {
+        for field in ["mlp_bias", "rope_interleaved", "use_bidirectional_attention"] {
             if json[field] == true {
                 return Err(self.unsupported(field, "models that say false are"));
             }
@@ -124,14 +128,21 @@ impl Json<'_> {
             _ => self.number_or("head_dim", dim / heads)?,
         };
         let activation = if gemma {
-            match json["hidden_activation"].as_str() {
-                // The first Gemma says gelu and means the approximation.
-                None => Activation::GeluTanh,
-                Some(_) => self.activation("hidden_activation")?,
+            match (json["hidden_activation"].as_str(), json["hidden_act"].as_str()) {
+                (Some(_), _) => self.activation("hidden_activation")?,
+                // The first Gemma has the other field, says gelu there and means the approximation; the others ignore it.
+                (None, Some(act)) if !gemma2 && !gemma3 && act != "gelu" => self.activation("hidden_act")?,
+                (None, _) => Activation::GeluTanh,
             }
         } else {
             self.activation("hidden_act")?
         };
+        if gemma3 {
+            // The reference reads this field of Gemma 3 and does nothing with it.
+            self.refuse_unless_null("attn_logit_softcapping")?;
+        }
+        // What the reference bounds scores and logits of Gemma 2 with when a file says nothing.
+        let caps = if gemma2 { (Some(50.0), Some(30.0)) } else { (None, None) };
         let (rope_theta, rope_scaling, local_theta) = self.rope(gemma3)?;
         Ok(Config {
             dim,
@@ -152,12 +163,12 @@ impl Json<'_> {
             post_norms: gemma2 || gemma3,
             local: self.local(name, layers, local_theta)?,
             query_scale: if gemma2 || gemma3 {
-                self.optional_real("query_pre_attn_scalar")?.or(Some(256.0))
+                Some(self.real(&json["query_pre_attn_scalar"], 256.0, "query_pre_attn_scalar")?)
             } else {
                 None
             },
-            attention_cap: self.optional_real("attn_logit_softcapping")?.filter(|_| gemma2 || gemma3),
-            logit_cap: self.optional_real("final_logit_softcapping")?.filter(|_| gemma2 || gemma3),
+            attention_cap: self.real_unless_null("attn_logit_softcapping", caps.0)?.filter(|_| gemma2),
+            logit_cap: self.real_unless_null("final_logit_softcapping", caps.1)?.filter(|_| gemma2 || gemma3),
             // The reference multiplies by this number as bfloat16 or float32 has it: the difference is below 2^-8 and
             // the embedding's scale does not matter after the first norm but beside what the layers add.
             embedding_factor: gemma.then(|| libm::sqrt(f64::from(dim))),
@@ -187,21 +198,32 @@ impl Json<'_> {
             (true, false) => None,
             _ => Some(self.real(local, 1e4, "rope_local_base_freq")?),
         };
-        let kind = global["rope_type"].as_str().or(global["type"].as_str()).unwrap_or("default");
+        let kind = |of: &'_ Value| -> Option<String> {
+            let named = of["rope_type"].as_str().or(of["type"].as_str());
+            // A factor without a type says neither that there is scaling nor that there is none.
+            named.or(of["factor"].is_null().then_some("default")).map(str::to_owned)
+        };
+        let field = if parameters.is_object() { "rope_parameters" } else { "rope_scaling" };
+        // Only angles of layers that see everything are ever slowed down.
+        if kind(&parameters["sliding_attention"]).as_deref() != Some("default") {
+            return Err(self.unsupported(field, "the type default of sliding_attention is"));
+        }
+        for partial in [&global["partial_rotary_factor"], &json["partial_rotary_factor"]] {
+            if !partial.is_null() && partial.as_f64() != Some(1.0) {
+                return Err(self.unsupported(field, "a partial_rotary_factor of 1 is"));
+            }
+        }
         let part = |field: &str| self.real(&global[field], 0.0, field);
-        let scaling = match kind {
-            "default" => RopeScaling::None,
-            "linear" => RopeScaling::Linear(part("factor")?),
-            "llama3" => RopeScaling::Llama3 {
+        let scaling = match kind(global).as_deref() {
+            Some("default") => RopeScaling::None,
+            Some("linear") => RopeScaling::Linear(part("factor")?),
+            Some("llama3") => RopeScaling::Llama3 {
                 factor: part("factor")?,
                 low: part("low_freq_factor")?,
                 high: part("high_freq_factor")?,
                 original: part("original_max_position_embeddings")?,
             },
-            _ => {
-                let field = if parameters.is_object() { "rope_parameters" } else { "rope_scaling" };
-                return Err(self.unsupported(field, "the types default, linear and llama3 are"));
-            }
+            _ => return Err(self.unsupported(field, "the types default, linear and llama3 are")),
         };
         Ok((theta, scaling, local))
     }
@@ -209,11 +231,15 @@ impl Json<'_> {
     fn local(&self, name: &str, layers: u32, theta: Option<f64>) -> Result<Option<Local>, ImportError> {
         let json = self.json;
         let off = name.starts_with("Qwen") && json["use_sliding_window"] != true;
-        if json["sliding_window"].is_null() || off || name.starts_with("Llama") || name == "GemmaForCausalLM"
+        if json.get("sliding_window") == Some(&Value::Null)
+            || off
+            || name.starts_with("Llama")
+            || name == "GemmaForCausalLM"
         {
             return Ok(None);
         }
-        let window = self.number("sliding_window")?;
+        // Null says that there is none; nothing says that it is the one of every family that has one.
+        let window = self.number_or("sliding_window", 4096)?;
         let layers: Vec<bool> = if let Some(types) = json["layer_types"].as_array() {
             types.iter().map(|t| *t == "sliding_attention").collect()
         } else if name.starts_with("Gemma3") {
@@ -222,8 +248,8 @@ impl Json<'_> {
         } else if name.starts_with("Gemma2") {
             (0..layers).map(|l| l % 2 == 0).collect()
         } else if name.starts_with("Qwen") {
-            let from = self.number_or("max_window_layers", layers)?;
-            (0..layers).map(|l| l >= from).collect()
+            let from = json["max_window_layers"].as_u64().unwrap_or(28);
+            (0..layers).map(|l| u64::from(l) >= from).collect()
         } else {
             vec![true; layers as usize]
         };
@@ -235,7 +261,13 @@ impl Json<'_> {
         if !matches!(json["position_embedding_type"].as_str(), None | Some("absolute")) {
             return Err(self.unsupported("position_embedding_type", "absolute is"));
         }
-        let activation = self.activation("hidden_act")?;
+        for field in ["is_decoder", "add_cross_attention"] {
+            if json[field] == true {
+                return Err(self.unsupported(field, "models that say false are"));
+            }
+        }
+        let says = !json["hidden_act"].is_null();
+        let activation = if says { self.activation("hidden_act")? } else { Activation::Gelu };
         if activation == Activation::Silu {
             return Err(self.unsupported("hidden_act", "gelu and gelu_new are"));
         }
