@@ -6,8 +6,11 @@
 
 mod answer;
 mod embeddings;
+mod dialect;
 mod inference;
+mod messages;
 mod metrics;
+mod ollama;
 mod parameters;
 mod refusal;
 mod responses;

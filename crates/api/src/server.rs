@@ -28,7 +28,7 @@ use crate::answer::{self, Choices, Frame, Meter};
 use crate::metrics::Metrics;
 use crate::parameters::{Route, parse};
 use crate::refusal::Refused;
-use crate::{Inference, ModelCard, Order, Refusal, Task, embeddings, responses};
+use crate::{Inference, ModelCard, Order, Refusal, Task, embeddings, messages, ollama, responses};
 
 pub(crate) const RECEIPT_HEADER: HeaderName = HeaderName::from_static("x-assay-receipt");
 const NONCE_HEADER: &str = "x-assay-nonce";
@@ -130,6 +130,10 @@ fn routes<I: Inference>(server: Shared<I>) -> Router {
         .route("/health", get(health::<I>))
         .route("/metrics", get(metrics::<I>))
         .route("/", get(hint::<I>))
+        // Other surfaces, each in its own file.
+        .merge(messages::routes())
+        .merge(ollama::routes())
+        // End of the other surfaces.
         .fallback(async |uri: Uri| Refusal::UnknownRoute { path: uri.path().to_owned() })
         .method_not_allowed_fallback(async |method: Method| Refusal::Method { method: method.to_string() })
         .layer(from_fn_with_state(Arc::clone(&server), around::<I>))
@@ -407,6 +411,9 @@ async fn metrics<I: Inference>(State(s): State<Shared<I>>) -> Response {
 }
 
 async fn hint<I: Inference>(State(s): State<Shared<I>>, headers: HeaderMap) -> String {
+    if ollama::is_client(&headers) {
+        return ollama::RUNNING.to_owned();
+    }
     let host =
         headers.get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or("127.0.0.1:11711").to_owned();
     let model = s.inference.models().into_iter().next().map_or_else(|| "MODEL".to_owned(), |m| m.id);
