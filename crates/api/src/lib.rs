@@ -6,7 +6,9 @@
 
 mod answer;
 mod embeddings;
+mod batches;
 mod dialect;
+mod files;
 mod inference;
 mod messages;
 mod metrics;
@@ -16,8 +18,9 @@ mod refusal;
 mod responses;
 mod server;
 
+pub use files::{FileOptions, FileStore, StorageError};
 pub use inference::{
     EmbeddingOrder, Event, Generation, Inference, Load, Logprob, ModelCard, Order, Task, TokenChance,
 };
 pub use refusal::Refusal;
-pub use server::{ServerOptions, router, serve};
+pub use server::{ServerOptions, router, serve, serve_with_files};

@@ -74,6 +74,18 @@ pub enum Refusal {
         /// What was asked for.
         asked: String,
     },
+    /// No such file.
+    #[error("there is no file {asked}")]
+    UnknownFile {
+        /// What was asked for.
+        asked: String,
+    },
+    /// No such batch.
+    #[error("there is no batch {asked}")]
+    UnknownBatch {
+        /// What was asked for.
+        asked: String,
+    },
     /// No such route.
     #[error("there is no route {path}; see GET /")]
     UnknownRoute {
@@ -128,6 +140,8 @@ impl Refusal {
             Refusal::ContextExceeded { .. } => ("context_length_exceeded", StatusCode::BAD_REQUEST, request),
             Refusal::UnknownModel { .. } => ("model_not_found", StatusCode::NOT_FOUND, "not_found_error"),
             Refusal::UnknownReceipt { .. } => ("receipt_not_found", StatusCode::NOT_FOUND, "not_found_error"),
+            Refusal::UnknownFile { .. } => ("file_not_found", StatusCode::NOT_FOUND, "not_found_error"),
+            Refusal::UnknownBatch { .. } => ("batch_not_found", StatusCode::NOT_FOUND, "not_found_error"),
             Refusal::UnknownRoute { .. } => ("unknown_route", StatusCode::NOT_FOUND, "not_found_error"),
             Refusal::Method { .. } => ("method_not_allowed", StatusCode::METHOD_NOT_ALLOWED, request),
             Refusal::BodyTimeout { .. } => ("body_timeout", StatusCode::REQUEST_TIMEOUT, request),

@@ -25,14 +25,15 @@ use tower_http::cors::CorsLayer;
 use crate::answer::chat::ChatStream;
 use crate::answer::completions::CompletionStream;
 use crate::answer::{self, Choices, Frame, Meter};
+use crate::files::{self, Desk, FileOptions, FileStore, MaybeDesk};
 use crate::metrics::Metrics;
 use crate::parameters::{Route, parse};
 use crate::refusal::Refused;
-use crate::{Inference, ModelCard, Order, Refusal, Task, embeddings, messages, ollama, responses};
+use crate::{Inference, ModelCard, Order, Refusal, Task, batches, embeddings, messages, ollama, responses};
 
 pub(crate) const RECEIPT_HEADER: HeaderName = HeaderName::from_static("x-assay-receipt");
 const NONCE_HEADER: &str = "x-assay-nonce";
-const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
+pub(crate) const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
 
 /// How the server behaves.
 #[derive(Clone, Copy, Debug)]
@@ -76,6 +77,31 @@ pub async fn serve<I: Inference>(
     options: ServerOptions,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
+    serve_desk(listener, inference, options, None, shutdown).await
+}
+
+/// Serves, files and batches included. Batches that are not finished go on where they were; at shutdown their lines in flight are
+/// dropped, to be asked again at the next start.
+pub async fn serve_with_files<I: Inference>(
+    listener: TcpListener,
+    inference: Arc<I>,
+    options: ServerOptions,
+    store: Arc<dyn FileStore>,
+    file_options: FileOptions,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    let patience = Duration::from_secs(options.body_s);
+    let desk = Desk::open(store, file_options, patience).await.map_err(std::io::Error::other)?;
+    serve_desk(listener, inference, options, Some(desk), shutdown).await
+}
+
+async fn serve_desk<I: Inference>(
+    listener: TcpListener,
+    inference: Arc<I>,
+    options: ServerOptions,
+    desk: MaybeDesk,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
     let server = shared(inference, options);
     let (signal, mut stopping) = tokio::sync::watch::channel(false);
     let marked = Arc::clone(&server);
@@ -85,24 +111,34 @@ pub async fn serve<I: Inference>(
         // The receiver below lives as long as the server.
         let _ = signal.send(true);
     };
-    let running = axum::serve(listener, routes(server)).with_graceful_shutdown(graceful).into_future();
+    let routes = routes(server, desk.clone());
+    let batches = desk.map(|desk| batches::run(desk, routes.clone(), stopping.clone()));
+    let batches = async {
+        if let Some(batches) = batches {
+            batches.await;
+        }
+    };
+    let running = axum::serve(listener, routes).with_graceful_shutdown(graceful).into_future();
     let deadline = async {
         // An error means that the sender is gone: then the server has ended anyway.
         let _ = stopping.wait_for(|s| *s).await;
         tokio::time::sleep(Duration::from_secs(options.drain_s)).await;
     };
-    tokio::select! {
-        ended = running => ended,
-        () = deadline => {
-            tracing::warn!("answers were still running {} s after the signal and are dropped", options.drain_s);
-            Ok(())
+    let serving = async {
+        tokio::select! {
+            ended = running => ended,
+            () = deadline => {
+                tracing::warn!("answers were still running {} s after the signal and are dropped", options.drain_s);
+                Ok(())
+            }
         }
-    }
+    };
+    tokio::join!(serving, batches).0
 }
 
 /// The routes alone, for tests and for embedding.
 pub fn router<I: Inference>(inference: Arc<I>, options: ServerOptions) -> Router {
-    routes(shared(inference, options))
+    routes(shared(inference, options), None)
 }
 
 fn shared<I: Inference>(inference: Arc<I>, options: ServerOptions) -> Shared<I> {
@@ -117,7 +153,7 @@ fn shared<I: Inference>(inference: Arc<I>, options: ServerOptions) -> Shared<I> 
     })
 }
 
-fn routes<I: Inference>(server: Shared<I>) -> Router {
+fn routes<I: Inference>(server: Shared<I>, desk: MaybeDesk) -> Router {
     let cors = CorsLayer::permissive().expose_headers([RECEIPT_HEADER, REQUEST_ID_HEADER]);
     Router::new()
         .route("/v1/chat/completions", post(chat::<I>))
@@ -133,6 +169,7 @@ fn routes<I: Inference>(server: Shared<I>) -> Router {
         // Other surfaces, each in its own file.
         .merge(messages::routes())
         .merge(ollama::routes())
+        .merge(files::routes(desk))
         // End of the other surfaces.
         .fallback(async |uri: Uri| Refusal::UnknownRoute { path: uri.path().to_owned() })
         .method_not_allowed_fallback(async |method: Method| Refusal::Method { method: method.to_string() })
