@@ -84,6 +84,11 @@ impl Batch {
     }
 }
 
+/// The collection of a batch's results until its files are written.
+pub(crate) fn results(id: &str) -> String {
+    format!("results-{id}")
+}
+
 /// The routes of batches.
 pub(crate) fn routes() -> Router<MaybeDesk> {
     Router::new()

@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tower::ServiceExt as _;
 
 use super::lines::{self, Line};
-use super::{Batch, Status};
+use super::{Batch, Status, results};
 use crate::Refusal;
 use crate::files::{Desk, FileObject, StorageError, derived_id, now_ns, seconds};
 use crate::server::{RECEIPT_HEADER, REQUEST_ID_HEADER};
@@ -60,7 +60,7 @@ pub(crate) async fn run(desk: Arc<Desk>, router: Router, mut stop: watch::Receiv
         changes.mark_unchanged();
         let Some(batch) = desk.batches().into_iter().find(Batch::is_open) else {
             tokio::select! {
-                _ = stop.wait_for(|s| *s) => return,
+                () = stopped(&mut stop) => return,
                 _ = changes.changed() => continue,
             }
         };
@@ -70,7 +70,7 @@ pub(crate) async fn run(desk: Arc<Desk>, router: Router, mut stop: watch::Receiv
             Err(e) => {
                 tracing::error!("{}: {e}; trying again in {} s", batch.id, STORE_RETRY.as_secs());
                 tokio::select! {
-                    _ = stop.wait_for(|s| *s) => return,
+                    () = stopped(&mut stop) => return,
                     () = sleep(STORE_RETRY) => {}
                 }
             }
@@ -78,8 +78,9 @@ pub(crate) async fn run(desk: Arc<Desk>, router: Router, mut stop: watch::Receiv
     }
 }
 
-fn results(id: &str) -> String {
-    format!("results-{id}")
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // An error means that the sender is gone: then the server has ended.
+    let _ = stop.wait_for(|s| *s).await;
 }
 
 async fn one(
@@ -180,7 +181,7 @@ impl Work {
                 break;
             }
             tokio::select! {
-                _ = stop.wait_for(|s| *s) => {
+                () = stopped(stop) => {
                     self.store(&mut ready, &mut progress).await?;
                     return Ok(Outcome::Stopped);
                 }

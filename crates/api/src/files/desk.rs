@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, watch};
 
 use super::{FileOptions, FileStore, StorageError};
 use crate::Refusal;
-use crate::batches::Batch;
+use crate::batches::{Batch, results};
 
 const FILES: &str = "files";
 const BATCHES: &str = "batches";
@@ -98,10 +98,15 @@ impl Desk {
     ) -> Result<Arc<Desk>, Refusal> {
         let read = move || -> Result<Desk, StorageError> {
             let files: BTreeMap<String, FileObject> = documents(&*store, FILES)?;
-            let batches = documents(&*store, BATCHES)?;
+            let batches: BTreeMap<String, Batch> = documents(&*store, BATCHES)?;
             for blob in store.blobs()? {
                 if !files.contains_key(&blob) {
                     store.delete_blob(&blob)?;
+                }
+            }
+            for batch in batches.values().filter(|b| !b.is_open()) {
+                for key in store.keys(&results(&batch.id))? {
+                    store.delete(&results(&batch.id), &key)?;
                 }
             }
             Ok(Desk {
