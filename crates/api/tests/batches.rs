@@ -146,7 +146,7 @@ async fn files() {
     };
     assert_eq!(ids(d.json("/v1/files").await), [other.clone(), id.clone()], "the newest first");
     assert_eq!(ids(d.json("/v1/files?order=asc").await), [id.clone(), other.clone()]);
-    assert_eq!(ids(d.json("/v1/files?purpose=batch").await), [other.clone()]);
+    assert_eq!(ids(d.json("/v1/files?purpose=batch").await), [other.as_str()]);
     let page = d.json("/v1/files?limit=1").await;
     assert_eq!(
         (&page["has_more"], &page["first_id"], &page["last_id"]),
@@ -169,7 +169,7 @@ async fn files() {
     );
     d.kill().await;
     let d = desk(folder.path()).await;
-    assert_eq!(ids(d.json("/v1/files").await), [id.clone()]);
+    assert_eq!(ids(d.json("/v1/files").await), [id.as_str()]);
     assert!(d.get(&format!("/v1/files/{id}/content")).await.text().await.unwrap() == content);
     for path in [
         format!("/v1/files/{other}"),
