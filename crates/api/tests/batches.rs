@@ -377,6 +377,19 @@ async fn a_batch_goes_on_after_kill_9() {
 }
 
 #[tokio::test]
+async fn a_batch_whose_input_is_lost_does_not_hold_up_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let d = desk(folder.path()).await;
+    let lost = d.start(&["wait"]).await;
+    let batch = d.until(&lost, |b| b["status"] == "in_progress").await;
+    let other = d.start(&["hi"]).await;
+    d.kill().await;
+    std::fs::remove_file(folder.path().join("blobs").join(batch["input_file_id"].as_str().unwrap())).unwrap();
+    let d = desk(folder.path()).await;
+    assert_eq!(d.ended(&other).await["status"], "completed");
+}
+
+#[tokio::test]
 async fn shutdown_leaves_a_batch_to_the_next_start() {
     let folder = tempfile::tempdir().unwrap();
     let mut d = desk(folder.path()).await;

@@ -56,23 +56,25 @@ enum Outcome {
 /// Runs batches until `stop` is true or its sender is gone.
 pub(crate) async fn run(desk: Arc<Desk>, router: Router, mut stop: watch::Receiver<bool>) {
     let mut changes = desk.changes.subscribe();
+    // Batches that the store failed: others come first.
+    let mut aside = BTreeSet::new();
     loop {
         changes.mark_unchanged();
-        let Some(batch) = desk.batches().into_iter().find(Batch::is_open) else {
+        let next = desk.batches().into_iter().find(|b| b.is_open() && !aside.contains(&b.id));
+        let Some(batch) = next else {
             tokio::select! {
                 () = stopped(&mut stop) => return,
-                _ = changes.changed() => continue,
+                _ = changes.changed() => {}
+                () = sleep(STORE_RETRY), if !aside.is_empty() => aside.clear(),
             }
+            continue;
         };
         match one(&desk, &router, &batch.id, &mut stop).await {
             Ok(Outcome::Ended) => {}
             Ok(Outcome::Stopped) => return,
             Err(e) => {
-                tracing::error!("{}: {e}; trying again in {} s", batch.id, STORE_RETRY.as_secs());
-                tokio::select! {
-                    () = stopped(&mut stop) => return,
-                    () = sleep(STORE_RETRY) => {}
-                }
+                tracing::error!("{}: {e}; it is set aside for {} s", batch.id, STORE_RETRY.as_secs());
+                aside.insert(batch.id);
             }
         }
     }
