@@ -42,7 +42,9 @@ pub(crate) fn is_default_tier(v: &Value) -> bool {
 }
 
 /// On chat and completions.
-pub(crate) const BOTH: [Row; 14] = [
+pub(crate) const BOTH: [Row; 16] = [
+    ("instructions", never, "send a system message or a longer prompt"),
+    ("max_output_tokens", never, "send `max_tokens` or `max_completion_tokens`"),
     ("echo", is_false, "answers do not repeat the prompt"),
     ("suffix", is_empty, "text is continued, not filled in"),
     ("functions", is_empty, "send `tools` instead"),

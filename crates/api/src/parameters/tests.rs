@@ -159,6 +159,7 @@ proptest! {
         if let Err(refusal) = embeddings::check(body.to_string().as_bytes()) {
             prop_assert_eq!(refusal.status().as_u16(), 400);
         }
+        // Refused on the route whatever they are.
         for key in ["messages", "prompt", "max_tokens"] {
             body.as_object_mut().unwrap().remove(key);
         }

@@ -83,9 +83,8 @@ pub(crate) fn parse(body: &[u8]) -> Result<Asked, Refusal> {
     let guide = tools::one_guide(shape, calls)?;
     let max_tokens = o.tokens("max_output_tokens")?;
     let sampling = sampling(&o)?;
-    if o.typed("stream_options", "an object", Value::as_object)?
-        .is_some_and(|s| s.contains_key("include_usage"))
-    {
+    let options = o.typed("stream_options", "an object", Value::as_object)?;
+    if options.is_some_and(|options| Object(options).get("include_usage").is_some()) {
         return Err(unsupported("stream_options.include_usage", "the last event always has the usage"));
     }
     let echo = echo(&o, &model, sampling.temperature_micro, sampling.top_p_micro)?;
