@@ -2,6 +2,7 @@
 //!
 //! Floats and HTTP stay outside; the engine runs on threads of its own and is never waited for by one that serves clients.
 
+pub mod files;
 pub mod key;
 pub mod provider;
 pub mod serving;

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
-use assay_api::ServerOptions;
+use assay_api::{FileOptions, ServerOptions, serve_with_files};
 use assay_engine::artifact::Artifact;
 use assay_engine::batch::BatchLimits;
 use assay_engine::kernel::Kernel;
 use assay_engine::pool::Pool;
+use assay_node::files::FolderStore;
 use assay_node::key::NodeKey;
 use assay_node::provider::Provider;
 use assay_node::serving::ServedModel;
@@ -142,7 +143,9 @@ impl Server {
             let announced = home.node_address();
             std::fs::write(&announced, address.to_string())
                 .with_context(|| announced.display().to_string())?;
-            assay_api::serve(listener, provider, ServerOptions::default(), stop_signal()).await?;
+            let files = Arc::new(FolderStore::open(&home.path().join("node").join("files"))?);
+            let (options, file_options) = (ServerOptions::default(), FileOptions::default());
+            serve_with_files(listener, provider, options, files, file_options, stop_signal()).await?;
             // The node has stopped either way.
             let _ = std::fs::remove_file(&announced);
             eprintln!("Stopped.");
