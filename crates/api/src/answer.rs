@@ -1,30 +1,42 @@
-//! From events to OpenAI's answers: one JSON object, or a stream of chunks.
+//! From events to answers: what all routes share. A route's own module says how an answer looks, whole and in a stream.
+
+pub(crate) mod chat;
+pub(crate) mod completions;
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use assay_core::transcript::Usage;
+use assay_core::answer::AnswerRecord;
+use assay_core::id::ReceiptId;
+use assay_core::request::ToolCall;
+use assay_core::transcript::{StopReason, Usage};
 use futures_util::Stream;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::time::timeout;
 
 use crate::metrics::{Finish, Metrics};
-use crate::parameters::Route;
-use crate::{Event, Generation, Refusal};
+use crate::{Event, Generation, Logprob, Refusal};
 
-/// What every part of an answer repeats.
+/// Parts of a stream that are ready to be sent.
+pub(crate) type Ready = VecDeque<String>;
+
+/// What every part of an answer of OpenAI's older routes repeats.
 #[derive(Clone)]
 pub(crate) struct Frame {
-    pub(crate) route: Route,
     pub(crate) id: String,
     /// The model as it was asked for.
     pub(crate) model: String,
     pub(crate) fingerprint: String,
     pub(crate) created: u64,
     pub(crate) include_usage: bool,
-    /// Whether the record goes into the answer.
+    /// Whether the records go into the answer.
     pub(crate) inline: bool,
+    /// Choices of each prompt.
+    pub(crate) n: u32,
 }
 
 impl Frame {
@@ -33,23 +45,7 @@ impl Frame {
                "system_fingerprint": self.fingerprint, "choices": choices})
     }
 
-    fn whole(&self, text: &str, finish: &str) -> Value {
-        match self.route {
-            Route::Chat => {
-                let message = json!({"role": "assistant", "content": text, "refusal": null});
-                let choice =
-                    json!([{"index": 0, "message": message, "logprobs": null, "finish_reason": finish}]);
-                self.object("chat.completion", choice)
-            }
-            Route::Completions => {
-                let choice = json!([{"index": 0, "text": text, "logprobs": null, "finish_reason": finish}]);
-                self.object("text_completion", choice)
-            }
-        }
-    }
-
-    fn chunk(&self, choices: Value) -> Value {
-        let kind = if self.route == Route::Chat { "chat.completion.chunk" } else { "text_completion" };
+    fn chunk(&self, kind: &str, choices: Value) -> Value {
         let mut chunk = self.object(kind, choices);
         if self.include_usage {
             chunk["usage"] = Value::Null;
@@ -57,39 +53,70 @@ impl Frame {
         chunk
     }
 
-    fn first(&self) -> Option<Value> {
-        let delta = json!({"role": "assistant", "content": ""});
-        let choice = json!([{"index": 0, "delta": delta, "logprobs": null, "finish_reason": null}]);
-        (self.route == Route::Chat).then(|| self.chunk(choice))
-    }
-
-    fn piece(&self, text: &str) -> Value {
-        match self.route {
-            Route::Chat => {
-                let delta = json!({"content": text});
-                self.chunk(json!([{"index": 0, "delta": delta, "logprobs": null, "finish_reason": null}]))
-            }
-            Route::Completions => {
-                self.chunk(json!([{"index": 0, "text": text, "logprobs": null, "finish_reason": null}]))
-            }
+    /// A whole answer of these choices.
+    fn whole(&self, kind: &str, choices: Vec<Value>, answers: &[Answer]) -> Value {
+        let mut whole = self.object(kind, Value::Array(choices));
+        whole["usage"] = usage_json(total_usage(self.n, answers.iter().map(|a| &a.end)));
+        if self.inline {
+            inline(&mut whole, answers.iter().map(|a| &a.end));
         }
+        whole
     }
+}
 
-    fn last(&self, finish: &str) -> Value {
-        match self.route {
-            Route::Chat => {
-                self.chunk(json!([{"index": 0, "delta": {}, "logprobs": null, "finish_reason": finish}]))
-            }
-            Route::Completions => {
-                self.chunk(json!([{"index": 0, "text": "", "logprobs": null, "finish_reason": finish}]))
-            }
-        }
+/// How an answer ended.
+#[derive(Clone)]
+pub(crate) struct End {
+    pub(crate) stop: StopReason,
+    pub(crate) usage: Usage,
+    pub(crate) record: Arc<AnswerRecord>,
+}
+
+/// A complete answer.
+pub(crate) struct Answer {
+    pub(crate) text: String,
+    pub(crate) logprobs: Vec<Logprob>,
+    pub(crate) calls: Vec<ToolCall>,
+    pub(crate) end: End,
+}
+
+/// As OpenAI's `finish_reason`: calls are why an answer ended, unless it was cut off.
+pub(crate) fn finish_reason(stop: StopReason, has_calls: bool) -> &'static str {
+    match stop.finish_reason() {
+        "stop" if has_calls => "tool_calls",
+        other => other,
     }
+}
+
+/// Each prompt is counted once, whatever the number of its choices.
+fn total_usage<'a>(n: u32, ends: impl Iterator<Item = &'a End>) -> Usage {
+    let mut total = Usage { prompt_tokens: 0, completion_tokens: 0 };
+    for (i, end) in (0u32..).zip(ends) {
+        if i.checked_rem(n).is_none_or(|choice| choice == 0) {
+            total.prompt_tokens = total.prompt_tokens.saturating_add(end.usage.prompt_tokens);
+        }
+        total.completion_tokens = total.completion_tokens.saturating_add(end.usage.completion_tokens);
+    }
+    total
 }
 
 fn usage_json(usage: Usage) -> Value {
     let total = u64::from(usage.prompt_tokens) + u64::from(usage.completion_tokens);
     json!({"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens, "total_tokens": total})
+}
+
+/// Puts the records into an answer: one as it is, several in order of their indices.
+pub(crate) fn inline<'a>(into: &mut Value, ends: impl Iterator<Item = &'a End>) {
+    let records: Vec<&AnswerRecord> = ends.map(|e| &*e.record).collect();
+    match records.as_slice() {
+        [one] => into["assay_receipt"] = json!(one),
+        all => into["assay_receipts"] = json!(all),
+    }
+}
+
+/// A logarithm of a probability as JSON: a multiple of 2^-16, which is exact.
+pub(crate) fn logprob_json(units: i32) -> Value {
+    json!(f64::from(units) / 65_536.0)
 }
 
 /// Measures one answer; counts it as aborted if it is dropped before its end.
@@ -106,10 +133,10 @@ impl Meter {
         Meter { metrics, model, started, last: None, finished: false }
     }
 
-    fn see(&mut self, event: &Event) {
+    pub(crate) fn see(&mut self, event: &Event) {
         let now = Instant::now();
         match event {
-            Event::Delta(_) => {
+            Event::Text { .. } | Event::Call { .. } | Event::Arguments { .. } => {
                 match self.last {
                     None => self.metrics.first_token(&self.model, now - self.started),
                     Some(last) => self.metrics.next_token(&self.model, now - last),
@@ -119,13 +146,22 @@ impl Meter {
             Event::End { stop, usage, .. } => {
                 let finish = if stop.finish_reason() == "stop" { Finish::Stop } else { Finish::Length };
                 self.finish(finish);
-                self.metrics.tokens(&self.model, *usage);
+                self.tokens(*usage);
             }
             Event::Failed(_) => self.finish(Finish::Error),
         }
     }
 
-    fn finish(&mut self, finish: Finish) {
+    pub(crate) fn tokens(&self, usage: Usage) {
+        self.metrics.tokens(&self.model, usage);
+    }
+
+    /// Nothing was measured: the request was refused.
+    pub(crate) fn discard(&mut self) {
+        self.finished = true;
+    }
+
+    pub(crate) fn finish(&mut self, finish: Finish) {
         self.finished = true;
         self.metrics.finished(&self.model, finish, self.started.elapsed());
     }
@@ -139,107 +175,225 @@ impl Drop for Meter {
     }
 }
 
-fn stopped() -> Event {
+/// What stands for the end of an answer that has none.
+pub(crate) fn stopped() -> Event {
     Event::Failed(Refusal::Internal { message: "the answer broke off".into() })
 }
 
-/// Collects the whole answer.
-pub(crate) async fn collect(
-    mut generation: Generation,
-    frame: &Frame,
-    mut meter: Meter,
-) -> Result<Value, Refusal> {
-    let mut text = String::new();
-    loop {
-        let event = generation.events.recv().await.unwrap_or_else(stopped);
-        meter.see(&event);
-        match event {
-            Event::Delta(more) => text.push_str(&more),
-            Event::Failed(refusal) => return Err(refusal),
-            Event::End { stop, usage, record } => {
-                let mut whole = frame.whole(&text, stop.finish_reason());
-                whole["usage"] = usage_json(usage);
-                if frame.inline {
-                    whole["assay_receipt"] = json!(*record);
+/// Answers under way, each with an index. Dropping them cancels the work.
+#[derive(Default)]
+pub(crate) struct Choices {
+    running: Vec<Running>,
+    /// Where to look first, so that no choice starves another.
+    next: usize,
+}
+
+struct Running {
+    /// None when it has ended.
+    generation: Option<Generation>,
+    meter: Meter,
+}
+
+impl Choices {
+    /// Adds the answer of the next index.
+    pub(crate) fn push(&mut self, generation: Generation, meter: Meter) {
+        self.running.push(Running { generation: Some(generation), meter });
+    }
+
+    /// Ids of the receipts that complete answers will have, in order of index.
+    pub(crate) fn receipts(&self) -> Vec<ReceiptId> {
+        self.running.iter().filter_map(|r| r.generation.as_ref().map(|g| g.receipt_id)).collect()
+    }
+
+    fn len(&self) -> usize {
+        self.running.len()
+    }
+
+    /// The next event and the index of its choice; none when all have ended. Loses nothing if it is dropped.
+    pub(crate) async fn next(&mut self) -> Option<(usize, Event)> {
+        poll_fn(|cx| {
+            let (count, mut all_ended) = (self.running.len(), true);
+            for offset in 0..count {
+                let index = (self.next + offset) % count;
+                let Some(running) = self.running.get_mut(index) else { continue };
+                let Some(generation) = &mut running.generation else { continue };
+                all_ended = false;
+                let Poll::Ready(event) = generation.events.poll_recv(cx) else { continue };
+                let event = event.unwrap_or_else(stopped);
+                running.meter.see(&event);
+                if matches!(event, Event::End { .. } | Event::Failed(_)) {
+                    running.generation = None;
                 }
-                return Ok(whole);
+                self.next = index + 1;
+                return Poll::Ready(Some((index, event)));
             }
+            if all_ended { Poll::Ready(None) } else { Poll::Pending }
+        })
+        .await
+    }
+}
+
+#[derive(Default)]
+struct Collected {
+    text: String,
+    logprobs: Vec<Logprob>,
+    calls: Vec<ToolCall>,
+    end: Option<End>,
+}
+
+/// Collects all answers, in order of index.
+pub(crate) async fn collect(mut choices: Choices) -> Result<Vec<Answer>, Refusal> {
+    let mut all: Vec<Collected> = Vec::new();
+    all.resize_with(choices.len(), Collected::default);
+    while let Some((index, event)) = choices.next().await {
+        let Some(c) = all.get_mut(index) else { continue };
+        match event {
+            Event::Text { text, logprobs } => {
+                c.text.push_str(&text);
+                c.logprobs.extend(logprobs);
+            }
+            Event::Call { id, name, .. } => c.calls.push(ToolCall { id, name, arguments: String::new() }),
+            Event::Arguments { json, .. } => {
+                if let Some(call) = c.calls.last_mut() {
+                    call.arguments.push_str(&json);
+                }
+            }
+            Event::Failed(refusal) => return Err(refusal),
+            Event::End { stop, usage, record } => c.end = Some(End { stop, usage, record }),
         }
     }
+    let broke_off = || Refusal::Internal { message: "the answer broke off".into() };
+    all.into_iter()
+        .map(|c| {
+            let end = c.end.ok_or_else(broke_off)?;
+            Ok(Answer { text: c.text, logprobs: c.logprobs, calls: c.calls, end })
+        })
+        .collect()
+}
+
+/// How a stream looks.
+pub(crate) trait Render: Send + 'static {
+    /// What comes before any event.
+    fn begin(&mut self, out: &mut Ready);
+
+    /// What an event of a choice looks like. [`Event::Failed`] goes to [`Render::failed`] instead.
+    fn event(&mut self, choice: usize, event: Event, out: &mut Ready);
+
+    /// What comes when every choice has ended.
+    fn end(&mut self, out: &mut Ready);
+
+    /// What comes when a choice has failed; nothing follows.
+    fn failed(&mut self, refusal: &Refusal, out: &mut Ready);
 }
 
 /// A stream of server-sent events. The first event is awaited before the response begins, but not for longer than
 /// `keep_alive`: a failure before the first byte has its own status.
-pub(crate) async fn stream(
-    mut generation: Generation,
-    frame: Frame,
-    mut meter: Meter,
+pub(crate) async fn stream<R: Render>(
+    mut choices: Choices,
+    mut render: R,
     keep_alive: Duration,
-) -> Result<impl Stream<Item = Result<String, std::convert::Infallible>> + use<>, Refusal> {
-    let first = timeout(keep_alive, generation.events.recv()).await.ok().map(|e| e.unwrap_or_else(stopped));
-    if let Some(Event::Failed(refusal)) = first {
-        meter.finish(Finish::Error);
+) -> Result<impl Stream<Item = Result<String, Infallible>> + use<R>, Refusal> {
+    let first = timeout(keep_alive, choices.next()).await.ok();
+    if let Some(Some((_, Event::Failed(refusal)))) = first {
         return Err(refusal);
     }
-    let mut ready = VecDeque::new();
-    ready.extend(frame.first().map(|c| data(&c)));
+    let mut ready = Ready::new();
+    render.begin(&mut ready);
     let mut done = false;
-    if let Some(event) = first {
-        meter.see(&event);
-        done = render(&frame, event, &mut ready);
+    if let Some(step) = first {
+        done = take(&mut render, step, &mut ready);
     }
-    let state = (generation, frame, meter, ready, done);
+    let state = (choices, render, ready, done);
     Ok(futures_util::stream::unfold(
         state,
-        move |(mut generation, frame, mut meter, mut ready, mut done)| async move {
+        move |(mut choices, mut render, mut ready, mut done)| async move {
             loop {
                 if let Some(text) = ready.pop_front() {
-                    return Some((Ok(text), (generation, frame, meter, ready, done)));
+                    return Some((Ok(text), (choices, render, ready, done)));
                 }
                 if done {
                     return None;
                 }
-                match timeout(keep_alive, generation.events.recv()).await {
+                match timeout(keep_alive, choices.next()).await {
                     Err(_) => ready.push_back(": keep-alive\n\n".to_owned()),
-                    Ok(event) => {
-                        let event = event.unwrap_or_else(stopped);
-                        meter.see(&event);
-                        done = render(&frame, event, &mut ready);
-                    }
+                    Ok(step) => done = take(&mut render, step, &mut ready),
                 }
             }
         },
     ))
 }
 
+/// Appends what a step looks like in the stream; true if it is the last one.
+fn take(render: &mut impl Render, step: Option<(usize, Event)>, out: &mut Ready) -> bool {
+    match step {
+        None => {
+            render.end(out);
+            true
+        }
+        Some((_, Event::Failed(refusal))) => {
+            render.failed(&refusal, out);
+            true
+        }
+        Some((choice, event)) => {
+            render.event(choice, event, out);
+            false
+        }
+    }
+}
+
 fn data(v: &Value) -> String {
     format!("data: {v}\n\n")
 }
 
-/// Appends what an event looks like in the stream; true if it is the last one.
-fn render(frame: &Frame, event: Event, out: &mut VecDeque<String>) -> bool {
-    match event {
-        Event::Delta(text) => {
-            out.push_back(data(&frame.piece(&text)));
-            false
-        }
-        Event::Failed(refusal) => {
-            out.push_back(data(&refusal.to_json()));
-            true
-        }
-        Event::End { stop, usage, record } => {
-            let mut last = frame.last(stop.finish_reason());
-            if frame.inline {
-                last["assay_receipt"] = json!(*record);
-            }
-            out.push_back(data(&last));
-            if frame.include_usage {
-                let mut chunk = frame.chunk(json!([]));
-                chunk["usage"] = usage_json(usage);
-                out.push_back(data(&chunk));
-            }
-            out.push_back("data: [DONE]\n\n".to_owned());
-            true
-        }
+/// What chat and completions streams share: how each choice ended, and what follows the last.
+struct Tail {
+    frame: Frame,
+    kind: &'static str,
+    ends: Vec<Option<End>>,
+}
+
+impl Tail {
+    fn new(frame: Frame, kind: &'static str, choices: usize) -> Tail {
+        Tail { frame, kind, ends: vec![None; choices] }
     }
+
+    /// A chunk of one choice.
+    fn chunk(&self, choice: Value) -> Value {
+        self.frame.chunk(self.kind, json!([choice]))
+    }
+
+    /// The last chunk of a choice. That of the choice that ends last carries the records.
+    fn last(&mut self, index: usize, end: End, choice: Value) -> String {
+        if let Some(slot) = self.ends.get_mut(index) {
+            *slot = Some(end);
+        }
+        let mut chunk = self.chunk(choice);
+        if self.frame.inline && self.ends.iter().all(Option::is_some) {
+            inline(&mut chunk, self.ends.iter().flatten());
+        }
+        data(&chunk)
+    }
+
+    fn done(&self, out: &mut Ready) {
+        if self.frame.include_usage {
+            let mut chunk = self.frame.chunk(self.kind, json!([]));
+            chunk["usage"] = usage_json(total_usage(self.frame.n, self.ends.iter().flatten()));
+            out.push_back(data(&chunk));
+        }
+        out.push_back("data: [DONE]\n\n".to_owned());
+    }
+}
+
+/// A map of tokens to logarithms of their probabilities; of equal texts the first counts.
+fn chance_map<'a>(chances: impl Iterator<Item = &'a crate::TokenChance>) -> Value {
+    let mut map = Map::new();
+    for chance in chances {
+        map.entry(token_text(&chance.bytes)).or_insert_with(|| logprob_json(chance.logprob));
+    }
+    Value::Object(map)
+}
+
+/// A token as text; what is no whole character is shown as a replacement character.
+fn token_text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }

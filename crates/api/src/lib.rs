@@ -5,10 +5,15 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+mod embeddings;
+mod dialect;
 mod inference;
+mod messages;
 mod metrics;
+mod ollama;
 mod parameters;
 mod refusal;
+mod responses;
 mod server;
 
 pub use inference::{

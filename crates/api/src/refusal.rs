@@ -44,6 +44,14 @@ pub enum Refusal {
         /// What is.
         reason: String,
     },
+    /// The model does something else.
+    #[error("model `{asked}` {does}; GET /v1/models tells the `task` of each model")]
+    ModelTask {
+        /// What was asked for.
+        asked: String,
+        /// What it does, and where.
+        does: &'static str,
+    },
     /// The prompt leaves no room.
     #[error(
         "the prompt has {prompt} tokens, but the model's window holds {window} with the answer; shorten the messages"
@@ -116,6 +124,7 @@ impl Refusal {
             Refusal::InvalidType { .. } => ("invalid_type", StatusCode::BAD_REQUEST, request),
             Refusal::Invalid { .. } => ("invalid_value", StatusCode::BAD_REQUEST, request),
             Refusal::Unsupported { .. } => ("unsupported_value", StatusCode::BAD_REQUEST, request),
+            Refusal::ModelTask { .. } => ("model_task", StatusCode::BAD_REQUEST, request),
             Refusal::ContextExceeded { .. } => ("context_length_exceeded", StatusCode::BAD_REQUEST, request),
             Refusal::UnknownModel { .. } => ("model_not_found", StatusCode::NOT_FOUND, "not_found_error"),
             Refusal::UnknownReceipt { .. } => ("receipt_not_found", StatusCode::NOT_FOUND, "not_found_error"),
@@ -154,7 +163,7 @@ impl Refusal {
             | Refusal::Invalid { param, .. }
             | Refusal::Unsupported { param, .. } => Some(param),
             Refusal::ContextExceeded { .. } => Some("messages"),
-            Refusal::UnknownModel { .. } => Some("model"),
+            Refusal::UnknownModel { .. } | Refusal::ModelTask { .. } => Some("model"),
             _ => None,
         }
     }

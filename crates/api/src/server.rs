@@ -3,6 +3,7 @@
 //! Shutdown: 1. the signal resolves: no new connections, new requests on old ones are refused as draining; 2. running answers
 //! finish, for at most [`ServerOptions::drain_s`]; 3. what is left is dropped, which cancels its work.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -16,17 +17,20 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use futures_util::Stream;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tower_http::cors::CorsLayer;
 
-use crate::answer::{self, Frame, Meter};
+use crate::answer::chat::ChatStream;
+use crate::answer::completions::CompletionStream;
+use crate::answer::{self, Choices, Frame, Meter};
 use crate::metrics::Metrics;
 use crate::parameters::{Route, parse};
 use crate::refusal::Refused;
-use crate::{Inference, ModelCard, Order, Refusal};
+use crate::{Inference, ModelCard, Order, Refusal, Task, embeddings, messages, ollama, responses};
 
-const RECEIPT_HEADER: HeaderName = HeaderName::from_static("x-assay-receipt");
+pub(crate) const RECEIPT_HEADER: HeaderName = HeaderName::from_static("x-assay-receipt");
 const NONCE_HEADER: &str = "x-assay-nonce";
 const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -54,16 +58,16 @@ impl Default for ServerOptions {
     }
 }
 
-struct Server<I> {
-    inference: Arc<I>,
-    options: ServerOptions,
-    metrics: Arc<Metrics>,
-    draining: AtomicBool,
+pub(crate) struct Server<I> {
+    pub(crate) inference: Arc<I>,
+    pub(crate) options: ServerOptions,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) draining: AtomicBool,
     next_request: AtomicU64,
     started_ns: u128,
 }
 
-type Shared<I> = Arc<Server<I>>;
+pub(crate) type Shared<I> = Arc<Server<I>>;
 
 /// Serves until `shutdown` resolves and running answers have finished.
 pub async fn serve<I: Inference>(
@@ -118,12 +122,18 @@ fn routes<I: Inference>(server: Shared<I>) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(chat::<I>))
         .route("/v1/completions", post(completions::<I>))
+        .route("/v1/responses", post(responses::route::<I>))
+        .route("/v1/embeddings", post(embeddings::route::<I>))
         .route("/v1/models", get(list_models::<I>))
         .route("/v1/models/{*id}", get(one_model::<I>))
         .route("/v1/receipts/{id}", get(receipt::<I>))
         .route("/health", get(health::<I>))
         .route("/metrics", get(metrics::<I>))
         .route("/", get(hint::<I>))
+        // Other surfaces, each in its own file.
+        .merge(messages::routes())
+        .merge(ollama::routes())
+        // End of the other surfaces.
         .fallback(async |uri: Uri| Refusal::UnknownRoute { path: uri.path().to_owned() })
         .method_not_allowed_fallback(async |method: Method| Refusal::Method { method: method.to_string() })
         .layer(from_fn_with_state(Arc::clone(&server), around::<I>))
@@ -150,7 +160,7 @@ async fn around<I: Inference>(State(s): State<Shared<I>>, mut request: Request, 
 }
 
 #[derive(Clone)]
-struct RequestId(String);
+pub(crate) struct RequestId(pub(crate) String);
 
 fn is_sane(id: &str) -> bool {
     (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:+/=".contains(&b))
@@ -164,11 +174,18 @@ async fn completions<I: Inference>(state: State<Shared<I>>, request: Request) ->
     answer_route(state.0, Route::Completions, request).await
 }
 
-async fn answer_route<I: Inference>(
-    s: Shared<I>,
-    route: Route,
-    request: Request,
-) -> Result<Response, Refusal> {
+/// A request whose body has come.
+pub(crate) struct Received {
+    pub(crate) started: Instant,
+    pub(crate) nonce: Option<Nonce>,
+    /// Whether the record goes into the answer.
+    pub(crate) inline: bool,
+    pub(crate) request_id: String,
+    pub(crate) body: Bytes,
+}
+
+/// Reads a request, unless the server is going away.
+pub(crate) async fn receive<I: Inference>(s: &Shared<I>, request: Request) -> Result<Received, Refusal> {
     let started = Instant::now();
     if s.draining.load(Relaxed) {
         return Err(Refusal::Draining);
@@ -176,40 +193,99 @@ async fn answer_route<I: Inference>(
     let request_id = request.extensions().get::<RequestId>().map(|r| r.0.clone()).unwrap_or_default();
     let (nonce, inline) = our_headers(request.headers())?;
     let body = read_body(request.into_body(), &s.options).await?;
-    let parsed = parse(route, &body)?;
-    let card = find(&s.inference.models(), &parsed.model)?;
-    let order = Order { request: parsed.request(card.root), nonce, request_id };
-    let generation = s.inference.generate(order).await?;
-    let receipt = generation.receipt_id.to_string();
-    let prefix = if route == Route::Chat { "chatcmpl-" } else { "cmpl-" };
-    let frame = Frame {
-        route,
-        id: format!("{prefix}{}", receipt.get(2..34).unwrap_or_default()),
-        model: parsed.model.clone(),
-        fingerprint: card.root.to_string(),
-        created: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
-        include_usage: parsed.include_usage,
-        inline,
-    };
-    let meter = Meter::new(Arc::clone(&s.metrics), card.id, started);
-    let mut response = if parsed.stream {
-        let stream = answer::stream(generation, frame, meter, s.options.keep_alive).await?;
-        let headers = [
-            (header::CONTENT_TYPE, "text/event-stream; charset=utf-8"),
-            (header::CACHE_CONTROL, "no-cache"),
-            (HeaderName::from_static("x-accel-buffering"), "no"),
-        ];
-        (headers, Body::from_stream(stream)).into_response()
-    } else {
-        Json(answer::collect(generation, &frame, meter).await?).into_response()
-    };
-    if let Ok(value) = HeaderValue::from_str(&receipt) {
-        response.headers_mut().insert(RECEIPT_HEADER, value);
-    }
-    Ok(response)
+    Ok(Received { started, nonce, inline, request_id, body })
 }
 
-fn our_headers(headers: &HeaderMap) -> Result<(Option<Nonce>, bool), Refusal> {
+/// Starts an answer to each request. If one is refused, all are: those already started are cancelled.
+pub(crate) async fn start<I: Inference>(
+    s: &Shared<I>,
+    received: &Received,
+    card: &ModelCard,
+    requests: impl Iterator<Item = assay_core::request::Request> + Send,
+) -> Result<Choices, Refusal> {
+    let mut choices = Choices::default();
+    for request in requests {
+        let order = Order { request, nonce: received.nonce, request_id: received.request_id.clone() };
+        let generation = s.inference.generate(order).await?;
+        choices.push(generation, Meter::new(Arc::clone(&s.metrics), card.id.clone(), received.started));
+    }
+    Ok(choices)
+}
+
+async fn answer_route<I: Inference>(
+    s: Shared<I>,
+    route: Route,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let received = receive(&s, request).await?;
+    let parsed = parse(route, &received.body)?;
+    let card = generator(&s.inference.models(), &parsed.model)?;
+    let choices = start(&s, &received, &card, parsed.requests(card.root)).await?;
+    let (receipts, count) = (choices.receipts(), parsed.prompts.len() * parsed.n as usize);
+    let frame = Frame {
+        id: answer_id(if route == Route::Chat { "chatcmpl-" } else { "cmpl-" }, &receipts),
+        model: parsed.model.clone(),
+        fingerprint: card.root.to_string(),
+        created: now_s(),
+        include_usage: parsed.include_usage,
+        inline: received.inline,
+        n: parsed.n,
+    };
+    let keep_alive = s.options.keep_alive;
+    let (stream, logprobs) = (parsed.stream, parsed.logprobs);
+    // A conversation may be long, and its answer long in coming.
+    drop((parsed, received));
+    let response = match (route, stream) {
+        (Route::Chat, true) => {
+            events(answer::stream(choices, ChatStream::new(frame, count), keep_alive).await?)
+        }
+        (Route::Completions, true) => {
+            let render = CompletionStream::new(frame, logprobs, count);
+            events(answer::stream(choices, render, keep_alive).await?)
+        }
+        (Route::Chat, false) => {
+            let answers = answer::collect(choices).await?;
+            Json(answer::chat::whole(&frame, logprobs.is_some(), &answers)).into_response()
+        }
+        (Route::Completions, false) => {
+            let answers = answer::collect(choices).await?;
+            Json(answer::completions::whole(&frame, logprobs, &answers)).into_response()
+        }
+    };
+    Ok(with_receipts(response, &receipts))
+}
+
+/// Seconds since 1970.
+pub(crate) fn now_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// An answer's id: a prefix and the first 32 hex digits of its first receipt's.
+pub(crate) fn answer_id(prefix: &str, receipts: &[ReceiptId]) -> String {
+    let first = receipts.first().map(ReceiptId::to_string).unwrap_or_default();
+    format!("{prefix}{}", first.get(2..34).unwrap_or_default())
+}
+
+/// A response of server-sent events.
+pub(crate) fn events(stream: impl Stream<Item = Result<String, Infallible>> + Send + 'static) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, "text/event-stream; charset=utf-8"),
+        (header::CACHE_CONTROL, "no-cache"),
+        (HeaderName::from_static("x-accel-buffering"), "no"),
+    ];
+    (headers, Body::from_stream(stream)).into_response()
+}
+
+/// Names the receipts in the response's header.
+pub(crate) fn with_receipts(mut response: Response, receipts: &[ReceiptId]) -> Response {
+    let all: Vec<String> = receipts.iter().map(ReceiptId::to_string).collect();
+    if let Ok(value) = HeaderValue::from_str(&all.join(", ")) {
+        response.headers_mut().insert(RECEIPT_HEADER, value);
+    }
+    response
+}
+
+pub(crate) fn our_headers(headers: &HeaderMap) -> Result<(Option<Nonce>, bool), Refusal> {
     let invalid =
         |param: &str, message: &str| Refusal::Invalid { param: param.into(), message: message.into() };
     let nonce = match headers.get(NONCE_HEADER) {
@@ -228,7 +304,7 @@ fn our_headers(headers: &HeaderMap) -> Result<(Option<Nonce>, bool), Refusal> {
     Ok((nonce, inline))
 }
 
-async fn read_body(body: Body, options: &ServerOptions) -> Result<Bytes, Refusal> {
+pub(crate) async fn read_body(body: Body, options: &ServerOptions) -> Result<Bytes, Refusal> {
     let limit = options.body_bytes_max;
     let read = tokio::time::timeout(Duration::from_secs(options.body_s), to_bytes(body, limit)).await;
     match read {
@@ -247,17 +323,51 @@ async fn read_body(body: Body, options: &ServerOptions) -> Result<Bytes, Refusal
 }
 
 /// The model of that id, alias or root.
-fn find(models: &[ModelCard], name: &str) -> Result<ModelCard, Refusal> {
+pub(crate) fn find(models: &[ModelCard], name: &str) -> Result<ModelCard, Refusal> {
     let root = name.parse().ok();
     let found =
         models.iter().find(|m| m.id == name || m.aliases.iter().any(|a| a == name) || Some(m.root) == root);
     found.cloned().ok_or_else(|| Refusal::UnknownModel { asked: name.chars().take(200).collect() })
 }
 
+/// The model of that name, which must answer.
+pub(crate) fn generator(models: &[ModelCard], name: &str) -> Result<ModelCard, Refusal> {
+    let card = find(models, name)?;
+    match card.task {
+        Task::Generate => Ok(card),
+        Task::Embed { .. } => {
+            let does = "makes embeddings and cannot answer: send texts to POST /v1/embeddings";
+            Err(Refusal::ModelTask { asked: card.id, does })
+        }
+    }
+}
+
+/// The model of that name, which must make vectors, and how many numbers they have.
+pub(crate) fn encoder(models: &[ModelCard], name: &str) -> Result<(ModelCard, u32), Refusal> {
+    let card = find(models, name)?;
+    match card.task {
+        Task::Embed { dimensions } => Ok((card, dimensions)),
+        Task::Generate => {
+            let does = "answers and makes no embeddings: send conversations to POST /v1/chat/completions";
+            Err(Refusal::ModelTask { asked: card.id, does })
+        }
+    }
+}
+
 fn model_json(m: &ModelCard) -> Value {
-    json!({"id": m.id, "object": "model", "created": m.created, "owned_by": m.owned_by, "root": m.root,
-           "context_length": m.context_length, "quantization": m.profile, "size_bytes": m.bytes,
-           "chat_template": m.has_chat_template, "aliases": m.aliases})
+    let (task, features): (_, &[&str]) = match m.task {
+        Task::Generate if m.has_chat_template => ("generate", &["tools", "structured_outputs", "logprobs"]),
+        Task::Generate => ("generate", &["structured_outputs", "logprobs"]),
+        Task::Embed { .. } => ("embed", &[]),
+    };
+    let mut card = json!({"id": m.id, "object": "model", "created": m.created, "owned_by": m.owned_by,
+           "root": m.root, "task": task, "context_length": m.context_length, "parameters": m.parameters,
+           "quantization": m.profile, "size_bytes": m.bytes, "chat_template": m.has_chat_template,
+           "features": features, "aliases": m.aliases});
+    if let Task::Embed { dimensions } = m.task {
+        card["dimensions"] = json!(dimensions);
+    }
+    card
 }
 
 async fn list_models<I: Inference>(State(s): State<Shared<I>>) -> Json<Value> {
@@ -301,6 +411,9 @@ async fn metrics<I: Inference>(State(s): State<Shared<I>>) -> Response {
 }
 
 async fn hint<I: Inference>(State(s): State<Shared<I>>, headers: HeaderMap) -> String {
+    if ollama::is_client(&headers) {
+        return ollama::RUNNING.to_owned();
+    }
     let host =
         headers.get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or("127.0.0.1:11711").to_owned();
     let model = s.inference.models().into_iter().next().map_or_else(|| "MODEL".to_owned(), |m| m.id);
@@ -309,6 +422,7 @@ async fn hint<I: Inference>(State(s): State<Shared<I>>, headers: HeaderMap) -> S
          curl -i http://{host}/v1/chat/completions -H 'content-type: application/json' \\\n  \
          -d '{{\"model\":\"{model}\",\"messages\":[{{\"role\":\"user\",\"content\":\"Once upon a time\"}}]}}'\n\n\
          Then check the answer with the receipt id from its x-assay-receipt header:  assay verify 0x…\n\n\
-         Routes: POST /v1/chat/completions, POST /v1/completions, GET /v1/models, GET /v1/receipts/ID, GET /health, GET /metrics\n"
+         Routes: POST /v1/chat/completions, POST /v1/responses, POST /v1/completions, POST /v1/embeddings,\n\
+         GET /v1/models, GET /v1/receipts/ID, GET /health, GET /metrics\n"
     )
 }

@@ -9,15 +9,16 @@ use serde_json::{Value, json};
 
 const DOCUMENT: &str = include_str!("../../../docs/api.md");
 
-/// Rows of the table whose first heading is `first`, cell by cell.
-fn table(first: &str) -> Vec<Vec<String>> {
-    let mut lines = DOCUMENT.lines().skip_while(|l| !l.starts_with(&format!("| {first} |"))).skip(2);
+/// Rows of the first table after a heading, cell by cell.
+fn table(heading: &str) -> Vec<Vec<String>> {
+    let mut lines =
+        DOCUMENT.lines().skip_while(|l| *l != heading).skip_while(|l| !l.starts_with('|')).skip(2);
     let mut rows = Vec::new();
     while let Some(line) = lines.next().filter(|l| l.starts_with('|')) {
-        let cells = line.trim_matches('|').split('|').map(|c| c.trim().to_owned());
-        rows.push(cells.collect());
+        let cells = line.strip_prefix('|').unwrap().strip_suffix('|').unwrap().split('|');
+        rows.push(cells.map(|c| c.trim().to_owned()).collect());
     }
-    assert!(!rows.is_empty(), "the table of `{first}` is there");
+    assert!(!rows.is_empty(), "the table under `{heading}` is there");
     rows
 }
 
@@ -30,59 +31,98 @@ fn values(cell: &str) -> Vec<Value> {
         .collect()
 }
 
-fn base(path: &str) -> Value {
-    match path {
-        "/v1/completions" => json!({"model": "mock/story", "prompt": "hi"}),
+const CHAT: &str = "/v1/chat/completions";
+const COMPLETIONS: &str = "/v1/completions";
+const RESPONSES: &str = "/v1/responses";
+const EMBEDDINGS: &str = "/v1/embeddings";
+
+/// A request to which a parameter is added, with those that it needs beside it.
+fn base(path: &str, parameter: &str) -> Value {
+    let mut body = match path {
+        COMPLETIONS => json!({"model": "mock/story", "prompt": "hi"}),
+        RESPONSES => json!({"model": "mock/story", "input": "hi"}),
+        EMBEDDINGS => json!({"model": "mock/encoder", "input": "hi"}),
         _ => json!({"model": "mock/story", "messages": [{"role": "user", "content": "hi"}]}),
+    };
+    match (path, parameter) {
+        (CHAT, "tool_choice") => body["tools"] = json!([{"type": "function", "function": {"name": "f"}}]),
+        (RESPONSES, "tool_choice") => body["tools"] = json!([{"type": "function", "name": "f"}]),
+        (CHAT, "top_logprobs") => body["logprobs"] = json!(true),
+        _ => {}
     }
+    body
+}
+
+struct Parameter<'a> {
+    name: &'a str,
+    treatment: &'a str,
+    good: &'a str,
+    bad: &'a str,
+    code: &'a str,
+}
+
+/// Sends every value of a row; returns how many were accepted and refused.
+async fn row(s: &Served, path: &str, p: &Parameter<'_>) -> (u32, u32) {
+    let (name, mut accepted, mut refused) = (p.name, 0, 0);
+    let required = ["model", "messages", "prompt", "input"].contains(&name);
+    let absent = (!required || (path, name) == (RESPONSES, "messages")).then_some(Value::Null);
+    for value in values(p.good).into_iter().chain(absent) {
+        let mut body = base(path, name);
+        body[name] = value.clone();
+        let response = s.post(path, body).await;
+        let status = response.status();
+        assert_eq!(status, 200, "{path} {name} {value}: {}", response.text().await.unwrap());
+        accepted += 1;
+    }
+    for value in values(p.bad) {
+        let mut body = base(path, name);
+        body[name] = value.clone();
+        let response = s.post(path, body).await;
+        assert_eq!(response.status(), 400, "{path} {name} {value}");
+        let e: Value = response.json().await.unwrap();
+        assert!(e["error"]["param"].as_str().unwrap().starts_with(name), "{path} {name} {value}: {e}");
+        assert_eq!(e["error"]["code"], p.code.trim_matches('`'), "{path} {name} {value}: {e}");
+        refused += 1;
+    }
+    let ignored = p.treatment.starts_with("ignored");
+    assert!(ignored || refused > 0, "{path} {name}: a refused value is shown");
+    (accepted, refused)
 }
 
 #[tokio::test]
-async fn parameters() {
+async fn parameters_of_chat_and_completions() {
     let s = Served::new(ServerOptions::default()).await;
-    let (mut accepted, mut refused) = (0, 0);
-    for row in table("parameter") {
-        let [name, routes, treatment, good, bad, code] = &row[..] else { panic!("{row:?}") };
+    let mut count = (0, 0);
+    for cells in table("### Chat and completions") {
+        let [name, routes, treatment, good, bad, code] = &cells[..] else { panic!("{cells:?}") };
         let name = name.trim_matches('`');
         let paths: &[&str] = match routes.as_str() {
-            "chat" => &["/v1/chat/completions"],
-            "completions" => &["/v1/completions"],
-            _ => &["/v1/chat/completions", "/v1/completions"],
+            "chat" => &[CHAT],
+            "completions" => &[COMPLETIONS],
+            "both" => &[CHAT, COMPLETIONS],
+            _ => panic!("{cells:?}"),
         };
         for path in paths {
-            for value in values(good).into_iter().chain([Value::Null]) {
-                if value.is_null() && ["model", "messages", "prompt"].contains(&name) {
-                    continue;
-                }
-                let mut body = base(path);
-                body[name] = value.clone();
-                let response = s.post(path, body).await;
-                assert_eq!(
-                    response.status(),
-                    200,
-                    "{path} {name} {value}: {}",
-                    response.text().await.unwrap()
-                );
-                accepted += 1;
-            }
-            for value in values(bad) {
-                let mut body = base(path);
-                body[name] = value.clone();
-                let response = s.post(path, body).await;
-                assert_eq!(response.status(), 400, "{path} {name} {value}");
-                let e: Value = response.json().await.unwrap();
-                assert!(
-                    e["error"]["param"].as_str().unwrap().starts_with(name),
-                    "{path} {name} {value}: {e}"
-                );
-                assert_eq!(e["error"]["code"], code.trim_matches('`'), "{path} {name} {value}: {e}");
-                refused += 1;
-            }
+            let sent = row(&s, path, &Parameter { name, treatment, good, bad, code }).await;
+            count = (count.0 + sent.0, count.1 + sent.1);
         }
-        let ignored = treatment.starts_with("ignored");
-        assert!(ignored || !values(bad).is_empty(), "{name}: a refused value is shown");
     }
-    assert!(accepted > 100 && refused > 60, "{accepted} accepted, {refused} refused");
+    assert!(count.0 > 200 && count.1 > 130, "{count:?}");
+}
+
+#[tokio::test]
+async fn parameters_of_the_other_routes() {
+    let s = Served::new(ServerOptions::default()).await;
+    for (heading, path, least) in [("### Responses", RESPONSES, 70), ("### Embeddings", EMBEDDINGS, 14)] {
+        let mut count = (0, 0);
+        for cells in table(heading) {
+            let [name, treatment, good, bad, code] = &cells[..] else { panic!("{cells:?}") };
+            let name = name.trim_matches('`');
+            let sent = row(&s, path, &Parameter { name, treatment, good, bad, code }).await;
+            count = (count.0 + sent.0, count.1 + sent.1);
+        }
+        assert!(count.0 >= least && count.1 >= least, "{path}: {count:?}");
+    }
 }
 
 #[test]
@@ -94,6 +134,7 @@ fn errors() {
         Refusal::InvalidType { param: text(), expected: text() },
         Refusal::Invalid { param: text(), message: text() },
         Refusal::Unsupported { param: text(), reason: text() },
+        Refusal::ModelTask { asked: text(), does: "" },
         Refusal::ContextExceeded { prompt: 1, window: 1 },
         Refusal::UnknownModel { asked: text() },
         Refusal::UnknownReceipt { asked: text() },
@@ -105,7 +146,7 @@ fn errors() {
         Refusal::Draining,
         Refusal::Internal { message: text() },
     ];
-    let rows = table("code");
+    let rows = table("## Errors");
     assert_eq!(rows.len(), all.len());
     for (refusal, row) in all.iter().zip(rows) {
         let [code, status, kind, retry, _] = &row[..] else { panic!("{row:?}") };
@@ -119,7 +160,7 @@ fn errors() {
 #[tokio::test]
 async fn metrics() {
     let s = Served::new(ServerOptions::default()).await;
-    s.post("/v1/chat/completions", base("")).await;
+    s.post(CHAT, base(CHAT, "")).await;
     let text = s.get("/metrics").await.text().await.unwrap();
     let section = DOCUMENT.split("## Metrics").nth(1).unwrap();
     let names: Vec<&str> = section.split('`').filter(|w| w.starts_with("vllm:")).collect();

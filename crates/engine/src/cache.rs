@@ -1,5 +1,5 @@
 //! The KV cache of one sequence, in the layouts that attention reads: keys as matrix rows by position, values as matrix
-//! columns by position (semantics 7.3 has the matrix layout).
+//! columns by position (see [`crate::matrix`] for the layout).
 
 use crate::kernel::HeadScales;
 use crate::matrix::{BIAS, GROUP, TILE_ROWS};

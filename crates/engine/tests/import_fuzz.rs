@@ -259,6 +259,7 @@ fn mutants_of_an_artifact() {
                     assert!(a.matrix(i).weight(rows as usize - 1, cols as usize - 1) as i32 >= -128)
                 }
                 Shape::Table => assert_eq!(a.table(i).len(), assay_engine::program::TABLE_LEN),
+                Shape::Vector { len, .. } => assert_eq!(a.vector(i).len(), len as usize),
                 Shape::Rotary { positions, pairs } => {
                     assert_eq!(a.rotary(i).len(), 2 * (positions * pairs) as usize)
                 }

@@ -285,7 +285,7 @@ mod tests {
         drop(store);
         let store = ReceiptStore::open(&path).unwrap();
         assert!(ids.iter().all(|id| store.get(*id).unwrap().is_some()));
-        let newest: Vec<ReceiptId> = (0..3).map(|i| record(719 - i).receipt.receipt.id()).collect();
+        let newest: Vec<ReceiptId> = (0..3).map(|i| record(719 - i).receipt().receipt.id()).collect();
         assert_eq!(store.newest(3).unwrap(), newest);
         assert_eq!(store.get(ReceiptId::from_bytes([9; 32])).unwrap(), None);
     }

@@ -9,7 +9,7 @@ use assay_core::answer::AnswerRecord;
 use assay_core::canonical::Canonical as _;
 use assay_core::id::{Hash, ModelRoot, Nonce, SignatureBytes};
 use assay_core::receipt::Receipt;
-use assay_core::request::{Prompt, Request, Sampling};
+use assay_core::request::{Guide, Prompt, Request, Sampling, Tool};
 use assay_core::transcript::{NonceSource, StopReason};
 use assay_core::verdict::{FailureCode, Outcome, Verdict};
 use assay_engine::artifact::Artifact;
@@ -125,10 +125,63 @@ fn each_sampling_parameter() {
     }
 }
 
+/// A request that uses everything which decides about tokens.
+fn rich() -> Request {
+    let request = NODE.request();
+    let tool = Tool {
+        name: "tell".into(),
+        description: Some("Tells a story".into()),
+        parameters: r#"{"type":"object","properties":{"story":{"type":"string","maxLength":40}},"required":["story"]}"#.into(),
+    };
+    let Prompt::Chat { messages, .. } = request.prompt else { unreachable!() };
+    Request {
+        prompt: Prompt::Chat { messages, tools: vec![tool] },
+        sampling: Sampling {
+            presence_micro: 300_000,
+            frequency_micro: -200_000,
+            repetition_micro: 1_100_000,
+            bias: vec![(300, 2_000_000), (301, -100_000_000)],
+            ..request.sampling
+        },
+        guide: Some(Guide::Tools { required: true, only: None, parallel: true }),
+        logprobs: Some(3),
+        choice: 2,
+        max_tokens: 60,
+        ..request
+    }
+}
+
+#[test]
+fn everything_that_decides_about_tokens_is_replayed() {
+    let record = NODE.answer(rich());
+    let verdict = NODE.check(&record);
+    assert!(verdict.holds, "{verdict:?}");
+    assert!(verdict.checks.iter().any(|c| c.name == "probabilities" && c.outcome == Outcome::Passed));
+    assert!(record.transcript.text.starts_with("<tool_call>"), "{}", record.transcript.text);
+    let fails = |change: &dyn Fn(&mut AnswerRecord)| {
+        let mut other = record.clone();
+        change(&mut other);
+        NODE.sign(&mut other);
+        let verdict = NODE.check(&other);
+        assert!(!verdict.holds);
+        verdict.failure.unwrap().code
+    };
+    let token = FailureCode::OutputId;
+    assert_eq!(fails(&|r| r.request.choice = 0), token);
+    assert_eq!(fails(&|r| r.request.guide = None), token);
+    assert_eq!(fails(&|r| r.request.sampling.repetition_micro = 1_000_000), token);
+    assert_eq!(fails(&|r| r.request.sampling.bias.clear()), token);
+    assert_eq!(fails(&|r| r.transcript.logprobs[7].chosen += 1), FailureCode::Logprobs);
+    assert_eq!(fails(&|r| r.transcript.logprobs[3].top[1].0 ^= 1), FailureCode::Logprobs);
+    assert_eq!(fails(&|r| r.transcript.logprobs.truncate(9)), FailureCode::Logprobs);
+    // A form that cannot be followed is no reason to believe the tokens.
+    assert_eq!(fails(&|r| r.request.guide = Some(Guide::Regex("(".into()))), FailureCode::Limits);
+}
+
 #[test]
 fn one_prompt_character() {
     let change = |r: &mut AnswerRecord| {
-        let Prompt::Chat(messages) = &mut r.request.prompt else { unreachable!() };
+        let Prompt::Chat { messages, .. } = &mut r.request.prompt else { unreachable!() };
         messages[0].content = messages[0].content.replace("dog", "fog");
     };
     for verdict in altered(change) {

@@ -5,11 +5,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::time::Duration;
 
-use assay_api::{Event, Generation, Inference, Load, ModelCard, Order, Refusal, ServerOptions, serve};
+use assay_api::{
+    EmbeddingOrder, Event, Generation, Inference, Load, Logprob, ModelCard, Order, Refusal, ServerOptions,
+    Task, TokenChance, serve,
+};
 use assay_core::answer::{AnswerRecord, Format};
 use assay_core::digest::ExecutionDigests;
+use assay_core::embedding::{EmbeddingFormat, EmbeddingInput, EmbeddingRecord, EmbeddingTranscript, Record};
 use assay_core::id::{
-    ChannelId, DigestRoot, ModelRoot, NodeAddress, Nonce, ReceiptId, SignatureBytes, TranscriptRoot,
+    ChannelId, DigestRoot, ModelRoot, NodeAddress, Nonce, ReceiptId, RequestHash, SignatureBytes,
+    TranscriptRoot,
 };
 use assay_core::receipt::{Domain, Receipt, SignedReceipt};
 use assay_core::request::{Prompt, Request};
@@ -23,12 +28,23 @@ pub struct Mock {
     pub started: AtomicU32,
     pub not_ready: AtomicBool,
     pub last: std::sync::Mutex<Option<Order>>,
+    pub last_embedding: std::sync::Mutex<Option<EmbeddingOrder>>,
 }
 
 pub const ROOT: ModelRoot = ModelRoot::from_bytes([0xab; 32]);
+pub const ENCODER: ModelRoot = ModelRoot::from_bytes([0xee; 32]);
 pub const RECEIPT: ReceiptId = ReceiptId::from_bytes([0xcd; 32]);
+/// What every text is embedded as: in floats 0.5, -0.25, 3 / 2^24, 0.
+pub const VECTOR: [i32; 4] = [1 << 23, -(1 << 22), 3, 0];
 
-fn record(request: Request) -> AnswerRecord {
+/// Id of the receipt of a choice.
+pub fn receipt_id(choice: u32) -> ReceiptId {
+    let mut bytes = [0xcd_u8; 32];
+    bytes[31] = bytes[31].wrapping_add(choice as u8);
+    ReceiptId::from_bytes(bytes)
+}
+
+fn record(request: Request, stop: StopReason) -> AnswerRecord {
     let transcript = Transcript {
         request_hash: request.hash(),
         nonce: Nonce::ZERO,
@@ -36,27 +52,12 @@ fn record(request: Request) -> AnswerRecord {
         prompt_ids: vec![1, 2, 3],
         output_ids: vec![4, 5],
         text: "Hello".into(),
-        stop: StopReason::Length,
+        stop,
+        logprobs: vec![],
     };
-    let receipt = Receipt {
-        provider: NodeAddress::from_bytes([1; 20]),
-        sequence: 0,
-        model_root: request.model,
-        request_hash: request.hash(),
-        transcript_root: TranscriptRoot::from_bytes([2; 32]),
-        digest_root: DigestRoot::from_bytes([3; 32]),
-        prompt_tokens: 3,
-        completion_tokens: 2,
-        fee_micro_usd: 0,
-        payer_channel: ChannelId::ZERO,
-        client_nonce: Nonce::ZERO,
-        epoch: 0,
-    };
-    let signature = SignatureBytes::from_bytes([0; 65]);
-    let receipt = SignedReceipt { receipt, domain: Domain::DEVELOPMENT, signature };
     AnswerRecord {
         format: Format::V1,
-        receipt,
+        receipt: receipt(request.model, request.hash(), 3, 2),
         request,
         transcript,
         digests: ExecutionDigests(vec![]),
@@ -64,11 +65,40 @@ fn record(request: Request) -> AnswerRecord {
     }
 }
 
+fn receipt(model_root: ModelRoot, request_hash: RequestHash, prompt: u32, completion: u32) -> SignedReceipt {
+    let receipt = Receipt {
+        provider: NodeAddress::from_bytes([1; 20]),
+        sequence: 0,
+        model_root,
+        request_hash,
+        transcript_root: TranscriptRoot::from_bytes([2; 32]),
+        digest_root: DigestRoot::from_bytes([3; 32]),
+        prompt_tokens: prompt,
+        completion_tokens: completion,
+        fee_micro_usd: 0,
+        payer_channel: ChannelId::ZERO,
+        client_nonce: Nonce::ZERO,
+        epoch: 0,
+    };
+    let signature = SignatureBytes::from_bytes([0; 65]);
+    SignedReceipt { receipt, domain: Domain::DEVELOPMENT, signature }
+}
+
 fn text(prompt: &Prompt) -> String {
     match prompt {
-        Prompt::Chat(m) => m.last().map(|m| m.content.clone()).unwrap_or_default(),
+        Prompt::Chat { messages, .. } => messages.last().map(|m| m.content.clone()).unwrap_or_default(),
         Prompt::Text(t) => t.clone(),
         Prompt::Tokens(_) => String::new(),
+    }
+}
+
+/// Half as likely as a token that is certain, and the likeliest tokens beside it.
+fn logprob(bytes: &[u8], top: u8) -> Logprob {
+    let token = TokenChance { bytes: bytes.to_vec(), logprob: -45_426 };
+    let other = |i| TokenChance { bytes: vec![b'a' + i], logprob: -65_536 * (i32::from(i) + 1) };
+    Logprob {
+        token: token.clone(),
+        top: std::iter::once(token).chain((0..).map(other)).take(top.into()).collect(),
     }
 }
 
@@ -76,7 +106,7 @@ pub struct SharedMock(pub Arc<Mock>);
 
 impl Inference for SharedMock {
     fn models(&self) -> Vec<ModelCard> {
-        vec![ModelCard {
+        let story = ModelCard {
             id: "mock/story".into(),
             root: ROOT,
             created: 1_700_000_000,
@@ -85,13 +115,25 @@ impl Inference for SharedMock {
             profile: "int8-v1".into(),
             bytes: 1000,
             has_chat_template: true,
+            task: Task::Generate,
+            parameters: 900,
             aliases: vec!["story".into()],
-        }]
+        };
+        let encoder = ModelCard {
+            id: "mock/encoder".into(),
+            root: ENCODER,
+            has_chat_template: false,
+            task: Task::Embed { dimensions: 4 },
+            aliases: vec![],
+            ..story.clone()
+        };
+        vec![story, encoder]
     }
 
     async fn generate(&self, order: Order) -> Result<Generation, Refusal> {
         let mock = Arc::clone(&self.0);
         *mock.last.lock().unwrap() = Some(order.clone());
+        let choice = order.request.choice;
         let (events, receiver) = mpsc::channel(4);
         let script = text(&order.request.prompt);
         match script.as_str() {
@@ -102,43 +144,105 @@ impl Inference for SharedMock {
         mock.started.fetch_add(1, SeqCst);
         tokio::spawn(async move {
             let fail = || Event::Failed(Refusal::Internal { message: "the mock fails".into() });
-            let delta = |t: &str| Event::Delta(t.into());
-            let end = |order: Order| {
-                let record = Arc::new(record(order.request));
-                Event::End { stop: StopReason::Length, usage: record.transcript.usage(), record }
+            let top = order.request.logprobs;
+            let delta = |t: &str| Event::Text {
+                text: t.into(),
+                logprobs: top.map(|top| logprob(t.as_bytes(), top)).into_iter().collect(),
             };
-            match script.as_str() {
-                "fail before" => drop(events.send(fail()).await),
-                "fail after" => {
-                    let _ = events.send(delta("Hel")).await;
-                    let _ = events.send(fail()).await;
+            let call = |index, id: &str, name: &str| Event::Call { index, id: id.into(), name: name.into() };
+            let more = |index, json: &str| Event::Arguments { index, json: json.into() };
+            let end_by = |stop| {
+                let record = Arc::new(record(order.request.clone(), stop));
+                Event::End { stop, usage: record.transcript.usage(), record }
+            };
+            let end = || end_by(StopReason::Length);
+            let all = match script.as_str() {
+                "fail before" => vec![fail()],
+                "fail after" => vec![delta("Hel"), fail()],
+                "break off" => vec![delta("Hel")],
+                "call" => vec![
+                    call(0, "call_a", "f"),
+                    more(0, "{\"x\""),
+                    more(0, ":1}"),
+                    call(1, "call_b", "g"),
+                    more(1, "{}"),
+                    end_by(StopReason::EndToken),
+                ],
+                "say and call" => vec![
+                    delta("I look."),
+                    call(0, "call_a", "f"),
+                    more(0, "{}"),
+                    end_by(StopReason::EndToken),
+                ],
+                "call cut off" => vec![call(0, "call_a", "f"), more(0, "{\"x"), end()],
+                "nothing" => vec![end_by(StopReason::EndToken)],
+                "half characters" => {
+                    let half = |text: &str, bytes: &[u8]| Event::Text {
+                        text: text.into(),
+                        logprobs: top.map(|top| logprob(bytes, top)).into_iter().collect(),
+                    };
+                    vec![half("", &[0xc3]), half("é", &[0xa9]), half("!", b"!"), end_by(StopReason::EndToken)]
                 }
-                "break off" => drop(events.send(delta("Hel")).await),
                 "endless" => {
                     while events.send(delta("la ")).await.is_ok() {
                         tokio::time::sleep(Duration::from_millis(5)).await;
                     }
                     mock.cancelled.store(true, SeqCst);
+                    return;
                 }
-                "hesitate" => {
-                    let _ = events.send(delta("Hel")).await;
+                _ => vec![
+                    delta("Hel"),
+                    delta(&if choice == 0 { "lo".into() } else { choice.to_string() }),
+                    end(),
+                ],
+            };
+            for (i, event) in all.into_iter().enumerate() {
+                if script == "hesitate" && i == 1 {
                     tokio::time::sleep(Duration::from_millis(500)).await;
-                    let _ = events.send(delta("lo")).await;
-                    let _ = events.send(end(order)).await;
                 }
-                _ => {
-                    let _ = events.send(delta("Hel")).await;
-                    let _ = events.send(delta("lo")).await;
-                    let _ = events.send(end(order)).await;
+                if events.send(event).await.is_err() {
+                    return;
                 }
             }
         });
-        Ok(Generation { receipt_id: RECEIPT, prompt_tokens: 3, events: receiver })
+        Ok(Generation { receipt_id: receipt_id(choice), prompt_tokens: 3, events: receiver })
     }
 
-    async fn receipt(&self, id: ReceiptId) -> Result<Option<AnswerRecord>, Refusal> {
+    async fn embed(&self, order: EmbeddingOrder) -> Result<Arc<EmbeddingRecord>, Refusal> {
+        *self.0.last_embedding.lock().unwrap() = Some(order.clone());
+        let request = order.request;
+        let ids = |input: &EmbeddingInput| match input {
+            EmbeddingInput::Text(t) => t.bytes().map(u32::from).collect(),
+            EmbeddingInput::Tokens(t) => t.clone(),
+        };
+        if request.inputs.contains(&EmbeddingInput::Text("busy".into())) {
+            return Err(Refusal::Busy { retry_after_s: 3 });
+        }
+        let input_ids: Vec<Vec<u32>> = request.inputs.iter().map(ids).collect();
+        let vector = VECTOR[..request.dimensions.unwrap_or(4) as usize].to_vec();
+        let transcript = EmbeddingTranscript {
+            request_hash: request.hash(),
+            vectors: vec![vector; input_ids.len()],
+            input_ids,
+        };
+        Ok(Arc::new(EmbeddingRecord {
+            format: EmbeddingFormat::V1,
+            receipt: receipt(request.model, request.hash(), transcript.tokens(), 0),
+            request,
+            transcript,
+            digests: ExecutionDigests(vec![]),
+            generation: None,
+        }))
+    }
+
+    async fn count_tokens(&self, _: ModelRoot, _: Prompt) -> Result<u32, Refusal> {
+        Ok(3)
+    }
+
+    async fn receipt(&self, id: ReceiptId) -> Result<Option<Record>, Refusal> {
         let last = self.0.last.lock().unwrap().clone();
-        Ok(last.filter(|_| id == RECEIPT).map(|o| record(o.request)))
+        let record = last.filter(|_| id == RECEIPT).map(|o| record(o.request, StopReason::Length));
+        Ok(record.map(|r| Record::Answer(Box::new(r))))
     }
 
     fn load(&self) -> Load {

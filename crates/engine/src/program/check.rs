@@ -2,7 +2,7 @@
 
 use super::{Head, LOGIT_FRAC, Op, Program, Reach, Shape, SoftCap, Tensor, TensorId, ValueId};
 
-/// Largest dimension of any value or matrix: keeps every accumulator within i32 (semantics 5.4).
+/// Largest dimension of any value or matrix: keeps every accumulator within i32 (semantics 5.5).
 pub const DIMENSION_MAX: u32 = 131_072;
 /// Most rows of a matrix: vocabularies are longer than other dimensions.
 pub const ROWS_MAX: u32 = 1 << 20;
@@ -18,7 +18,7 @@ pub const HEAD_DIM_MAX: u32 = 512;
 pub const FRAC_MAX: u8 = 28;
 /// Largest epsilon of a norm.
 pub const EPSILON_MAX: u64 = 1 << 44;
-/// Fraction bits of a normalised number before its gain (semantics 6.14).
+/// Fraction bits of a normalised number before its gain (semantics 6.12).
 pub const NORMAL_FRAC: u8 = 16;
 /// Longest run that a Hadamard transform mixes: sums of so many numbers of 15 bits stay below 2^27.
 pub const HADAMARD_MAX: u32 = 4096;

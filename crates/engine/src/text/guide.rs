@@ -162,9 +162,9 @@ fn tool_grammar(
                 .push_str(&format!("calls: {open} call {close} {}\n", again(format!("{next} call {close}"))));
             if !required {
                 // Text up to the first tag, or text without one.
-                rules.push_str("BEFORE[lazy]: /(.|\\n)*<tool_call>/\n");
+                rules.push_str("before[lazy]: /(.|\\n)*<tool_call>/\n");
                 rules.push_str("TEXT: /(.|\\n)*/ & ~/(.|\\n)*<tool_call>(.|\\n)*/\n");
-                return Ok(format!("start: BEFORE rest | TEXT\n{rules}"));
+                return Ok(format!("start: before rest | TEXT\n{rules}"));
             }
             "calls".to_owned()
         }

@@ -156,8 +156,8 @@ mod tests {
 
     #[test]
     fn tools_and_calls_reach_the_template() {
-        let template = "{% if tools %}{% for t in tools %}{{ t | tojson }}\n{% endfor %}{% endif %}{% for m in messages %}\
-                        {{ m.role }}:{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.arguments | tojson }}{% endfor %}\n{% endfor %}";
+        let template = "{% if tools %}{% for t in tools %}{{ t | tojson }}{{ '\n' }}{% endfor %}{% endif %}{% for m in messages %}\
+                        {{ m.role }}:{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.arguments | tojson }}{% endfor %}{{ '\n' }}{% endfor %}";
         let tool = Tool {
             name: "f".into(),
             description: Some("d".into()),

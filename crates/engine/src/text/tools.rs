@@ -153,8 +153,10 @@ pub struct CallFinder {
     tools: Vec<String>,
     /// What is not decided yet.
     pending: String,
-    /// Whether a call or list was begun, so that only calls can follow.
-    calling: bool,
+    /// White space that is text if text follows, and nothing if a call does.
+    space: String,
+    /// Whether a call was the last thing found.
+    called: bool,
     /// Whether text was handed out.
     spoken: bool,
 }
@@ -163,7 +165,14 @@ impl CallFinder {
     /// For an answer to a request with these tools.
     pub fn new(syntax: Syntax, tools: &[Tool]) -> CallFinder {
         let tools = tools.iter().map(|t| t.name.clone()).collect();
-        CallFinder { syntax, tools, pending: String::new(), calling: false, spoken: false }
+        CallFinder {
+            syntax,
+            tools,
+            pending: String::new(),
+            space: String::new(),
+            called: false,
+            spoken: false,
+        }
     }
 
     /// Takes more of the answer; gives what has become certain.
@@ -184,20 +193,29 @@ impl CallFinder {
             Syntax::Tagged => {
                 while self.tagged(&mut parts) {}
                 let rest = std::mem::take(&mut self.pending);
-                self.say(rest, &mut parts);
+                self.say(&rest, &mut parts);
             }
             Syntax::Bare | Syntax::Listed => self.whole(&mut parts, true),
+        }
+        if !self.called && !self.space.is_empty() {
+            parts.push(Part::Text(std::mem::take(&mut self.space)));
         }
         parts
     }
 
-    fn say(&mut self, text: String, parts: &mut Vec<Part>) {
-        // White space around calls is theirs.
-        if text.is_empty() || (self.calling && text.trim().is_empty()) {
-            return;
+    fn say(&mut self, text: &str, parts: &mut Vec<Part>) {
+        let mut all = std::mem::take(&mut self.space) + text;
+        self.space = all.split_off(all.trim_end().len());
+        if !all.is_empty() {
+            (self.spoken, self.called) = (true, false);
+            parts.push(Part::Text(all));
         }
-        self.spoken = true;
-        parts.push(Part::Text(text));
+    }
+
+    fn found(&mut self, call: Part, parts: &mut Vec<Part>) {
+        self.space.clear();
+        self.called = true;
+        parts.push(call);
     }
 
     /// Takes one text or call off the front; false when nothing is certain.
@@ -206,8 +224,7 @@ impl CallFinder {
             if open > 0 {
                 let rest = self.pending.split_off(open);
                 let text = std::mem::replace(&mut self.pending, rest);
-                self.calling |= text.trim().is_empty();
-                self.say(text, parts);
+                self.say(&text, parts);
                 return true;
             }
             let Some(close) = self.pending.find(CLOSE) else { return false };
@@ -215,23 +232,16 @@ impl CallFinder {
             let rest = self.pending.split_off(close + CLOSE.len());
             let whole = std::mem::replace(&mut self.pending, rest);
             match call {
-                Some(call) => {
-                    self.calling = true;
-                    parts.push(call);
-                }
-                None => self.say(whole, parts),
+                Some(call) => self.found(call, parts),
+                None => self.say(&whole, parts),
             }
             return true;
         }
-        // What may be the beginning of a tag, and white space that may stand before one, is held back.
+        // What may be the beginning of a tag is held back.
         let held = (1..OPEN.len()).rev().find(|n| self.pending.ends_with(&OPEN[..*n])).unwrap_or(0);
-        let certain = self.pending[..self.pending.len() - held].trim_end().len();
-        if certain == 0 {
-            return false;
-        }
-        let rest = self.pending.split_off(certain);
+        let rest = self.pending.split_off(self.pending.len() - held);
         let text = std::mem::replace(&mut self.pending, rest);
-        self.say(text, parts);
+        self.say(&text, parts);
         false
     }
 
@@ -262,11 +272,11 @@ impl CallFinder {
                 values = serde_json::Deserializer::from_str(rest).into_iter::<Value>();
             }
             if read && !calls.is_empty() && calls.iter().all(Option::is_some) {
-                parts.extend(calls.into_iter().flatten());
+                calls.into_iter().flatten().for_each(|call| self.found(call, parts));
                 return;
             }
         }
-        self.say(text, parts);
+        self.say(&text, parts);
     }
 
     fn call(&self, json: &str) -> Option<Part> {

@@ -9,7 +9,7 @@ use alloy_signer_local::PrivateKeySigner;
 use assay_core::answer::{AnswerRecord, Format};
 use assay_core::id::{ChannelId, NodeAddress, Nonce, SignatureBytes};
 use assay_core::receipt::{Domain, Receipt, SignedReceipt};
-use assay_core::request::{Message, Prompt, Request, Role, Sampling, sampler_seed};
+use assay_core::request::{Message, Prompt, Request, Role, Sampling, Tool, sampler_seed};
 use assay_core::transcript::{NonceSource, Transcript};
 use assay_core::verdict::Verdict;
 use assay_engine::artifact::Artifact;
@@ -20,6 +20,13 @@ use assay_engine::kernel::Kernel;
 use assay_engine::pool::Pool;
 use assay_engine::text::Tokenizer;
 use assay_verify::reexecution::{Subject, check_by_reexecution};
+
+fn tools(request: &Request) -> &[Tool] {
+    match &request.prompt {
+        Prompt::Chat { tools, .. } => tools,
+        _ => &[],
+    }
+}
 
 /// A model, ready to answer and to check.
 pub struct Node {
@@ -46,16 +53,20 @@ impl Node {
         let content = "Once upon a time there was a little dog".to_owned();
         Request {
             model: self.artifact.root(),
-            prompt: Prompt::Chat(vec![Message { role: Role::User, content, name: None }]),
+            prompt: Prompt::Chat { messages: vec![Message::text(Role::User, content)], tools: vec![] },
             sampling: Sampling {
                 temperature_micro: 900_000,
                 top_k: 200,
                 top_p_micro: 950_000,
                 min_p_micro: 1_000,
                 seed: Some(7),
+                ..Sampling::GREEDY
             },
             max_tokens: 80,
             stop: vec![],
+            choice: 0,
+            guide: None,
+            logprobs: None,
         }
     }
 
@@ -70,6 +81,8 @@ impl Node {
             seed: sampler_seed(nonce, request.hash(), request.model),
             max_tokens: request.max_tokens,
             stop: request.stop.clone(),
+            guide: request.guide.as_ref().map(|g| self.tokenizer.guide(g, tools(&request)).unwrap()),
+            logprobs: request.logprobs,
         };
         let end_tokens = self.artifact.text().end_tokens.clone();
         let mut batcher = Batcher::new(self.executor(), &self.tokenizer, end_tokens, BatchLimits::default());
@@ -91,6 +104,7 @@ impl Node {
             output_ids: answer.output,
             text: answer.text,
             stop: answer.stop,
+            logprobs: answer.logprobs,
         };
         let receipt = Receipt {
             provider: NodeAddress::from_bytes(self.key.address().into_array()),

@@ -1,0 +1,220 @@
+//! One answer in the words of another API: what Anthropic's and Ollama's routes share.
+//!
+//! A dialect decides how things look. What is asked, how long anything may take and what is measured is the same for all.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use assay_core::answer::AnswerRecord;
+use assay_core::id::{Nonce, ReceiptId};
+use assay_core::request::{Request as Asked, RequestError};
+use assay_core::transcript::{StopReason, Usage};
+use axum::body::{Body, Bytes};
+use axum::extract::Request;
+use axum::http::{HeaderName, HeaderValue, header};
+use axum::response::{IntoResponse as _, Response};
+use serde_json::{Map, Value};
+use tokio::time::timeout;
+
+use crate::answer::{Meter, stopped};
+use crate::metrics::Finish;
+use crate::server::{RECEIPT_HEADER, RequestId, Shared, our_headers, read_body};
+use crate::{Event, Generation, Inference, ModelCard, Order, Refusal, Task};
+
+/// A request whose body has come.
+pub(crate) struct Received {
+    pub(crate) started: Instant,
+    pub(crate) nonce: Option<Nonce>,
+    /// Whether the record goes into the answer.
+    pub(crate) inline: bool,
+    pub(crate) request_id: String,
+    pub(crate) body: Bytes,
+}
+
+/// Reads a request, unless the server is going away.
+pub(crate) async fn receive<I: Inference>(s: &Shared<I>, request: Request) -> Result<Received, Refusal> {
+    let started = Instant::now();
+    if s.draining.load(Relaxed) {
+        return Err(Refusal::Draining);
+    }
+    let request_id = request_id(&request);
+    let (nonce, inline) = our_headers(request.headers())?;
+    let body = read_body(request.into_body(), &s.options).await?;
+    Ok(Received { started, nonce, inline, request_id, body })
+}
+
+/// The name that the server gave this request.
+pub(crate) fn request_id(request: &Request) -> String {
+    request.extensions().get::<RequestId>().map(|r| r.0.clone()).unwrap_or_default()
+}
+
+/// The object that a body is.
+pub(crate) fn object(body: &[u8]) -> Result<Map<String, Value>, Refusal> {
+    match serde_json::from_slice(body) {
+        Ok(Value::Object(map)) => Ok(map),
+        Ok(_) => Err(Refusal::InvalidJson { reason: "it is another JSON value".into() }),
+        Err(e) => Err(Refusal::InvalidJson { reason: e.to_string() }),
+    }
+}
+
+/// Starts an answer; its work is cancelled when both are dropped.
+pub(crate) async fn generate<I: Inference>(
+    s: &Shared<I>,
+    received: &Received,
+    card: &ModelCard,
+    request: Asked,
+) -> Result<(Generation, Meter), Refusal> {
+    if card.task != Task::Generate {
+        let reason = "this model makes vectors of texts; it does not answer".to_owned();
+        return Err(Refusal::Unsupported { param: "model".into(), reason });
+    }
+    request.check().map_err(|e| invalid(&e))?;
+    let order = Order { request, nonce: received.nonce, request_id: received.request_id.clone() };
+    let generation = s.inference.generate(order).await?;
+    Ok((generation, Meter::new(Arc::clone(&s.metrics), card.id.clone(), received.started)))
+}
+
+/// What a request's own limits refuse.
+pub(crate) fn invalid(e: &RequestError) -> Refusal {
+    Refusal::Invalid { param: e.param.to_owned(), message: e.to_string() }
+}
+
+/// A part of an answer.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// Text, never empty.
+    Text(String),
+    /// A call of a tool; the arguments are JSON text, cut off where the answer was.
+    Call { id: String, name: String, arguments: String },
+}
+
+/// Appends what an event adds to the parts.
+pub(crate) fn append(parts: &mut Vec<Part>, event: &Event) {
+    match (event, parts.last_mut()) {
+        (Event::Text { text, .. }, Some(Part::Text(before))) => before.push_str(text),
+        (Event::Text { text, .. }, _) if !text.is_empty() => parts.push(Part::Text(text.clone())),
+        (Event::Call { id, name, .. }, _) => {
+            parts.push(Part::Call { id: id.clone(), name: name.clone(), arguments: String::new() });
+        }
+        (Event::Arguments { json, .. }, Some(Part::Call { arguments, .. })) => arguments.push_str(json),
+        _ => {}
+    }
+}
+
+/// A complete answer.
+pub(crate) struct Whole {
+    pub(crate) parts: Vec<Part>,
+    pub(crate) stop: StopReason,
+    pub(crate) usage: Usage,
+    pub(crate) record: Arc<AnswerRecord>,
+    /// When the first event came.
+    pub(crate) first: Instant,
+}
+
+/// Collects an answer.
+pub(crate) async fn collect(mut generation: Generation, mut meter: Meter) -> Result<Whole, Refusal> {
+    let mut parts = Vec::new();
+    let mut first = None;
+    loop {
+        let event = generation.events.recv().await.unwrap_or_else(stopped);
+        meter.see(&event);
+        let first = *first.get_or_insert_with(Instant::now);
+        match event {
+            Event::Failed(refusal) => return Err(refusal),
+            Event::End { stop, usage, record } => return Ok(Whole { parts, stop, usage, record, first }),
+            event => append(&mut parts, &event),
+        }
+    }
+}
+
+/// How a stream looks.
+pub(crate) trait Dialect: Send + 'static {
+    /// What stands before everything.
+    fn open(&mut self, out: &mut VecDeque<String>);
+
+    /// What an event looks like; true if it is the last one.
+    fn event(&mut self, event: Event, out: &mut VecDeque<String>) -> bool;
+
+    /// Says that the stream lives.
+    fn keep_alive(&self) -> String;
+}
+
+/// A stream. Its first event is awaited before the response begins, but not for longer than `keep_alive`: a failure before
+/// the first byte has its own status.
+pub(crate) async fn stream<D: Dialect>(
+    mut generation: Generation,
+    mut dialect: D,
+    mut meter: Meter,
+    keep_alive: Duration,
+) -> Result<Body, Refusal> {
+    let first = timeout(keep_alive, generation.events.recv()).await.ok().map(|e| e.unwrap_or_else(stopped));
+    if let Some(Event::Failed(refusal)) = first {
+        meter.finish(Finish::Error);
+        return Err(refusal);
+    }
+    let mut ready = VecDeque::new();
+    dialect.open(&mut ready);
+    let mut done = false;
+    if let Some(event) = first {
+        meter.see(&event);
+        done = dialect.event(event, &mut ready);
+    }
+    let state = (generation, dialect, meter, ready, done);
+    let stream = futures_util::stream::unfold(
+        state,
+        move |(mut generation, mut dialect, mut meter, mut ready, mut done)| async move {
+            loop {
+                if let Some(text) = ready.pop_front() {
+                    let text = Ok::<_, std::convert::Infallible>(text);
+                    return Some((text, (generation, dialect, meter, ready, done)));
+                }
+                if done {
+                    return None;
+                }
+                match timeout(keep_alive, generation.events.recv()).await {
+                    Err(_) => ready.push_back(dialect.keep_alive()),
+                    Ok(event) => {
+                        let event = event.unwrap_or_else(stopped);
+                        meter.see(&event);
+                        done = dialect.event(event, &mut ready);
+                    }
+                }
+            }
+        },
+    );
+    Ok(Body::from_stream(stream))
+}
+
+/// A streamed response of this type, with its receipt's id.
+pub(crate) fn streamed(body: Body, content_type: &'static str, receipt: ReceiptId) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, content_type),
+        (header::CACHE_CONTROL, "no-cache"),
+        (HeaderName::from_static("x-accel-buffering"), "no"),
+    ];
+    with_receipt((headers, body).into_response(), receipt)
+}
+
+/// Adds the receipt's id.
+pub(crate) fn with_receipt(mut response: Response, receipt: ReceiptId) -> Response {
+    if let Ok(value) = HeaderValue::from_str(&receipt.to_string()) {
+        response.headers_mut().insert(RECEIPT_HEADER, value);
+    }
+    response
+}
+
+/// The refusal's response with another body: status, headers and the mark for the metrics stay.
+pub(crate) fn reworded(refusal: Refusal, body: &Value) -> Response {
+    let (mut parts, _) = refusal.into_response().into_parts();
+    parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Response::from_parts(parts, Body::from(body.to_string()))
+}
+
+/// A JSON object, or nothing where it was cut off.
+pub(crate) fn whole_object(json: &str) -> Option<Value> {
+    // A tool without parameters may be called without any text.
+    let json = if json.trim().is_empty() { "{}" } else { json };
+    serde_json::from_str(json).ok().filter(Value::is_object)
+}
