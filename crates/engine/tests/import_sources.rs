@@ -191,6 +191,16 @@ fn what_cannot_be_expressed_is_named() {
         ),
         (
             "LlamaForCausalLM\"]",
+            "Gemma2ForCausalLM\"],\"layer_types\":[\"full_attention\",\"linear_attention\"]",
+            "layer_types",
+        ),
+        (
+            "LlamaForCausalLM\"]",
+            "MistralForCausalLM\"],\"layer_types\":[\"full_attention\",\"sliding_attention\"]",
+            "layer_types",
+        ),
+        (
+            "LlamaForCausalLM\"]",
             "Gemma3ForCausalLM\"],\"attn_logit_softcapping\":50",
             "attn_logit_softcapping",
         ),

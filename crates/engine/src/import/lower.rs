@@ -262,19 +262,18 @@ pub(super) fn write(
 ) -> Result<ImportReport, ImportError> {
     // The program names every matrix's shift: one pass over the weights finds them, a second writes the numbers.
     let mut before = None;
-    for i in 0..constants.len() {
-        if let (Constant::Matrix { layer, parts, cols, columns }, Shape::Matrix { shift, .. }) =
-            (&constants[i], &mut program.tensors[i].shape)
-        {
-            *shift = stack(source, *layer, parts, *cols, columns)?.shift()?;
+    for (constant, tensor) in constants.iter().zip(&mut program.tensors) {
+        match (constant, before, &mut tensor.shape) {
+            (Constant::Matrix { layer, parts, cols, columns }, _, Shape::Matrix { shift, .. }) => {
+                *shift = stack(source, *layer, parts, *cols, columns)?.shift()?;
+            }
+            (Constant::Remainder, Some(Shape::Matrix { shift: first, .. }), Shape::Matrix { shift, .. }) => {
+                // What is left of a number is at most half a step of its row.
+                *shift = first + 7;
+            }
+            _ => {}
         }
-        if let (Constant::Remainder, Some(Shape::Matrix { shift: first, .. }), Shape::Matrix { shift, .. }) =
-            (&constants[i], before, &mut program.tensors[i].shape)
-        {
-            // What is left of a number is at most half a step of its row.
-            *shift = first + 7;
-        }
-        before = Some(program.tensors[i].shape);
+        before = Some(tensor.shape);
     }
     program.clone().check().map_err(|e| ImportError::Unsupported {
         path: source.path().to_owned(),

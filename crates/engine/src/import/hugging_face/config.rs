@@ -241,6 +241,16 @@ impl Json<'_> {
         // Null says that there is none; nothing says that it is the one of every family that has one.
         let window = self.number_or("sliding_window", 4096)?;
         let layers: Vec<bool> = if let Some(types) = json["layer_types"].as_array() {
+            // The reference gives every layer of Mistral the window, whatever the file says.
+            let known = |t: &Value| {
+                *t == "sliding_attention" || *t == "full_attention" && !name.starts_with("Mistral")
+            };
+            if !types.iter().all(known) {
+                return Err(self.unsupported(
+                    "layer_types",
+                    "sliding_attention and, but for Mistral, full_attention are",
+                ));
+            }
             types.iter().map(|t| *t == "sliding_attention").collect()
         } else if name.starts_with("Gemma3") {
             let every = self.number_or("sliding_window_pattern", 6)?;

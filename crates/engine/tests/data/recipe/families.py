@@ -103,6 +103,8 @@ FAMILIES = [
     Family("mistral", MistralConfig(**SIZES, head_dim=16, sliding_window=12, rope_parameters=rope()), shard="100KB"),
     Family("qwen2", Qwen2Config(**SIZES, rope_parameters=rope()), levels=64),
     Family("qwen3", Qwen3Config(**SIZES, head_dim=32, rope_parameters=rope(rope_theta=1_000_000.0))),
+    Family("qwen3_window", Qwen3Config(**SIZES | dict(num_hidden_layers=3), head_dim=16, use_sliding_window=True,
+                                       sliding_window=12, max_window_layers=1, rope_parameters=rope())),
     Family("smollm2", LlamaConfig(**SIZES | dict(hidden_size=72, num_attention_heads=9, num_key_value_heads=3),
                                   tie_word_embeddings=True, rope_parameters=rope(rope_theta=100_000.0)),
            gains={"model.norm.weight": (2.0, 0.5)}),
