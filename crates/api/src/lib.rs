@@ -5,9 +5,9 @@
 #![forbid(unsafe_code)]
 
 mod answer;
-mod embeddings;
 mod batches;
 mod dialect;
+mod embeddings;
 mod files;
 mod inference;
 mod messages;

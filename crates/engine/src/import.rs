@@ -257,6 +257,19 @@ fn open(path: &Path) -> Result<std::fs::File, ImportError> {
 
 /// Name and BLAKE3 of a source file.
 fn digest(path: &Path, bytes: &[u8]) -> (String, Hash) {
-    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    (name, Hash::from_bytes(*blake3::hash(bytes).as_bytes()))
+    (file_name(path), Hash::from_bytes(*blake3::hash(bytes).as_bytes()))
+}
+
+/// Name and BLAKE3 of a mapped file, without keeping it in memory.
+fn digest_map(path: &Path, map: &memmap2::Mmap) -> (String, Hash) {
+    let mut hasher = blake3::Hasher::new();
+    for run in map.chunks(32 << 20) {
+        hasher.update(run);
+        release(map);
+    }
+    (file_name(path), Hash::from_bytes(*hasher.finalize().as_bytes()))
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
 }

@@ -10,7 +10,7 @@ use assay_core::id::Hash;
 use memmap2::Mmap;
 
 use super::source::{self, Activation, Config, Local, RopeScaling, RowOrder, Source, TextHints, Weights};
-use super::{ImportError, digest, map, release, tokenizer};
+use super::{ImportError, digest_map, map, release, tokenizer};
 
 pub(super) mod names;
 pub(super) mod reader;
@@ -406,6 +406,6 @@ impl Source for Gguf {
     }
 
     fn digests(&self) -> Vec<(String, Hash)> {
-        self.shards.iter().map(|s| digest(&s.path, &s.map)).collect()
+        self.shards.iter().map(|s| digest_map(&s.path, &s.map)).collect()
     }
 }

@@ -10,7 +10,7 @@ use safetensors::tensor::Dtype;
 use serde_json::Value;
 
 use super::source::{Architecture, Format, RowOrder, Source, TextHints, Weights};
-use super::{ImportError, digest, map, read_small, release, tokenizer};
+use super::{ImportError, digest, digest_map, map, read_small, release, tokenizer};
 
 mod config;
 
@@ -306,6 +306,6 @@ impl Source for HuggingFace {
 
     fn digests(&self) -> Vec<(String, Hash)> {
         let config = digest(Path::new("config.json"), &self.config_bytes);
-        std::iter::once(config).chain(self.shards.iter().map(|s| digest(&s.path, &s.map))).collect()
+        std::iter::once(config).chain(self.shards.iter().map(|s| digest_map(&s.path, &s.map))).collect()
     }
 }

@@ -11,7 +11,7 @@ use assay_core::id::Hash;
 use memmap2::Mmap;
 
 use super::source::{Architecture, Config, Format, RowOrder, Source, TextHints, Weights};
-use super::{ImportError, digest, map, release, tokenizer};
+use super::{ImportError, digest_map, map, release, tokenizer};
 
 const MAGIC_V1: u32 = 0x616b_3432;
 const HEADER_V0: usize = 28;
@@ -191,6 +191,6 @@ impl Source for Llama2c {
     }
 
     fn digests(&self) -> Vec<(String, Hash)> {
-        vec![digest(&self.path, &self.map)]
+        vec![digest_map(&self.path, &self.map)]
     }
 }

@@ -273,6 +273,7 @@ pub(super) fn write(
             }
             _ => {}
         }
+        source.release();
         before = Some(tensor.shape);
     }
     program.clone().check().map_err(|e| ImportError::Unsupported {
