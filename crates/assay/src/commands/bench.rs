@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::up::EngineArgs;
 use crate::home::Home;
 
+mod embeddings;
 mod engine;
 mod loss;
 mod receipts;
@@ -38,6 +39,21 @@ enum What {
     Engine {
         /// Model: a name, root or file.
         model: String,
+        /// How often.
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+        #[command(flatten)]
+        engine: EngineArgs,
+    },
+    /// Speed of an encoder on the lines of a text.
+    Embeddings {
+        /// Model: a name, root or file.
+        model: String,
+        /// One text a line.
+        texts: PathBuf,
+        /// Write each line's ids and vector as JSON.
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
         /// How often.
         #[arg(long, default_value_t = 3)]
         rounds: usize,
@@ -104,6 +120,9 @@ impl Bench {
                     .with_context(|| format!("no shape `{shape}`; there are {}", names.join(", ")))?;
                 print(json!({"root": made?, "path": out}));
                 Ok(())
+            }
+            What::Embeddings { model, texts, out, rounds, engine } => {
+                embeddings::run(&home.model(&model)?, &texts, out.as_deref(), engine, rounds, &mut print)
             }
             What::Engine { model, rounds, engine } => {
                 engine::run(&home.model(&model)?, engine, rounds, &mut print)
