@@ -104,8 +104,9 @@ fn semantic_search_over_the_documents() {
 fn skipped(test: &str) -> bool {
     let skip = std::env::var_os("ASSAY_SKIP_CLIENTS").is_some_and(|v| v == "1");
     if skip {
-        // Not by a macro: the test runner would keep it to itself.
-        writeln!(std::io::stderr(), "SKIPPED {test}: ASSAY_SKIP_CLIENTS=1").unwrap();
+        // Not by `eprintln`: the test runner would keep it to itself.
+        let mut stderr = std::io::stderr();
+        writeln!(stderr, "SKIPPED {test}: ASSAY_SKIP_CLIENTS=1").unwrap();
     }
     skip
 }
