@@ -62,7 +62,7 @@ answer = messages.create(**{**once, "model": SMALL, "max_tokens": 500}, output_c
 assert answer.stop_reason == "end_turn"
 jsonschema.validate(json.loads(answer.content[0].text), schema)
 
-# Models, as far as both APIs agree, and errors.
+# Errors.
 for kind, type_, arguments in [
     (anthropic.NotFoundError, "not_found_error", {"model": "nowhere"}),
     (anthropic.BadRequestError, "invalid_request_error", {"model": ENCODER}),

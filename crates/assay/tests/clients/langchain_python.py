@@ -59,7 +59,7 @@ for choice in ["any", "required", "get_weather"]:
 words = ChatOpenAI(model=SMALL, max_tokens=8, **node).bind_tools([get_weather], tool_choice="none")
 assert words.invoke([HumanMessage("Rome?"), said, *results]).content
 
-# Structured output by each of the three methods.
+# Structured output, as a form and as a call.
 for method in ["json_schema", "function_calling"]:
     assert isinstance(small.with_structured_output(Pet, method=method).invoke("A pet"), Pet)
 found = small.with_structured_output(Pet, include_raw=True).invoke("A pet")
