@@ -57,7 +57,8 @@ def embed(client, model, texts, verify, costs):
         command = [verify, "verify", "-", "--json"]
         done = subprocess.run(command, input=raw.content, capture_output=True)
         if done.returncode != 0:
-            sys.exit(f"the provider's answer does not hold:\n{done.stdout.decode()}{done.stderr.decode()}")
+            outcome = "does not hold" if done.returncode == 1 else "could not be checked"
+            sys.exit(f"the provider's answer {outcome}:\n{done.stdout.decode()}{done.stderr.decode()}")
         costs.verified += 1
         costs.verification += json.loads(done.stdout)["cost"]["verify_ns"] / 1e6
     return [item["embedding"] for item in answer["data"]]

@@ -3,7 +3,6 @@
 
 mod harness;
 
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -221,29 +220,4 @@ fn two_nodes_do_not_share_a_directory() {
     let taken = assay(other.path(), &["up", "--listen", &port]);
     assert_eq!(taken.status.code(), Some(1));
     assert!(stderr(&taken).contains("--listen"), "{}", stderr(&taken));
-}
-
-/// The real `openai` client of Python, installed from its registry into the build directory.
-#[test]
-fn the_openai_client_for_python() {
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let venv = target.join("openai-client");
-    let python = venv.join("bin/python");
-    let run = |program: &Path, args: &[&str]| {
-        let output = std::process::Command::new(program).args(args).output();
-        let output = output
-            .unwrap_or_else(|e| panic!("{}: {e}; this test needs python3 with venv", program.display()));
-        assert!(output.status.success(), "{args:?}\n{}\n{}", stdout(&output), stderr(&output));
-        stdout(&output)
-    };
-    if !venv.join("ready").exists() {
-        run(Path::new("python3"), &["-m", "venv", venv.to_str().unwrap()]);
-        run(&python, &["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "openai==2.9.0"]);
-        std::fs::write(venv.join("ready"), "").unwrap();
-    }
-    let home = tempfile::tempdir().unwrap();
-    let node = Node::up(home.path(), true, &["--max-running", "1", "--max-waiting", "1"]);
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/openai_client.py");
-    let said = run(&python, &[script.to_str().unwrap(), &node.url]);
-    assert!(said.contains("all checks passed"), "{said}");
 }

@@ -47,10 +47,21 @@ impl Node {
         if slow {
             command.env("ASSAY_KERNEL", "scalar").env("ASSAY_THREADS", "1");
         }
+        command.arg("up").args(args);
+        Node::start(command)
+    }
+
+    /// `assay serve` with these models on a free port.
+    pub fn serve(home: &Path, models: &[&str]) -> Node {
+        let mut command = command(home);
+        command.arg("serve").args(models);
+        Node::start(command)
+    }
+
+    fn start(mut command: Command) -> Node {
         #[expect(clippy::zombie_processes, reason = "whoever holds the node waits: `exit` or drop")]
         let mut child = command
-            .args(["up", "--listen", "127.0.0.1:0"])
-            .args(args)
+            .args(["--listen", "127.0.0.1:0"])
             .stderr(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()

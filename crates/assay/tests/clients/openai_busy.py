@@ -1,4 +1,4 @@
-"""The stock openai client against a running node: openai_client.py URL"""
+"""The openai client for Python and a slow node that answers one request at a time: openai_busy.py URL"""
 
 import sys
 import threading
@@ -55,9 +55,9 @@ assert "".join(c.choices[0].text for c in streamed) == completion.choices[0].tex
 # Errors come as the client's own exceptions, with the parameter's name.
 for expected, param, arguments in [
     (openai.NotFoundError, "model", {"model": "other"}),
-    (openai.BadRequestError, "n", {"n": 2}),
+    (openai.BadRequestError, "n", {"n": 0}),
     (openai.BadRequestError, "temperature", {"temperature": 3}),
-    (openai.BadRequestError, "logit_bias", {"logit_bias": {"5": 1}}),
+    (openai.BadRequestError, "logit_bias.5", {"logit_bias": {"5": 101}}),
     (openai.BadRequestError, "messages", {"messages": [{"role": "user", "content": "word " * 2000}]}),
     (openai.BadRequestError, "messages", {"messages": []}),
 ]:
