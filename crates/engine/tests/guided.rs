@@ -111,7 +111,7 @@ fn required_tools_are_called() {
     let called = parts(&answer(&guide, &tools(), 9));
     let [Part::Call { name, arguments }] = called.as_slice() else { panic!("{called:?}") };
     assert_eq!(name, "weather");
-    assert!(["{\"city\":\"Rome\"}", "{\"city\":\"Oslo\"}"].contains(&arguments.as_str()), "{arguments}");
+    assert!(["{\"city\": \"Rome\"}", "{\"city\": \"Oslo\"}"].contains(&arguments.as_str()), "{arguments}");
 }
 
 #[test]

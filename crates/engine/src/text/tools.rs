@@ -4,6 +4,8 @@
 //! template knows no tools is told of them in words, in the form of [`Syntax::Tagged`].
 
 use assay_core::request::{Message, Role, Tool};
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 /// How a model writes calls.
@@ -186,14 +188,17 @@ impl CallFinder {
         parts
     }
 
-    /// The end of the answer: what is left is a call if it can be read as one, or text.
+    /// The end of the answer: what is left is a call if it can be read as one, or text. A tagged call that was cut off is
+    /// neither: nobody should execute half of one, or read it.
     pub fn finish(&mut self) -> Vec<Part> {
         let mut parts = Vec::new();
         match self.syntax {
             Syntax::Tagged => {
                 while self.tagged(&mut parts) {}
                 let rest = std::mem::take(&mut self.pending);
-                self.say(&rest, &mut parts);
+                if !rest.starts_with(OPEN) {
+                    self.say(&rest, &mut parts);
+                }
             }
             Syntax::Bare | Syntax::Listed => self.whole(&mut parts, true),
         }
@@ -257,41 +262,53 @@ impl CallFinder {
         }
         let text = std::mem::take(&mut self.pending);
         if !self.spoken && may_be {
-            let mut calls = Vec::new();
-            let mut values = serde_json::Deserializer::from_str(text.trim()).into_iter::<Value>();
-            let mut read = true;
-            let mut rest = text.trim();
-            while !rest.is_empty() && read {
-                match values.next() {
-                    Some(Ok(Value::Array(all))) => calls.extend(all.iter().map(|v| self.call_of(v))),
-                    Some(Ok(v)) => calls.push(self.call_of(&v)),
-                    _ => read = false,
+            match self.calls_of(text.trim()) {
+                Some(calls) if !calls.is_empty() => {
+                    calls.into_iter().for_each(|call| self.found(call, parts));
+                    return;
                 }
-                rest = rest.get(values.byte_offset()..).unwrap_or_default();
-                rest = rest.trim_start().strip_prefix(';').unwrap_or(rest).trim_start();
-                values = serde_json::Deserializer::from_str(rest).into_iter::<Value>();
-            }
-            if read && !calls.is_empty() && calls.iter().all(Option::is_some) {
-                calls.into_iter().flatten().for_each(|call| self.found(call, parts));
-                return;
+                _ => {}
             }
         }
         self.say(&text, parts);
+    }
+
+    /// The calls that a whole text is: a list, or several separated by `;`.
+    fn calls_of(&self, text: &str) -> Option<Vec<Part>> {
+        if self.syntax == Syntax::Listed {
+            let all: Vec<Written<'_>> = serde_json::from_str(text).ok()?;
+            return all.iter().map(|w| self.call_of(w)).collect();
+        }
+        let (mut calls, mut rest) = (Vec::new(), text);
+        while !rest.is_empty() {
+            let mut values = serde_json::Deserializer::from_str(rest).into_iter::<Written<'_>>();
+            calls.push(self.call_of(&values.next()?.ok()?)?);
+            let read = values.byte_offset();
+            rest = rest.get(read..)?.trim_start();
+            rest = rest.strip_prefix(';').unwrap_or(rest).trim_start();
+        }
+        Some(calls)
     }
 
     fn call(&self, json: &str) -> Option<Part> {
         self.call_of(&serde_json::from_str(json.trim()).ok()?)
     }
 
-    fn call_of(&self, v: &Value) -> Option<Part> {
-        let name = v["name"].as_str()?;
-        let arguments = [self.syntax.arguments_key(), "arguments", "parameters"]
-            .iter()
-            .find_map(|key| v.get(*key))
-            .filter(|a| a.is_object())?;
-        let known = self.tools.iter().any(|t| t == name);
-        known.then(|| Part::Call { name: name.to_owned(), arguments: arguments.to_string() })
+    fn call_of(&self, written: &Written<'_>) -> Option<Part> {
+        let arguments = written.arguments.or(written.parameters)?.get();
+        let known = self.tools.contains(&written.name) && arguments.starts_with('{');
+        known.then(|| Part::Call { name: written.name.clone(), arguments: arguments.to_owned() })
     }
+}
+
+/// A call as a model wrote it: its arguments stay the text that they are, with every digit of their numbers.
+#[derive(Deserialize)]
+struct Written<'a> {
+    name: String,
+    #[serde(borrow)]
+    arguments: Option<&'a RawValue>,
+    #[serde(borrow)]
+    parameters: Option<&'a RawValue>,
 }
 
 #[cfg(test)]
@@ -332,7 +349,7 @@ mod tests {
         let weather =
             "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Köln\"}}\n</tool_call>";
         let time = "<tool_call>\n{\"name\": \"time\", \"arguments\": {}}\n</tool_call>";
-        let city = call("weather", "{\"city\":\"Köln\"}");
+        let city = call("weather", "{\"city\": \"Köln\"}");
         let cases = [
             (Syntax::Tagged, "Hello < there".to_owned(), vec![text("Hello < there")]),
             (Syntax::Tagged, weather.to_owned(), vec![city.clone()]),
@@ -345,11 +362,16 @@ mod tests {
             (Syntax::Tagged, "<tool_call>\n{\"name\": \"rm\", \"arguments\": {}}\n</tool_call>".into(), vec![
                 text("<tool_call>\n{\"name\": \"rm\", \"arguments\": {}}\n</tool_call>"),
             ]),
-            (Syntax::Tagged, "cut <tool_call>\n{\"na".into(), vec![text("cut <tool_call>\n{\"na")]),
+            (Syntax::Tagged, "cut <tool_call>\n{\"na".into(), vec![text("cut ")]),
             (Syntax::Bare, "{\"name\": \"time\", \"parameters\": {}}".into(), vec![call("time", "{}")]),
             (Syntax::Bare, "{\"name\": \"time\", \"parameters\": {}}; {\"name\": \"weather\", \"parameters\": {\"city\": \"Köln\"}}".into(), vec![
                 call("time", "{}"), city.clone(),
             ]),
+            (
+                Syntax::Tagged,
+                "<tool_call>{\"name\": \"time\", \"arguments\": {\"a\": 77384731504727357e999, \"b\": 12345678901234567890123}}</tool_call>".into(),
+                vec![call("time", "{\"a\": 77384731504727357e999, \"b\": 12345678901234567890123}")],
+            ),
             (Syntax::Bare, "{\"a\": 1}".into(), vec![text("{\"a\": 1}")]),
             (Syntax::Bare, "Hi {\"name\": \"time\", \"parameters\": {}}".into(), vec![
                 text("Hi {\"name\": \"time\", \"parameters\": {}}"),
