@@ -3,7 +3,7 @@
     pip install torch transformers numpy
     embeddings.py target/release/assay minilm.assay FOLDER_OF_THE_CHECKPOINT wikitext2-valid.txt
 
-Both sides read the same ids: the first 300 paragraphs of TEXT, cut at 256 tokens, on 1 and on 2 threads, in turn. PyTorch
+Both sides read the same ids: the first 200 paragraphs of TEXT, cut at 256 tokens, on 1 and on 2 threads, in turn. PyTorch
 gets them sorted by length in batches of 32, so that little is padding. Prints JSON: speeds and their ratios by round; cosines
 between both sides' vectors; and how far both agree on the neighbours of every third paragraph.
 """
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from transformers import AutoModel
 
-ROUNDS, BATCH, PARAGRAPHS, NEIGHBOURS = 5, 32, 300, 10
+ROUNDS, BATCH, PARAGRAPHS, NEIGHBOURS = 3, 32, 200, 10
 
 
 def ours(assay, artifact, texts, threads, out=None):

@@ -13,6 +13,7 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 
 use harness::{MODEL, Node, assay, stderr, stdout};
+use serde_json::Value;
 use tempfile::TempDir;
 
 const SMALL: &str = "test/small";
@@ -99,6 +100,46 @@ fn semantic_search_over_the_documents() {
     }
     let believed = search(&["--no-verify", "query", folder, "How fast is it?"]);
     assert!(believed.contains("nothing was verified"), "{believed}");
+}
+
+/// all-MiniLM-L6-v2 from its wheel beside vectors that were recorded in f32: equal ids, and a cosine of at least 0.999 for
+/// every text.
+#[test]
+fn the_encoder_keeps_the_recorded_vectors() {
+    if skipped("recorded vectors") {
+        return;
+    }
+    let data = std::env::var_os("ASSAY_TEST_DATA")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data"), PathBuf::from);
+    let file = data.join("embed/minilm/reference_embeddings.json");
+    let Ok(recorded) = std::fs::read(&file) else {
+        let mut stderr = std::io::stderr();
+        writeln!(stderr, "SKIPPED recorded vectors: {} is not there; set ASSAY_TEST_DATA", file.display())
+            .unwrap();
+        return;
+    };
+    let recorded: Vec<Value> = serde_json::from_slice(&recorded).unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let (texts, out) = (home.path().join("texts"), home.path().join("vectors"));
+    let lines: Vec<&str> = recorded.iter().map(|r| r["text"].as_str().unwrap()).collect();
+    assert!(lines.iter().all(|l| !l.contains('\n')));
+    std::fs::write(&texts, lines.join("\n") + "\n").unwrap();
+    let model = installed().join("models").join(format!("{ENCODER}.assay"));
+    let [model, texts, vectors] = [&model, &texts, &out].map(|p| p.to_str().unwrap());
+    let made = assay(home.path(), &["bench", "embeddings", model, texts, "--out", vectors, "--rounds", "1"]);
+    assert!(made.status.success(), "{}", stderr(&made));
+    let made = std::fs::read_to_string(&out).unwrap();
+    let made: Vec<Value> = made.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(made.len(), recorded.len());
+    let numbers =
+        |v: &Value| -> Vec<f64> { v.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect() };
+    for (made, recorded) in made.iter().zip(&recorded) {
+        assert_eq!(made["ids"], recorded["input_ids"], "{}", recorded["text"]);
+        let (a, b) = (numbers(&made["vector"]), numbers(&recorded["embedding"]));
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let cosine = dot(&a, &b) / (dot(&a, &a) * dot(&b, &b)).sqrt();
+        assert!(cosine >= 0.999, "{cosine} for {}", recorded["text"]);
+    }
 }
 
 fn skipped(test: &str) -> bool {
