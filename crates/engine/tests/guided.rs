@@ -121,6 +121,44 @@ fn tools_that_may_be_called_leave_text_alone() {
     assert!(a.text.len() > 40 && parts(&a).iter().all(|p| matches!(p, Part::Text(_))), "{}", a.text);
 }
 
+/// Whether a guide lets a text come into being, token by token, and then end.
+fn allows(guide: &Guide, text: &str) -> bool {
+    let artifact = model();
+    let tokenizer = Tokenizer::new(artifact.text(), artifact.tokenizer_json()).unwrap();
+    let mut guided = tokenizer.guide(guide, &tools()).unwrap();
+    let ids = [tokenizer.encode_text(text).unwrap(), artifact.text().end_tokens[..1].to_vec()].concat();
+    let first = usize::from(artifact.text().add_bos);
+    ids[first..].iter().all(|id| {
+        let allowed = guided.mask().allows(*id as usize);
+        guided.push(*id);
+        allowed
+    })
+}
+
+#[test]
+fn calls_may_follow_text_and_each_other_in_their_form_alone() {
+    let time = "<tool_call>\n{\"name\": \"time\", \"arguments\": {}}\n</tool_call>";
+    let rome = "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Rome\"}}\n</tool_call>";
+    let paris = rome.replace("Rome", "Paris");
+    let auto = |parallel| Guide::Tools { required: false, only: None, parallel };
+    let forced = |parallel| Guide::Tools { required: true, only: None, parallel };
+    for (guide, text, allowed) in [
+        (auto(true), "Only text, with < and > in it.".to_owned(), true),
+        (auto(true), format!("Let me see. {time}"), true),
+        (auto(true), format!("{time}\n{rome}"), true),
+        (auto(false), rome.to_owned(), true),
+        (auto(false), format!("{time}\n{rome}"), false),
+        (auto(true), paris.clone(), false),
+        (auto(true), format!("{time} and then?"), false),
+        (forced(false), time.to_owned(), true),
+        (forced(true), format!("{rome}\n{time}"), true),
+        (forced(true), format!("Well. {time}"), false),
+        (forced(true), paris, false),
+    ] {
+        assert_eq!(allows(&guide, &text), allowed, "{guide:?}: {text}");
+    }
+}
+
 #[test]
 fn forms_that_cannot_be_followed_are_refused() {
     let artifact = model();
