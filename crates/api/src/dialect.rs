@@ -4,59 +4,29 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use assay_core::answer::AnswerRecord;
-use assay_core::id::{Nonce, ReceiptId};
+use assay_core::id::ReceiptId;
 use assay_core::request::{Request as Asked, RequestError};
 use assay_core::transcript::{StopReason, Usage};
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse as _, Response};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use tokio::time::timeout;
 
 use crate::answer::{Meter, stopped};
 use crate::metrics::Finish;
-use crate::server::{RECEIPT_HEADER, RequestId, Shared, our_headers, read_body};
+pub(crate) use crate::parameters::body_object as object;
+use crate::server::{RECEIPT_HEADER, RequestId, Shared};
+pub(crate) use crate::server::{Received, receive};
 use crate::{Event, Generation, Inference, ModelCard, Order, Refusal, Task};
-
-/// A request whose body has come.
-pub(crate) struct Received {
-    pub(crate) started: Instant,
-    pub(crate) nonce: Option<Nonce>,
-    /// Whether the record goes into the answer.
-    pub(crate) inline: bool,
-    pub(crate) request_id: String,
-    pub(crate) body: Bytes,
-}
-
-/// Reads a request, unless the server is going away.
-pub(crate) async fn receive<I: Inference>(s: &Shared<I>, request: Request) -> Result<Received, Refusal> {
-    let started = Instant::now();
-    if s.draining.load(Relaxed) {
-        return Err(Refusal::Draining);
-    }
-    let request_id = request_id(&request);
-    let (nonce, inline) = our_headers(request.headers())?;
-    let body = read_body(request.into_body(), &s.options).await?;
-    Ok(Received { started, nonce, inline, request_id, body })
-}
 
 /// The name that the server gave this request.
 pub(crate) fn request_id(request: &Request) -> String {
     request.extensions().get::<RequestId>().map(|r| r.0.clone()).unwrap_or_default()
-}
-
-/// The object that a body is.
-pub(crate) fn object(body: &[u8]) -> Result<Map<String, Value>, Refusal> {
-    match serde_json::from_slice(body) {
-        Ok(Value::Object(map)) => Ok(map),
-        Ok(_) => Err(Refusal::InvalidJson { reason: "it is another JSON value".into() }),
-        Err(e) => Err(Refusal::InvalidJson { reason: e.to_string() }),
-    }
 }
 
 /// Starts an answer; its work is cancelled when both are dropped.
