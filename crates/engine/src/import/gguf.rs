@@ -188,7 +188,7 @@ fn rope_divisors(
         rows: 1,
         cols: pairs,
         format: place.format,
-        bytes: &shard.map[place.bytes.clone()],
+        bytes: shard.map[place.bytes.clone()].into(),
         order: RowOrder::Straight,
     };
     let mut divisors = Vec::new();
@@ -383,7 +383,7 @@ impl Source for Gguf {
             rows: rows as usize,
             cols: cols as usize,
             format: place.format,
-            bytes: &shard.map[place.bytes.clone()],
+            bytes: shard.map[place.bytes.clone()].into(),
             order,
         })
     }

@@ -283,7 +283,7 @@ impl Source for HuggingFace {
             rows: rows as usize,
             cols: cols as usize,
             format: place.format,
-            bytes: &shard.map[place.from..place.from + place.len],
+            bytes: shard.map[place.from..place.from + place.len].into(),
             order: RowOrder::Straight,
         })
     }

@@ -1,9 +1,11 @@
-//! llama2.c checkpoints: the legacy format (version 0) and version 1, both f32.
+//! llama2.c checkpoints: the legacy format (version 0) and version 1, both f32, and version 2 in int8.
 //!
 //! Layouts as in llama2.c's `export.py`: version 0 is seven 32-bit integers (dim, hidden_dim, n_layers, n_heads, n_kv_heads,
 //! vocab_size — negative when the classifier is not the embedding —, seq_len) and the weights in the order of [`V0`], with the
 //! rotary tables before the classifier. Version 1 begins with `ak42`, the version, the integers (vocab_size positive), one byte
-//! for a shared classifier, zeros up to 256 bytes, and then norms first. Rotary pairs lie side by side.
+//! for a shared classifier, zeros up to 256 bytes, and then norms first. Version 2
+//! has the group's size after that byte, norms in f32, and every matrix of every layer as int8 numbers followed by one f32 scale for each
+//! group of them, counted through the matrix. Rotary pairs lie side by side.
 
 use std::path::{Path, PathBuf};
 
@@ -32,6 +34,8 @@ pub(super) struct Llama2c {
     map: Mmap,
     architecture: Architecture,
     head_dim: u32,
+    /// Numbers that share a scale, in version 2.
+    group: Option<usize>,
     /// Name, offset and length in bytes; layers one after the other.
     tensors: Vec<(&'static str, usize, usize)>,
     hints: TextHints,
@@ -46,12 +50,12 @@ impl Llama2c {
             bytes.map(|b| u32::from_le_bytes(*b)).ok_or_else(|| fail("the header is cut off".into()))
         };
         let v1 = word(0)? == MAGIC_V1;
-        if v1 && word(1)? != 1 {
+        if v1 && !(1..=2).contains(&word(1)?) {
             return Err(ImportError::Unsupported {
                 path: path.to_owned(),
                 field: "version".into(),
                 got: word(1)?.to_string(),
-                reason: "versions 0 and 1 are; export the model in f32".into(),
+                reason: "versions 0, 1 and 2 are; export the model in one of them".into(),
             });
         }
         let first = if v1 { 2 } else { 0 };
@@ -85,10 +89,30 @@ impl Llama2c {
             eos: Some(2).filter(|id| *id < vocabulary).into_iter().collect(),
             ..Config::PLAIN
         };
+        let group = if v1 && word(1)? == 2 {
+            let bytes = map.get(37..41).and_then(|b| b.first_chunk::<4>());
+            let size = bytes.map_or(0, |b| u32::from_le_bytes(*b)) as usize;
+            if !(1..=1 << 16).contains(&size) {
+                return Err(fail(format!("group_size is {size}")));
+            }
+            Some(size)
+        } else {
+            None
+        };
         let mut at = if v1 { HEADER_V1 } else { HEADER_V0 };
         let mut tensors = Vec::new();
         for name in if v1 { V1 } else { V0 } {
-            let len = tensor_len(&config, name).ok_or_else(|| fail(format!("{name} is too large")))?;
+            let floats = tensor_len(&config, name).ok_or_else(|| fail(format!("{name} is too large")))?;
+            let each = floats / 4 / if matches!(name, "embed" | "norm") { 1 } else { layers as usize };
+            let len = match group {
+                Some(size) if !name.ends_with("norm") => {
+                    if !each.is_multiple_of(size) {
+                        return Err(fail(format!("{name} has no whole groups of {size}")));
+                    }
+                    floats / 4 + floats / size
+                }
+                _ => floats,
+            };
             tensors.push((name, at, len));
             at = at.checked_add(len).ok_or_else(|| fail("the tensors are too large".into()))?;
         }
@@ -97,7 +121,8 @@ impl Llama2c {
             at = at.saturating_add(4 * context as usize * config.head_dim as usize);
         }
         if !shared {
-            let len = 4 * vocabulary as usize * dim as usize;
+            let numbers = vocabulary as usize * dim as usize;
+            let len = group.map_or(4 * numbers, |size| numbers + 4 * (numbers / size));
             tensors.push(("head", at, len));
             at = at.saturating_add(len);
         }
@@ -111,6 +136,7 @@ impl Llama2c {
             map,
             architecture,
             head_dim,
+            group,
             tensors,
             hints: TextHints::default(),
         })
@@ -132,6 +158,14 @@ fn tensor_len(c: &Config, name: &str) -> Option<usize> {
     numbers.checked_mul(4)
 }
 
+/// int8 numbers and the scales of their groups as f32, little-endian.
+fn unpack(bytes: &[u8], numbers: usize, group: usize) -> Vec<u8> {
+    let (q, scales) = bytes.split_at(numbers);
+    let scales = scales.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+    let groups = q.chunks(group).zip(scales);
+    groups.flat_map(|(q, s)| q.iter().flat_map(move |v| (f32::from(*v as i8) * s).to_le_bytes())).collect()
+}
+
 impl Source for Llama2c {
     fn path(&self) -> &Path {
         &self.path
@@ -149,7 +183,9 @@ impl Source for Llama2c {
         cols: u32,
     ) -> Result<Weights<'_>, ImportError> {
         let found = self.tensors.iter().find(|(n, ..)| *n == name);
-        let len = 4 * rows as usize * cols as usize;
+        let numbers = rows as usize * cols as usize;
+        let group = self.group.filter(|_| !name.ends_with("norm"));
+        let len = group.map_or(4 * numbers, |size| numbers + 4 * (numbers / size));
         let (at, whole) = found.map_or((0, 0), |(_, at, whole)| (*at, *whole));
         let from = at + layer.unwrap_or(0) as usize * len;
         if from + len > at + whole {
@@ -170,7 +206,10 @@ impl Source for Llama2c {
             rows: rows as usize,
             cols: cols as usize,
             format: Format::F32,
-            bytes: &self.map[from..from + len],
+            bytes: match group {
+                None => self.map[from..from + len].into(),
+                Some(size) => unpack(&self.map[from..from + len], numbers, size).into(),
+            },
             order,
         })
     }

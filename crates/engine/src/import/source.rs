@@ -1,5 +1,6 @@
 //! What every checkpoint format gives the lowering: one configuration, and weights by canonical names.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use assay_core::id::Hash;
@@ -363,8 +364,8 @@ pub(super) struct Weights<'a> {
     pub(super) cols: usize,
     /// Number format.
     pub(super) format: Format,
-    /// Row-major numbers, in whole blocks for each row.
-    pub(super) bytes: &'a [u8],
+    /// Row-major numbers, in whole blocks for each row: mapped, or unpacked where a format scatters them.
+    pub(super) bytes: Cow<'a, [u8]>,
     /// Order of rows.
     pub(super) order: RowOrder,
 }
