@@ -154,6 +154,29 @@ impl Sequence {
         caches.iter().map(per_position).sum::<usize>() * positions
     }
 
+    /// Appends a position's keys and values of one attend operation as someone else computed them: all heads' int8 numbers and a
+    /// scale per head. Once all operations have theirs, [`Sequence::resume`] goes on after them.
+    ///
+    /// # Panics
+    /// When lengths are not the cache's, or the capacity is used up.
+    pub fn restore(&mut self, layer: usize, key: (&[i8], &[Scale]), value: (&[i8], &[Scale])) {
+        let end = self.kv_heads.get(layer + 1).copied().unwrap_or(self.heads.len());
+        let heads = &mut self.heads[self.kv_heads[layer]..end];
+        let n = heads[0].head_dim;
+        let whole = heads.len() * n;
+        assert!(key.0.len() == whole && value.0.len() == whole, "keys and values of all heads are given");
+        for (h, cache) in heads.iter_mut().enumerate() {
+            let part = h * n..(h + 1) * n;
+            cache.push((&key.0[part.clone()], key.1[h]), (&value.0[part], value.1[h]));
+        }
+    }
+
+    /// Goes on after `positions` more positions, which [`Sequence::restore`] filled for every attend operation.
+    pub fn resume(&mut self, positions: usize) {
+        self.advance(positions);
+        assert!(self.heads.iter().all(|h| h.key_mantissas.len() == self.position), "every cache is filled");
+    }
+
     pub(crate) fn advance(&mut self, tokens: usize) {
         self.position += tokens;
     }

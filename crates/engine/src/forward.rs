@@ -4,6 +4,7 @@
 //! one, or a single token being decoded. Rows (tokens) are independent but for attention, which reads the caches.
 //! What comes out equals `reference` to the byte for any batch, chunking, thread count and kernel.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::cache::Sequence;
@@ -19,6 +20,9 @@ use crate::semantics::scale::Scale;
 mod attend;
 mod elementwise;
 mod matmul;
+mod watched;
+
+pub use watched::{Companion, Values};
 
 /// Most rows that one batch may have.
 pub const BATCH_ROWS_MAX: usize = 4096;
@@ -137,39 +141,82 @@ impl Executor {
     /// # Panics
     /// When a segment breaks what [`Segment`] asks for: callers check tokens and lengths where they enter.
     pub fn forward(&mut self, segments: &mut [Segment<'_>]) -> Output<'_> {
+        self.forward_beside(segments, &mut watched::Alone)
+    }
+
+    /// Like [`Executor::forward`], with someone beside it who sees every value, or makes it.
+    pub fn forward_beside(
+        &mut self,
+        segments: &mut [Segment<'_>],
+        companion: &mut dyn Companion,
+    ) -> Output<'_> {
         let constants = Arc::clone(&self.constants);
         let program = constants.program().program();
         let batch = self.enter(segments);
-        let (tokens, runs) = (&batch.tokens, &batch.runs);
         let mut wanted = Vec::new();
-        for (s, run) in segments.iter().zip(runs) {
+        for (s, run) in segments.iter().zip(&batch.runs) {
             wanted.extend((s.logits_from..s.tokens.len()).map(|i| run.first_row + i));
         }
 
         let (hidden_value, logits_value) = program.tokens();
-        let hidden = usize::from(hidden_value);
-        for (i, op) in program.ops.iter().enumerate().take(hidden + 1) {
-            self.execute(i, op, &batch, segments, tokens.len());
-        }
+        let (hidden, logits) = (usize::from(hidden_value), usize::from(logits_value));
+        self.execute_all(0..hidden + 1, &batch, segments, batch.tokens.len(), companion);
         for s in segments.iter_mut() {
             s.sequence.advance(s.tokens.len());
         }
-        self.keep_hidden(hidden_value, tokens.len());
+        self.keep_hidden(hidden_value, batch.tokens.len());
         if !wanted.is_empty() {
             self.carry(&wanted);
-            for (i, op) in program.ops.iter().enumerate().take(usize::from(logits_value) + 1).skip(hidden + 1)
-            {
-                self.execute(i, op, &batch, segments, wanted.len());
-            }
+            self.execute_all(hidden + 1..logits + 1, &batch, segments, wanted.len(), companion);
         }
         let vocabulary = program.vocabulary as usize;
-        let logits = match self.plan.places[usize::from(logits_value)] {
+        let logits = match self.plan.places[logits] {
             Place::Integers(b) if !wanted.is_empty() => {
                 &self.buffers.integers[b][..wanted.len() * vocabulary]
             }
             _ => &[],
         };
         Output { hidden: &self.hidden, logits, vocabulary }
+    }
+
+    /// Executes only the operations `ops`, from the fixed-point numbers `x` (rows × length) of value `value`, which must be
+    /// the only value made before `ops` that they read; `companion` sees what they make. None may come after the hidden
+    /// vector.
+    ///
+    /// # Panics
+    /// As [`Executor::forward`], and when `value` is not fixed point or `x` has another length.
+    pub fn forward_part(
+        &mut self,
+        segments: &mut [Segment<'_>],
+        ops: Range<usize>,
+        (value, x): (ValueId, &[i32]),
+        companion: &mut dyn Companion,
+    ) {
+        let batch = self.enter(segments);
+        let rows = batch.tokens.len();
+        let scale = Scale::power(-(self.constants.program().frac(value) as i16));
+        Values::new(self, rows).put_integers(value, x, vec![scale; rows]);
+        self.execute_all(ops, &batch, segments, rows, companion);
+        for s in segments.iter_mut() {
+            s.sequence.advance(s.tokens.len());
+        }
+    }
+
+    fn execute_all(
+        &mut self,
+        ops: Range<usize>,
+        batch: &Batch,
+        segments: &mut [Segment<'_>],
+        rows: usize,
+        companion: &mut dyn Companion,
+    ) {
+        let constants = Arc::clone(&self.constants);
+        for (i, op) in constants.program().program().ops.iter().enumerate().take(ops.end).skip(ops.start) {
+            if !companion.make(i, &mut Values::new(self, rows)) {
+                self.execute(i, op, batch, segments, rows);
+            }
+            companion.made(i, &Values::new(self, rows));
+        }
     }
 
     /// Executes an encoder over whole sequences, together at most [`BATCH_ROWS_MAX`] tokens, and returns the pooled vector
@@ -179,6 +226,11 @@ impl Executor {
     /// When a sequence is empty or longer than the context, a token is not below the vocabulary, or the program is no
     /// encoder: callers check.
     pub fn encode(&mut self, inputs: &[&[u32]]) -> Vec<Vec<i32>> {
+        self.encode_beside(inputs, &mut watched::Alone)
+    }
+
+    /// Like [`Executor::encode`], with someone beside it who sees every value but the pooled ones.
+    pub fn encode_beside(&mut self, inputs: &[&[u32]], companion: &mut dyn Companion) -> Vec<Vec<i32>> {
         let constants = Arc::clone(&self.constants);
         let program = constants.program().program();
         assert!(matches!(program.head, Head::Vector { .. }), "only an encoder reads whole sequences");
@@ -190,13 +242,11 @@ impl Executor {
             .map(|(sequence, tokens)| Segment { sequence, tokens, logits_from: tokens.len() })
             .collect();
         let batch = self.enter(&segments);
-        for (i, op) in program.ops.iter().enumerate() {
-            if let Op::Pool { x, pooling } = *op {
-                return batch.runs.iter().map(|run| self.pool_run(x, pooling, run)).collect();
-            }
-            self.execute(i, op, &batch, &mut segments, batch.tokens.len());
-        }
-        unreachable!("a checked encoder ends in its pooled vector")
+        let Some((Op::Pool { x, pooling }, before)) = program.ops.split_last() else {
+            unreachable!("a checked encoder ends in its pooled vector")
+        };
+        self.execute_all(0..before.len(), &batch, &mut segments, batch.tokens.len(), companion);
+        batch.runs.iter().map(|run| self.pool_run(*x, *pooling, run)).collect()
     }
 
     fn enter(&self, segments: &[Segment<'_>]) -> Batch {

@@ -103,6 +103,18 @@ impl<'a> Reference<'a> {
     /// # Panics
     /// When there are no tokens or more than the context, one is not below the vocabulary, or the program is no encoder.
     pub fn encode(constants: &dyn Constants, tokens: &[u32]) -> Vec<i32> {
+        let mut rows = Reference::encode_all(constants, tokens);
+        match rows.swap_remove(0).pop() {
+            Some(Value::Integers { v, .. }) => v,
+            _ => unreachable!("a checked encoder ends in its pooled vector"),
+        }
+    }
+
+    /// Like [`Reference::encode`], with all values of every token; the pooled vector is the first token's last value.
+    ///
+    /// # Panics
+    /// As [`Reference::encode`].
+    pub fn encode_all(constants: &dyn Constants, tokens: &[u32]) -> Vec<Vec<Value>> {
         let program = constants.program().program();
         assert!(matches!(program.head, Head::Vector { .. }), "only an encoder reads whole sequences");
         assert!(!tokens.is_empty(), "a sequence has a token");
@@ -111,8 +123,10 @@ impl<'a> Reference<'a> {
         let mut rows: Vec<Vec<Value>> = vec![Vec::new(); tokens.len()];
         for op in &program.ops {
             if let Op::Pool { x, pooling } = *op {
-                let rows: Vec<&[i32]> = rows.iter().map(|v| v[usize::from(x)].integers().0).collect();
-                return pool(&rows, pooling);
+                let vectors: Vec<&[i32]> = rows.iter().map(|v| v[usize::from(x)].integers().0).collect();
+                let pooled = fixed(pool(&vectors, pooling), constants.program().frac(x));
+                rows[0].push(pooled);
+                return rows;
             }
             if let Op::Attend { .. } = op {
                 rows.iter().for_each(|values| sequence.append(op, values));
@@ -346,12 +360,21 @@ pub const fn headroom(cols: usize) -> u32 {
 /// Semantics 6.4.
 pub fn matmul(w: Matrix<'_>, q: &[i8], scale: Scale) -> Value {
     let h = headroom(w.cols());
-    let row = |r: usize| {
-        let acc: i32 = (0..w.cols()).map(|c| i32::from(w.weight(r, c)) * i32::from(q[c])).sum();
-        rsh(i64::from(acc) * i64::from(w.scales()[r]), h) as i32
-    };
-    let v = (0..w.rows()).map(row).collect();
+    let acc = accumulators(w, q);
+    let v = acc.iter().zip(w.scales()).map(|(a, m)| row_scaled(*a, *m, h)).collect();
     Value::Integers { v, scale: scale.shifted(h as i32 - i32::from(w.shift())) }
+}
+
+/// The sums of semantics 6.4, one for each row.
+pub fn accumulators(w: Matrix<'_>, q: &[i8]) -> Vec<i32> {
+    let sum = |r| (0..w.cols()).map(|c| i32::from(w.weight(r, c)) * i32::from(q[c])).sum();
+    (0..w.rows()).map(sum).collect()
+}
+
+/// An accumulator times its row's scale, with the headroom of the matrix.
+#[inline(always)]
+pub const fn row_scaled(acc: i32, scale: u16, headroom: u32) -> i32 {
+    rsh(acc as i64 * scale as i64, headroom) as i32
 }
 
 /// Semantics 6.5: `angles` holds cosine and sine of each pair at this position.

@@ -1,9 +1,12 @@
 //! Executing a known sequence from its beginning (teacher forcing): what a verifier does.
 
+use std::ops::Range;
+
 use crate::cache::Sequence;
 use crate::constants::Constants;
-use crate::forward::{Executor, Segment};
-use crate::reference::Reference;
+use crate::forward::{Companion, Executor, Segment, Values};
+use crate::program::{Head, Op, ValueId, ValueType};
+use crate::reference::{Reference, Value, accumulators};
 use crate::semantics::scale::Scale;
 
 /// Rows of a pass: enough to be fast, few enough that their logits stay small.
@@ -21,6 +24,19 @@ pub struct Row<'a> {
     pub logits: Option<&'a [i32]>,
 }
 
+/// What one operation made in a traced execution.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Made {
+    /// The operation.
+    pub op: ValueId,
+    /// Position of the first row. An encoder's pooled vector is one row, whatever its position.
+    pub first: usize,
+    /// One value for each row: the positions traced, after the hidden vector those of them with logits.
+    pub values: Vec<Value>,
+    /// For a matrix product the accumulators of each row (semantics 6.4), otherwise empty.
+    pub accumulators: Vec<Vec<i32>>,
+}
+
 /// A way to execute a program. All ways give the same rows.
 pub trait Execution {
     /// Executes `tokens` from position 0, in order, with logits from position `logits_from` on.
@@ -35,6 +51,61 @@ pub trait Execution {
     /// When a sequence is empty or longer than the context, a token is not below the vocabulary, or the program is no
     /// encoder: callers check.
     fn encode(&mut self, inputs: &[&[u32]]) -> Vec<Vec<i32>>;
+
+    /// Executes `tokens` up to the end of `positions` and tells every value made at these, operation by operation in the
+    /// order of the program, with logits from position `logits_from` on. An encoder is traced over all its tokens.
+    ///
+    /// # Panics
+    /// As [`Execution::replay`]; when `positions` is empty or longer than [`crate::forward::BATCH_ROWS_MAX`]; for an encoder
+    /// when it is not all tokens.
+    fn trace(
+        &mut self,
+        tokens: &[u32],
+        positions: Range<usize>,
+        logits_from: usize,
+        visit: &mut dyn FnMut(Made),
+    );
+}
+
+/// Tells a visitor what an executor makes.
+struct Tracing<'a> {
+    constants: std::sync::Arc<dyn Constants>,
+    first: usize,
+    logits_first: usize,
+    visit: &'a mut dyn FnMut(Made),
+}
+
+impl Companion for Tracing<'_> {
+    fn made(&mut self, op: usize, values: &Values<'_>) {
+        let program = self.constants.program();
+        let after_hidden =
+            matches!(program.program().head, Head::Tokens { hidden, .. } if op > usize::from(hidden));
+        let v = op as ValueId;
+        let value = |row: usize| match program.value_type(v) {
+            ValueType::Int8 { .. } => {
+                let (q, scales) = values.int8(v, row);
+                Value::Int8 { q: q.to_vec(), scales: scales.to_vec() }
+            }
+            ValueType::Fixed { .. } | ValueType::Integers(_) => {
+                let (v, scale) = values.integers(v, row);
+                Value::Integers { v: v.to_vec(), scale }
+            }
+        };
+        let accumulators = match program.program().ops[op] {
+            Op::MatMul { weights, x } => {
+                let (rows, _, _) = program.matrix_shape(weights);
+                let all = values.accumulators(weights, x);
+                all.chunks_exact(rows as usize).map(<[i32]>::to_vec).collect()
+            }
+            _ => vec![],
+        };
+        (self.visit)(Made {
+            op: v,
+            first: if after_hidden { self.logits_first } else { self.first },
+            values: (0..values.rows()).map(value).collect(),
+            accumulators,
+        });
+    }
 }
 
 impl Execution for Executor {
@@ -57,6 +128,46 @@ impl Execution for Executor {
     fn encode(&mut self, inputs: &[&[u32]]) -> Vec<Vec<i32>> {
         together(inputs).flat_map(|group| Executor::encode(self, group)).collect()
     }
+
+    fn trace(
+        &mut self,
+        tokens: &[u32],
+        positions: Range<usize>,
+        logits_from: usize,
+        visit: &mut dyn FnMut(Made),
+    ) {
+        let constants = std::sync::Arc::clone(self.constants());
+        let program = constants.program().program();
+        let mut tracing = Tracing {
+            constants: std::sync::Arc::clone(&constants),
+            first: positions.start,
+            logits_first: logits_from.max(positions.start),
+            visit,
+        };
+        if let Head::Vector { pooled } = program.head {
+            assert_eq!(positions, 0..tokens.len(), "an encoder is traced as a whole");
+            let mut made = self.encode_beside(&[tokens], &mut tracing);
+            visit(pooled_made(constants.as_ref(), pooled, made.pop().unwrap_or_default()));
+            return;
+        }
+        let mut sequence = Sequence::new(constants.program().caches(), positions.end);
+        for chunk in tokens[..positions.start].chunks(CHUNK) {
+            let segment = Segment { sequence: &mut sequence, tokens: chunk, logits_from: chunk.len() };
+            self.forward(&mut [segment]);
+        }
+        let tokens = &tokens[positions.clone()];
+        let logits_from = logits_from.saturating_sub(positions.start).min(tokens.len());
+        self.forward_beside(&mut [Segment { sequence: &mut sequence, tokens, logits_from }], &mut tracing);
+    }
+}
+
+/// The last value of an encoder.
+fn pooled_made(constants: &dyn Constants, pooled: ValueId, v: Vec<i32>) -> Made {
+    let Op::Pool { x, .. } = constants.program().program().ops[usize::from(pooled)] else {
+        unreachable!("a checked encoder ends in its pooled vector")
+    };
+    let scale = Scale::power(-(constants.program().frac(x) as i16));
+    Made { op: pooled, first: 0, values: vec![Value::Integers { v, scale }], accumulators: vec![] }
 }
 
 /// Sequences that are executed together: as many as stay within [`ENCODER_ROWS`] tokens.
@@ -97,5 +208,46 @@ impl Execution for ByReference<'_> {
 
     fn encode(&mut self, inputs: &[&[u32]]) -> Vec<Vec<i32>> {
         inputs.iter().map(|tokens| Reference::encode(self.0, tokens)).collect()
+    }
+
+    fn trace(
+        &mut self,
+        tokens: &[u32],
+        positions: Range<usize>,
+        logits_from: usize,
+        visit: &mut dyn FnMut(Made),
+    ) {
+        let program = self.0.program().program();
+        // Per position, the values of all operations.
+        let mut rows: Vec<Vec<Value>> = match program.head {
+            Head::Tokens { .. } => {
+                let mut reference = Reference::new(self.0);
+                let all = tokens[..positions.end].iter().enumerate();
+                all.map(|(p, t)| reference.step(*t, p >= logits_from)).skip(positions.start).collect()
+            }
+            Head::Vector { .. } => {
+                assert_eq!(positions, 0..tokens.len(), "an encoder is traced as a whole");
+                Reference::encode_all(self.0, tokens)
+            }
+        };
+        for (i, op) in program.ops.iter().enumerate() {
+            let first = rows.iter().position(|r| r.len() > i);
+            let Some(skipped) = first else { break };
+            let rows = &mut rows[skipped..];
+            if matches!(op, Op::Pool { .. }) {
+                let Value::Integers { v, .. } = &rows[0][i] else { unreachable!("integers are pooled") };
+                visit(pooled_made(self.0, i as ValueId, v.clone()));
+                break;
+            }
+            let accumulators = match *op {
+                Op::MatMul { weights, x } => {
+                    let w = self.0.matrix(weights);
+                    rows.iter().map(|r| accumulators(w, r[usize::from(x)].int8().0)).collect()
+                }
+                _ => vec![],
+            };
+            let values = rows.iter().map(|r| r[i].clone()).collect();
+            visit(Made { op: i as ValueId, first: positions.start + skipped, values, accumulators });
+        }
     }
 }

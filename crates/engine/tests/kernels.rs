@@ -12,6 +12,7 @@ use assay_engine::matrix::{Matrix, store};
 use assay_engine::pool::Pool;
 use assay_engine::program::{Checked, Head, Op, Program, Reach, Shape, TABLE_LEN, Tensor};
 use assay_engine::reference::{Reference, Value};
+use assay_engine::replay::{ByReference, Execution, Made};
 use assay_engine::semantics::scale::Scale;
 use proptest::prelude::*;
 
@@ -287,6 +288,35 @@ proptest! {
                     prop_assert_eq!(&got.1[p], &want.1[p], "{:?}: logits of list {} at {}", kernel, i, p);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn every_trace_equals_the_reference(
+        plan in plans(),
+        length in 1usize..80,
+        ends in (0usize..80, 1usize..40),
+        logits_from in 0usize..90,
+        threads in 1usize..3,
+    ) {
+        let model = Arc::new(model(&plan));
+        let mut random = Random(plan.seed | 1);
+        let tokens: Vec<u32> = (0..length).map(|_| (random.next() % u64::from(VOCABULARY)) as u32).collect();
+        let start = ends.0 % length;
+        let positions = start..(start + ends.1).min(length);
+        let trace = |execution: &mut dyn Execution| {
+            let mut all: Vec<Made> = Vec::new();
+            execution.trace(&tokens, positions.clone(), logits_from, &mut |made| all.push(made));
+            all
+        };
+        let want = trace(&mut ByReference(model.as_ref()));
+        for kernel in Kernel::available() {
+            let constants: Arc<dyn Constants> = model.clone();
+            let got = trace(&mut Executor::new(constants, kernel, Arc::new(Pool::new(threads))));
+            for (got, want) in got.iter().zip(&want) {
+                prop_assert_eq!(got, want, "{:?}", kernel);
+            }
+            prop_assert_eq!(got.len(), want.len());
         }
     }
 }

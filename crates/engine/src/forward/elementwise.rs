@@ -154,7 +154,7 @@ impl Executor {
     }
 
     /// Row `r` of a value of integers, and its scale.
-    fn row(&self, x: ValueId, r: usize) -> (&[i32], Scale) {
+    pub(super) fn row(&self, x: ValueId, r: usize) -> (&[i32], Scale) {
         let width = self.width(x);
         (&self.integers(x)[r * width..(r + 1) * width], self.buffers.scales[usize::from(x)][r])
     }

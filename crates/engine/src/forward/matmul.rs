@@ -2,6 +2,7 @@
 //! the nearest cache while all rows of the batch meet them.
 
 use std::cell::RefCell;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::Executor;
@@ -46,9 +47,15 @@ impl Executor {
             // Few large runs of tiles: each thread reads its own stretch of memory in order.
             let piece = w.tiles().div_ceil(threads * if w.tiles() >= threads * 16 { 4 } else { 1 });
             let kernel = self.kernel;
+            let scaled = |sums: &[i32], correction: i32, rows: Range<usize>, out: &mut [i32]| {
+                // SAFETY: the kernel runs here.
+                unsafe {
+                    (kernel.functions.apply_row_scales)(sums, correction, &w.scales()[rows], h, out);
+                }
+            };
             self.pool.run(w.tiles().div_ceil(piece), &|t| {
                 for tile in t * piece..((t + 1) * piece).min(w.tiles()) {
-                    multiply_tile(kernel, &w, tile, &x_rows, h, &parts);
+                    multiply_tile(kernel, &w, tile, &x_rows, &scaled, &parts);
                 }
             });
         }
@@ -57,15 +64,40 @@ impl Executor {
         let scales = self.buffers.scales[usize::from(x)][..rows].iter().map(|s| s.shifted(change)).collect();
         self.buffers.scales[i] = scales;
     }
+
+    /// The accumulators of a matrix product (semantics 6.4) for the first `rows` rows of `x`: `rows × W.rows`, row by row.
+    pub(super) fn accumulators(&self, weights: TensorId, x: ValueId, rows: usize) -> Vec<i32> {
+        let w = self.constants.matrix(weights);
+        let x = Rows {
+            q: self.int8(x),
+            stride: self.width(x),
+            sums: &self.buffers.sums[usize::from(x)],
+            count: rows,
+        };
+        let mut out = vec![0; rows * w.rows()];
+        let parts = Parts::new(&mut out);
+        let plain = |sums: &[i32], correction: i32, _: Range<usize>, out: &mut [i32]| {
+            out.iter_mut().zip(sums).for_each(|(o, s)| *o = s.wrapping_sub(correction));
+        };
+        self.pool.run(w.tiles(), &|tile| multiply_tile(self.kernel, &w, tile, &x, &plain, &parts));
+        out
+    }
 }
 
-fn multiply_tile(kernel: Kernel, w: &Matrix<'_>, tile: usize, x: &Rows<'_>, h: u32, out: &Parts<'_, i32>) {
+/// One row tile for all rows of `x`; `finish` makes outputs of sums of biased products, their correction and the tile's rows.
+fn multiply_tile(
+    kernel: Kernel,
+    w: &Matrix<'_>,
+    tile: usize,
+    x: &Rows<'_>,
+    finish: &impl Fn(&[i32], i32, Range<usize>, &mut [i32]),
+    out: &Parts<'_, i32>,
+) {
     let bytes = w.tile(tile);
     let groups = bytes.len() / (TILE_ROWS * GROUP);
     assert!(x.q.len() >= x.count * x.stride && x.stride == groups * GROUP, "rows are as wide as the matrix");
     let first = tile * TILE_ROWS;
     let tile_rows = (w.rows() - first).min(TILE_ROWS);
-    let scales = &w.scales()[first..first + tile_rows];
     let f = kernel.functions;
     SUMS.with_borrow_mut(|sums| {
         sums.resize(BLOCK_ROWS.min(x.count.max(1)) * TILE_ROWS, 0);
@@ -91,12 +123,10 @@ fn multiply_tile(kernel: Kernel, w: &Matrix<'_>, tile: usize, x: &Rows<'_>, h: u
             }
             for r in 0..count {
                 let at = (from + r) * w.rows() + first;
-                // SAFETY: the kernel runs here; each tile writes its own columns of each row.
-                unsafe {
-                    let out = out.part(at..at + tile_rows);
-                    let correction = x.sums[from + r].wrapping_mul(128);
-                    (f.apply_row_scales)(&sums[r * TILE_ROWS..][..tile_rows], correction, scales, h, out);
-                }
+                // SAFETY: each tile writes its own columns of each row.
+                let out = unsafe { out.part(at..at + tile_rows) };
+                let correction = x.sums[from + r].wrapping_mul(128);
+                finish(&sums[r * TILE_ROWS..][..tile_rows], correction, first..first + tile_rows, out);
             }
         }
     });

@@ -133,6 +133,14 @@ impl Checked {
         }
     }
 
+    /// Length and groups of a value that a checked operation reads as int8.
+    pub fn int8_shape(&self, v: ValueId) -> (u32, u32) {
+        match self.value_type(v) {
+            ValueType::Int8 { len, groups } => (len, groups),
+            _ => unreachable!("checked programs read int8 where int8 is"),
+        }
+    }
+
     /// Fraction bits of a tensor that a checked operation names as a vector.
     pub fn vector_frac(&self, t: TensorId) -> u32 {
         match self.program.tensors[usize::from(t)].shape {

@@ -1,0 +1,75 @@
+//! Beside an executor: whoever must see its values (a trace), or make some of them (a verifier that was given the products).
+//!
+//! Values live in buffers that are used again, so a value can be read only until the next operation runs, unless the plan
+//! still needs it.
+
+use super::Executor;
+use crate::program::{TensorId, ValueId};
+use crate::semantics::scale::Scale;
+
+/// Someone beside an executor.
+pub trait Companion {
+    /// Before operation `op`: makes its value instead of the executor, by one of the `put` functions, and says whether it did.
+    fn make(&mut self, op: usize, values: &mut Values<'_>) -> bool {
+        let _ = (op, values);
+        false
+    }
+
+    /// After operation `op`.
+    fn made(&mut self, op: usize, values: &Values<'_>) {
+        let _ = (op, values);
+    }
+}
+
+/// Nobody.
+pub(super) struct Alone;
+
+impl Companion for Alone {}
+
+/// The values of a batch, in rows.
+pub struct Values<'a> {
+    executor: &'a mut Executor,
+    rows: usize,
+}
+
+impl<'a> Values<'a> {
+    pub(super) fn new(executor: &'a mut Executor, rows: usize) -> Values<'a> {
+        Values { executor, rows }
+    }
+
+    /// Rows that the current operation is executed for: all of the batch, or after the hidden vector those with logits.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Integers of one row, and their scale.
+    pub fn integers(&self, v: ValueId, row: usize) -> (&[i32], Scale) {
+        self.executor.row(v, row)
+    }
+
+    /// int8 numbers of one row, and the scale of each group.
+    pub fn int8(&self, v: ValueId, row: usize) -> (&[i8], &[Scale]) {
+        let e = &self.executor;
+        let (len, groups) = e.constants.program().int8_shape(v);
+        let numbers = &e.int8(v)[row * e.width(v)..][..len as usize];
+        (numbers, &e.buffers.scales[usize::from(v)][row * groups as usize..][..groups as usize])
+    }
+
+    /// Accumulators of a matrix times the int8 numbers of `x`, for all rows: rows × outputs.
+    pub fn accumulators(&self, weights: TensorId, x: ValueId) -> Vec<i32> {
+        self.executor.accumulators(weights, x, self.rows)
+    }
+
+    /// Makes value `v` of all rows: rows × length numbers, one scale per row.
+    ///
+    /// # Panics
+    /// When the lengths are others.
+    pub fn put_integers(&mut self, v: ValueId, numbers: &[i32], scales: Vec<Scale>) {
+        let (i, e) = (usize::from(v), &mut *self.executor);
+        assert_eq!((numbers.len(), scales.len()), (self.rows * e.width(v), self.rows), "every row is given");
+        let mut out = e.take_integers(i, self.rows);
+        out[..numbers.len()].copy_from_slice(numbers);
+        e.put_integers(i, out);
+        e.buffers.scales[i] = scales;
+    }
+}
