@@ -6,3 +6,4 @@
 
 pub mod embedding;
 pub mod reexecution;
+pub mod trace;
