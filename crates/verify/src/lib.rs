@@ -5,5 +5,6 @@
 #![forbid(unsafe_code)]
 
 pub mod embedding;
+pub mod microstep;
 pub mod reexecution;
 pub mod trace;

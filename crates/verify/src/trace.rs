@@ -17,6 +17,7 @@ use assay_core::merkle;
 use assay_engine::program::{Head, Op, Program, ValueId};
 
 pub mod part;
+pub mod walk;
 
 /// Commitment of an operation: over the roots of its parts.
 pub fn operation(parts: &[Hash]) -> Hash {

@@ -121,6 +121,17 @@ impl Part {
         self.numbers.get(row * self.shape.columns + column)
     }
 
+    /// A row of numbers of one byte; empty for wider ones.
+    ///
+    /// # Panics
+    /// When there is no such row.
+    pub fn bytes(&self, row: usize) -> &[i8] {
+        match &self.numbers {
+            Numbers::Byte(v) => &v[row * self.shape.columns..(row + 1) * self.shape.columns],
+            Numbers::Word(_) | Numbers::Long(_) => &[],
+        }
+    }
+
     /// The bytes of a leaf.
     pub fn leaf(&self, leaf: usize) -> Vec<u8> {
         let mut bytes = Vec::new();
