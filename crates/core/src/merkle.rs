@@ -19,8 +19,36 @@ fn node(left: &Hash, right: &Hash) -> Hash {
     keccak256(&[&[1], left.as_bytes(), right.as_bytes()])
 }
 
-fn seal(count: u64, top: &Hash) -> Hash {
+/// The root of a tree of `count` leaves from its top node.
+pub fn seal(count: u64, top: &Hash) -> Hash {
     keccak256(&[&[2], &count.to_be_bytes(), top.as_bytes()])
+}
+
+/// Height of a tree: how many times its leaves are paired until one node is left.
+pub fn height(count: u64) -> u32 {
+    count.checked_sub(1).map_or(0, |last| 64u32.saturating_sub(last.leading_zeros()))
+}
+
+/// The nodes one level up: pairs, and the last of an odd number as it is.
+fn paired(nodes: &[Hash]) -> Vec<Hash> {
+    let up = |pair: &[Hash]| match pair {
+        [left, right] => node(left, right),
+        [single] => *single,
+        _ => Hash::ZERO,
+    };
+    nodes.chunks(2).map(up).collect()
+}
+
+/// The nodes `up` levels above `nodes`, which are neighbours from a multiple of `2^up` on.
+pub fn above(nodes: &[Hash], up: u32) -> Vec<Hash> {
+    let mut level = nodes.to_vec();
+    for _ in 0..up {
+        if level.len() <= 1 {
+            break;
+        }
+        level = paired(&level);
+    }
+    level
 }
 
 /// Builds a root from leaf hashes given in order, in memory logarithmic in their number.
@@ -91,14 +119,7 @@ pub fn prove(leaves: &[Hash], index: usize) -> Option<Proof> {
         if let Some(sibling) = level.get(i ^ 1) {
             path.push(*sibling);
         }
-        level = level
-            .chunks(2)
-            .map(|pair| match pair {
-                [left, right] => node(left, right),
-                [single] => *single,
-                _ => Hash::ZERO,
-            })
-            .collect();
+        level = paired(&level);
         i >>= 1;
     }
     Some(Proof { index: u64::try_from(index).ok()?, count: u64::try_from(leaves.len()).ok()?, path })
@@ -148,6 +169,24 @@ mod tests {
                     let mut other = proof;
                     other.path[0] = Hash::ZERO;
                     assert!(!verify(&root, leaves[i], &other));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn any_level_leads_to_the_root() {
+        for n in 1..40u64 {
+            let leaves: Vec<Hash> = (0..n).map(|i| leaf(&i.to_be_bytes())).collect();
+            let high = height(n);
+            assert!(n <= 1 << high && (high == 0 || n > 1 << (high - 1)));
+            for h in 0..=high {
+                let nodes = above(&leaves, h);
+                assert_eq!(nodes.len() as u64, n.div_ceil(1 << h));
+                assert_eq!(seal(n, &above(&nodes, high - h)[0]), root(leaves.iter().copied()));
+                for (i, node) in nodes.iter().enumerate() {
+                    let below = &leaves[i << h..((i + 1) << h).min(leaves.len())];
+                    assert_eq!(above(below, h), [*node]);
                 }
             }
         }
