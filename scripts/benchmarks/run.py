@@ -75,7 +75,7 @@ def engine(python, folder, shapes, threads, rounds):
 
 
 def shares(what, folder, shapes, arguments):
-    """Medians of `assay bench receipts` or `verification`, one row for each length of the answer."""
+    """Medians of `assay bench receipts` or `reexecution`, one row for each length of the answer."""
     rows = []
     for shape in shapes:
         runs = lines([ASSAY, "bench", "--json", what, folder / f"{shape}.assay", *arguments])
@@ -107,7 +107,7 @@ def main():
     python = prepare(options.folder, options.shapes)
     write("engine", engine(python, options.folder, options.shapes, options.threads, options.rounds))
     write("receipts", shares("receipts", options.folder, options.shapes, []))
-    write("verification", shares("verification", options.folder, options.shapes, []))
+    write("reexecution", shares("reexecution", options.folder, options.shapes, []))
 
 
 main()

@@ -15,6 +15,7 @@ mod embeddings;
 mod engine;
 mod loss;
 mod receipts;
+mod reexecution;
 mod verification;
 
 #[derive(Args)]
@@ -77,7 +78,7 @@ enum What {
         engine: EngineArgs,
     },
     /// What checking an answer by re-execution costs beside generating it.
-    Verification {
+    Reexecution {
         /// Model: a name, root or file.
         model: String,
         /// Tokens of the prompt.
@@ -92,6 +93,8 @@ enum What {
         #[command(flatten)]
         engine: EngineArgs,
     },
+    /// What every way to check an answer costs as models grow: writes numbers, a report and a chart.
+    Verification(verification::Verification),
     /// Loss of a model on a text, in nats per token: windows as long as the model's, each beginning with BOS.
     Loss {
         /// Model: a name, root or file.
@@ -115,7 +118,7 @@ impl Bench {
         };
         match self.what {
             What::Synthetic { shape, out } => {
-                let names: Vec<_> = synthetic::SHAPES.iter().map(|s| s.0).collect();
+                let names: Vec<_> = synthetic::SHAPES.iter().map(|s| s.name).collect();
                 let made = synthetic::write(&shape, 1, &out)
                     .with_context(|| format!("no shape `{shape}`; there are {}", names.join(", ")))?;
                 print(json!({"root": made?, "path": out}));
@@ -130,9 +133,10 @@ impl Bench {
             What::Receipts { model, prompt, answer, rounds, engine } => {
                 receipts::run(&home.model(&model)?, engine, prompt, answer, rounds, &mut print)
             }
-            What::Verification { model, prompt, answers, rounds, engine } => {
-                verification::run(&home.model(&model)?, engine, prompt, &answers, rounds, &mut print)
+            What::Reexecution { model, prompt, answers, rounds, engine } => {
+                reexecution::run(&home.model(&model)?, engine, prompt, &answers, rounds, &mut print)
             }
+            What::Verification(verification) => verification.run(&mut print),
             What::Loss { model, text, windows } => {
                 loss::run(&home.model(&model)?, &text, windows.as_deref(), &mut print)
             }

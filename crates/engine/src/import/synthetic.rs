@@ -1,4 +1,6 @@
 //! Models of real shapes with random weights: for measuring speed, not for reading.
+//!
+//! They are written as artifacts ([`write`]), or stay in memory ([`memory`]), where a few layers can stand for all of them.
 
 use std::path::Path;
 
@@ -13,38 +15,83 @@ use super::source::Config;
 use crate::artifact::writer::Writer;
 use crate::artifact::{Manifest, Provenance, TextModel};
 use crate::matrix::stored_len;
-use crate::program::Shape;
+use crate::program::{Program, Shape};
 use crate::text::template::JOIN_MESSAGES;
 
-/// Shapes that can be made: name, width, layers, heads, KV heads, gated width.
-pub const SHAPES: [(&str, u32, u32, u32, u32, u32); 3] =
-    [("135M", 576, 30, 9, 3, 1536), ("360M", 960, 32, 15, 5, 2560), ("1B", 2048, 16, 32, 8, 8192)];
+pub mod memory;
+
+/// Proportions of a decoder of the Llama family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// What it is called.
+    pub name: &'static str,
+    /// Width of the residual stream: a multiple of four times the heads.
+    pub dim: u32,
+    /// Layers.
+    pub layers: u32,
+    /// Query heads.
+    pub heads: u32,
+    /// Key and value heads.
+    pub kv_heads: u32,
+    /// Width of the gated layer.
+    pub hidden: u32,
+    /// Token ids.
+    pub vocabulary: u32,
+}
+
+impl Size {
+    /// Weights of one layer, which are as many bytes.
+    pub fn layer_weights(&self) -> u64 {
+        let [d, h] = [self.dim, self.hidden].map(u64::from);
+        let kv = d / u64::from(self.heads) * u64::from(self.kv_heads);
+        d * (d + 2 * kv) + d * d + 3 * d * h
+    }
+
+    /// Weights of the head, which are as many bytes.
+    pub fn head_weights(&self) -> u64 {
+        u64::from(self.dim) * u64::from(self.vocabulary)
+    }
+
+    fn config(&self, layers: u32, context: u32) -> Config {
+        Config {
+            dim: self.dim,
+            layers,
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: self.dim / self.heads,
+            hidden: self.hidden,
+            vocabulary: self.vocabulary,
+            context,
+            epsilon: 1e-5,
+            tied: false,
+            bos: Some(0),
+            eos: vec![0],
+            ..Config::PLAIN
+        }
+    }
+}
+
+/// Shapes that [`write`] knows: SmolLM2-135M's, SmolLM2-360M's and Llama-3.2-1B's, with a vocabulary of 32 000.
+pub const SHAPES: [Size; 3] = [
+    size("135M", [576, 30, 9, 3, 1536]),
+    size("360M", [960, 32, 15, 5, 2560]),
+    size("1B", [2048, 16, 32, 8, 8192]),
+];
 
 const VOCABULARY: u32 = 32_000;
 
-/// Writes a model of the named shape (SmolLM2-135M's, SmolLM2-360M's, Llama-3.2-1B's; 32 000 token ids, 4096 positions).
-/// `None` for a shape that is not in [`SHAPES`].
-pub fn write(shape: &str, seed: u64, out: &Path) -> Option<Result<ModelRoot, ImportError>> {
-    let (_, dim, layers, heads, kv_heads, hidden) = *SHAPES.iter().find(|s| s.0 == shape)?;
-    let config = Config {
-        dim,
-        layers,
-        heads,
-        kv_heads,
-        head_dim: dim / heads,
-        hidden,
-        vocabulary: VOCABULARY,
-        context: 4096,
-        epsilon: 1e-5,
-        tied: false,
-        bos: Some(0),
-        eos: vec![0],
-        ..Config::PLAIN
-    };
-    Some(write_config(&config, shape, seed, out))
+const fn size(name: &'static str, [dim, layers, heads, kv_heads, hidden]: [u32; 5]) -> Size {
+    Size { name, dim, layers, heads, kv_heads, hidden, vocabulary: VOCABULARY }
 }
 
-fn write_config(config: &Config, shape: &str, seed: u64, out: &Path) -> Result<ModelRoot, ImportError> {
+/// Writes a model of the named shape, with 4096 positions. `None` for a shape that is not in [`SHAPES`].
+pub fn write(shape: &str, seed: u64, out: &Path) -> Option<Result<ModelRoot, ImportError>> {
+    let size = SHAPES.iter().find(|s| s.name == shape)?;
+    Some(write_config(&size.config(size.layers, 4096), shape, seed, out))
+}
+
+/// The program of a shape, with shifts, and what its constants are.
+fn shifted(config: &Config) -> (Program, Vec<Constant>) {
     let (mut program, constants) = program(config, Rotation::None);
     for t in &mut program.tensors {
         if let Shape::Matrix { cols, shift, .. } = &mut t.shape {
@@ -52,6 +99,40 @@ fn write_config(config: &Config, shape: &str, seed: u64, out: &Path) -> Result<M
             *shift = 15 + 6 + (cols.ilog2() / 2) as i16;
         }
     }
+    (program, constants)
+}
+
+/// Random bits, the same for the same seed.
+struct Random(u64);
+
+impl Random {
+    fn new(seed: u64) -> Random {
+        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    /// Stored weights of -127 to 127.
+    fn weights(&mut self, stored: &mut [u8]) {
+        for eight in stored.chunks_mut(8) {
+            // Biased bytes 1 to 255.
+            let bytes = self.next().to_le_bytes();
+            eight.iter_mut().zip(bytes).for_each(|(o, b)| *o = b.max(1));
+        }
+    }
+
+    fn scales(&mut self, rows: u32) -> Vec<u16> {
+        (0..rows).map(|_| 32_768 + (self.next() % 8_192) as u16).collect()
+    }
+}
+
+fn write_config(config: &Config, shape: &str, seed: u64, out: &Path) -> Result<ModelRoot, ImportError> {
+    let (program, constants) = shifted(config);
     let text = TextModel {
         bos: Some(0),
         add_bos: true,
@@ -63,26 +144,15 @@ fn write_config(config: &Config, shape: &str, seed: u64, out: &Path) -> Result<M
         Provenance { name: format!("synthetic-{shape}"), licence: "none".into(), sources: vec![] };
     let manifest = Manifest { program: program.clone(), text, provenance, tokenizer_len: 0 };
     let mut writer = Writer::create(out, manifest, tokenizer())?;
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut random = move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    };
+    let mut random = Random::new(seed);
     for (t, constant) in program.tensors.iter().zip(&constants) {
         match (t.shape, constant) {
             (_, Constant::Rotary(from)) => writer.rotary(&from.numbers())?,
             (_, Constant::Table(f)) => writer.table(&table(*f))?,
             (Shape::Matrix { rows, cols, .. }, _) => {
                 let mut stored = vec![0u8; stored_len(rows as usize, cols as usize)];
-                for eight in stored.chunks_mut(8) {
-                    // Biased bytes 1 to 255: weights -127 to 127.
-                    let bytes = random().to_le_bytes();
-                    eight.iter_mut().zip(bytes).for_each(|(o, b)| *o = b.max(1));
-                }
-                let scales: Vec<u16> = (0..rows).map(|_| 32_768 + (random() % 8_192) as u16).collect();
-                writer.matrix(&stored, &scales)?;
+                random.weights(&mut stored);
+                writer.matrix(&stored, &random.scales(rows))?;
             }
             _ => unreachable!("the plain family has matrices, angles and a table"),
         }

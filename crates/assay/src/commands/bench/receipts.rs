@@ -15,7 +15,7 @@ use assay_node::store::ReceiptStore;
 use serde_json::{Value, json};
 
 use super::milliseconds;
-use super::verification::Generator;
+use super::reexecution::Generator;
 use crate::commands::up::EngineArgs;
 
 pub fn run(

@@ -1,134 +1,253 @@
-//! The cost of checking by re-execution as a share of the cost of generating, on the same machine with the same threads.
+//! Does verification stay cheap as models grow? Measures every way to check an answer, for models of nine widths, and writes the
+//! numbers, a report and a chart.
+//!
+//! Rows that a run does not measure stay as they are, each with the commit and machine it was measured on.
 
-use std::path::Path;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::{Result, bail};
-use assay_api::{Event, Inference as _, Order};
-use assay_core::answer::AnswerRecord;
-use assay_core::request::{Prompt, Request, Sampling};
-use assay_engine::artifact::Artifact;
-use assay_engine::batch::BatchLimits;
-use assay_engine::constants::Constants as _;
-use assay_engine::forward::Executor;
+use anyhow::{Context as _, Result, bail};
 use assay_engine::kernel::Kernel;
-use assay_engine::text::Tokenizer;
-use assay_node::provider::Provider;
-use assay_verify::reexecution::{Subject, check_by_reexecution};
+use clap::Args;
 use serde_json::{Value, json};
 
-use super::{milliseconds, tokens};
-use crate::commands::up::EngineArgs;
-use crate::home::Home;
+use self::execution::{Base, Bench};
+use self::row::{Row, Tier, merged};
+use self::shapes::{Model, SHAPES, of_width};
 
-/// Seeds to try until an answer has the length asked for: end tokens come early now and then.
-const ATTEMPTS: u64 = 20;
+mod chart;
+mod clock;
+mod execution;
+mod fit;
+mod report;
+mod row;
+mod shapes;
+mod tiers;
 
-/// A whole provider, asked directly.
-pub struct Generator {
-    provider: Provider,
-    artifact: Arc<Artifact>,
-    runtime: tokio::runtime::Runtime,
-    threads: usize,
-    last: Mutex<Duration>,
+/// Shortest sequence that can be measured: decoding is sampled at three places of its second half.
+const T_MIN: u32 = 32;
+
+#[derive(Args)]
+pub struct Verification {
+    /// Widths of the models [default: all there are, 64 to 8192].
+    #[arg(long, value_delimiter = ',')]
+    dims: Vec<u32>,
+    /// Positions of the sequences, half prompt, half answer.
+    #[arg(long, value_delimiter = ',', default_value = "64,512,2048", value_parser = clap::value_parser!(u32).range(T_MIN as i64..=8192))]
+    positions: Vec<u32>,
+    /// How often; the median counts.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Positions that a light audit opens.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=32))]
+    opened: u32,
+    /// The four smallest models, 64 and 512 positions, one round.
+    #[arg(long)]
+    quick: bool,
+    /// Measure nothing: write report and chart again from the numbers that are there.
+    #[arg(long)]
+    render: bool,
+    /// Folder of verification.json, .md and .svg.
+    #[arg(long, default_value = "docs/benchmarks")]
+    out: PathBuf,
 }
 
-impl Generator {
-    pub fn new(artifact: &Arc<Artifact>, engine: EngineArgs, folder: &Path) -> Result<Generator> {
-        let home = Home::open(Some(folder))?;
-        let provider = engine.provider(&home, vec![Arc::clone(artifact)], BatchLimits::default())?;
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let (artifact, threads, last) = (Arc::clone(artifact), engine.pool().threads(), Mutex::default());
-        Ok(Generator { provider, artifact, runtime, threads, last })
-    }
+/// What is measured: resolved arguments.
+struct Setup {
+    dims: Vec<u32>,
+    positions: Vec<u32>,
+    rounds: u32,
+    opened: u32,
+    kernel: Kernel,
+    commit: String,
+    machine: String,
+}
 
-    pub fn threads(&self) -> usize {
-        self.threads
-    }
-
-    /// From order to durable record: how long the last answer took.
-    pub fn last(&self) -> Duration {
-        *self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    /// A sampled answer of exactly this length.
-    pub fn answer(&self, prompt: u32, answer: u32, seed: u64) -> Result<AnswerRecord> {
-        let program = self.artifact.program().program();
-        if prompt + answer > program.context {
-            bail!("{prompt} and {answer} tokens do not fit the model's window of {}", program.context);
-        }
-        for attempt in 0..ATTEMPTS {
-            let seed = Some(seed * ATTEMPTS + attempt);
-            let request = Request {
-                model: self.artifact.root(),
-                prompt: Prompt::Tokens(tokens(prompt as usize, program.vocabulary)),
-                sampling: Sampling { temperature_micro: 1_000_000, seed, ..Sampling::GREEDY },
-                max_tokens: answer,
-                stop: vec![],
-                choice: 0,
-                guide: None,
-                logprobs: None,
-            };
-            let started = Instant::now();
-            let record = self.runtime.block_on(self.run(request))?;
-            *self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = started.elapsed();
-            if record.receipt.receipt.completion_tokens == answer {
-                return Ok(record);
+impl Verification {
+    pub fn run(self, print: &mut dyn FnMut(Value)) -> Result<()> {
+        let json = self.out.join("verification.json");
+        let mut rows = read(&json)?;
+        if !self.render {
+            let setup = self.setup()?;
+            for d in &setup.dims {
+                rows = merged(rows, measure(*d, &setup, print)?);
+                write(&self.out, &rows)?;
             }
         }
-        bail!("the model ends its answers before {answer} tokens")
+        if rows.is_empty() {
+            bail!("{} has no numbers: measure some first", json.display());
+        }
+        write(&self.out, &rows)
     }
 
-    async fn run(&self, request: Request) -> Result<AnswerRecord> {
-        let order = Order { request, nonce: None, request_id: "bench".into() };
-        let mut generation = self.provider.generate(order).await.map_err(|r| anyhow::anyhow!("{r}"))?;
-        while let Some(event) = generation.events.recv().await {
-            match event {
-                Event::Text { .. } | Event::Call { .. } | Event::Arguments { .. } => {}
-                Event::End { record, .. } => return Ok(record.as_ref().clone()),
-                Event::Failed(refusal) => bail!("{refusal}"),
-            }
+    fn setup(&self) -> Result<Setup> {
+        let kernel = Kernel::from_environment()?;
+        let all = || SHAPES.iter().map(|s| s.dim).collect::<Vec<_>>();
+        let dims = match (self.quick, self.dims.is_empty()) {
+            (true, true) => all().into_iter().take(4).collect(),
+            (false, true) => all(),
+            (_, false) => self.dims.clone(),
+        };
+        for d in &dims {
+            of_width(*d)?;
         }
-        bail!("the engine stopped")
+        let mut positions = self.positions.clone();
+        if self.quick {
+            positions.retain(|t| *t <= 512);
+        }
+        let rounds = if self.quick { 1 } else { self.rounds };
+        let (commit, machine) = (commit(), machine(kernel));
+        Ok(Setup { dims, positions, rounds, opened: self.opened, kernel, commit, machine })
     }
 }
 
-pub fn run(
-    artifact: &Arc<Artifact>,
-    engine: EngineArgs,
-    prompt: u32,
-    answers: &[u32],
-    rounds: usize,
-    print: &mut dyn FnMut(Value),
-) -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let tokenizer = Tokenizer::new(artifact.text(), artifact.tokenizer_json())?;
-    let subject = Subject {
-        root: artifact.root(),
-        program: artifact.program().program(),
-        text: artifact.text(),
-        tokenizer: &tokenizer,
-    };
-    let mut executor = Executor::new(artifact.shared(), Kernel::from_environment()?, engine.pool());
-    let generator = Generator::new(artifact, engine, folder.path())?;
-    for answer in answers {
-        for seed in 0..rounds as u64 {
-            let record = generator.answer(prompt, *answer, seed)?;
-            let generation = generator.last();
-            let started = Instant::now();
-            let verdict = check_by_reexecution(&record, &subject, &mut executor);
-            let verification = started.elapsed();
-            if !verdict.holds {
-                bail!("an honest answer does not hold: {verdict:?}");
-            }
+fn measure(d: u32, setup: &Setup, print: &mut dyn FnMut(Value)) -> Result<Vec<Row>> {
+    let size = of_width(d)?;
+    let longest = setup.positions.iter().max().copied().unwrap_or(T_MIN);
+    let model = Model::new(size, longest);
+    let mut bench = Bench::new(&model, setup.kernel);
+    // The first pass of an executor makes its buffers.
+    bench.measure(T_MIN as usize, 1);
+    let mut rows = vec![];
+    for t in &setup.positions {
+        let base = bench.measure(*t as usize, setup.rounds as usize);
+        for measured in tiers::measure(&model, *t, setup, &base)? {
+            let row = measured.row(&model, *t, &base, setup);
             print(json!({
-                "model": artifact.provenance().name, "threads": generator.threads(), "prompt_tokens": prompt,
-                "completion_tokens": answer, "generation_ms": milliseconds(generation),
-                "verification_ms": milliseconds(verification),
-                "share_percent": 100.0 * verification.as_secs_f64() / generation.as_secs_f64(),
+                "d": row.d, "t": row.t, "tier": row.tier, "core_ms_per_token": row.core_ms_per_token,
+                "share_of_reexecution": row.share_of_reexecution, "share_of_generation": row.share_of_generation,
             }));
+            rows.push(row);
         }
+    }
+    Ok(rows)
+}
+
+impl tiers::Measured {
+    fn row(self, model: &Model, t: u32, base: &Base, setup: &Setup) -> Row {
+        let reexecution = base.reexecution.total();
+        let cost = self.core_ms_per_token;
+        let one = self.tier == Tier::Reexec;
+        Row {
+            d: model.size.dim,
+            t,
+            tier: self.tier,
+            core_ms_per_token: rounded(cost),
+            share_of_generation: rounded(cost / base.generation),
+            share_of_reexecution: rounded(cost / reexecution),
+            bytes_per_token: rounded(self.bytes_per_token),
+            key_bytes: self.key_bytes,
+            soundness_bits: self.soundness_bits,
+            share_of_generation_16: rounded(cost / base.generation_16),
+            prover_core_ms_per_token: rounded(self.prover_core_ms_per_token),
+            checked: self.checked,
+            memory_bytes: self.memory_bytes,
+            parts: self.parts.into_iter().map(|(name, ms)| (name.to_owned(), rounded(ms))).collect(),
+            shape: model.size.name.into(),
+            layers: model.size.layers,
+            layers_measured: model.made.layers(),
+            from_one_layer: self.from_one_layer.map(rounded),
+            generation_core_ms_per_token: rounded(base.generation),
+            generation_16_core_ms_per_token: rounded(base.generation_16),
+            generation_from_one_layer: base
+                .from_one
+                .filter(|_| one && model.is_whole())
+                .map(|b| rounded(b.0)),
+            reexecution_core_ms_per_token: rounded(reexecution),
+            rounds: setup.rounds,
+            commit: setup.commit.clone(),
+            machine: setup.machine.clone(),
+        }
+    }
+}
+
+/// Five significant digits: more would pretend.
+fn rounded(v: f64) -> f64 {
+    if v == 0.0 || !v.is_finite() {
+        return 0.0;
+    }
+    let unit = 10f64.powf(4.0 - v.abs().log10().floor());
+    (v * unit).round() / unit
+}
+
+fn read(path: &Path) -> Result<Vec<Row>> {
+    match std::fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .with_context(|| format!("{} is of another version", path.display())),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(vec![]),
+        Err(e) => Err(e).with_context(|| path.display().to_string()),
+    }
+}
+
+fn write(folder: &Path, rows: &[Row]) -> Result<()> {
+    std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    let lines: Vec<String> =
+        rows.iter().map(|r| serde_json::to_string(r).map(|l| format!("  {l}"))).collect::<Result<_, _>>()?;
+    for (name, text) in [
+        ("verification.json", format!("[\n{}\n]\n", lines.join(",\n"))),
+        ("verification.md", report::markdown(rows)),
+        ("verification.svg", report::svg(rows)),
+    ] {
+        let path = folder.join(name);
+        std::fs::write(&path, text).with_context(|| path.display().to_string())?;
     }
     Ok(())
+}
+
+/// The commit that is checked out here, if there is one; marked when files differ from it.
+fn commit() -> String {
+    let git = |args: &[&str]| -> Option<String> {
+        let output = Command::new("git").args(args).output().ok().filter(|o| o.status.success())?;
+        Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    match git(&["rev-parse", "--short=7", "HEAD"]) {
+        None => "unknown".into(),
+        // The numbers themselves are rewritten by every run.
+        Some(commit) => match git(&["status", "--porcelain", "--untracked-files=no", "--", ":!docs"]) {
+            Some(changes) if changes.is_empty() => commit,
+            _ => format!("{commit} with changes"),
+        },
+    }
+}
+
+/// Processor and kernel.
+fn machine(kernel: Kernel) -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = info.lines().find_map(|l| l.strip_prefix("model name").and_then(|l| l.split(": ").nth(1)));
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    format!("{} ({cores} cores, kernel {})", name.unwrap_or(std::env::consts::ARCH).trim(), kernel.name())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_rounded_to_five_digits() {
+        assert_eq!([rounded(1.234_567), rounded(-98_765.4), rounded(0.0)], [1.2346, -98_765.0, 0.0]);
+        assert!((rounded(0.000_123_456_7) - 0.000_123_46).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_small_model_is_measured_and_reported() {
+        let folder = tempfile::tempdir().unwrap();
+        let arguments = |render| Verification {
+            dims: vec![64],
+            positions: vec![T_MIN],
+            rounds: 1,
+            opened: 2,
+            quick: false,
+            render,
+            out: folder.path().to_owned(),
+        };
+        assert!(arguments(true).run(&mut |_| {}).is_err(), "there is nothing to render");
+        let mut printed = vec![];
+        arguments(false).run(&mut |line| printed.push(line)).unwrap();
+        let rows = read(&folder.path().join("verification.json")).unwrap();
+        assert_eq!(rows.len(), printed.len());
+        assert!(rows.iter().all(|r| r.core_ms_per_token > 0.0 && r.share_of_generation > 0.0), "{rows:?}");
+        let report = std::fs::read_to_string(folder.path().join("verification.md")).unwrap();
+        arguments(true).run(&mut |_| {}).unwrap();
+        assert_eq!(std::fs::read_to_string(folder.path().join("verification.md")).unwrap(), report);
+    }
 }
