@@ -5,5 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod embedding;
+pub mod freivalds;
+pub mod light;
 pub mod reexecution;
 pub mod trace;

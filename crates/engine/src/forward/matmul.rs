@@ -76,7 +76,14 @@ impl Executor {
     }
 
     /// Makes value `i`, a matrix product, of accumulators that someone else computed.
-    pub(super) fn finish_product(&mut self, i: usize, weights: TensorId, x: ValueId, sums: &[i32], rows: usize) {
+    pub(super) fn finish_product(
+        &mut self,
+        i: usize,
+        weights: TensorId,
+        x: ValueId,
+        sums: &[i32],
+        rows: usize,
+    ) {
         let constants = Arc::clone(&self.constants);
         let w = constants.matrix(weights);
         assert_eq!(sums.len(), rows * w.rows(), "every row has its accumulators");
@@ -106,7 +113,9 @@ pub fn products(kernel: Kernel, pool: &Pool, w: &Matrix<'_>, rows: &[i8]) -> Vec
     assert!(rows.len().is_multiple_of(cols), "rows are as long as the matrix has columns");
     let count = rows.len() / cols;
     let mut q = vec![0i8; count * stride];
-    q.chunks_exact_mut(stride).zip(rows.chunks_exact(cols)).for_each(|(q, row)| q[..cols].copy_from_slice(row));
+    q.chunks_exact_mut(stride)
+        .zip(rows.chunks_exact(cols))
+        .for_each(|(q, row)| q[..cols].copy_from_slice(row));
     let sums: Vec<i32> = rows.chunks_exact(cols).map(|r| r.iter().map(|v| i32::from(*v)).sum()).collect();
     multiply(kernel, pool, w, &Rows { q: &q, stride, sums: &sums, count })
 }

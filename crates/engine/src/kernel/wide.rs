@@ -19,6 +19,12 @@ pub struct Halves<'a> {
 }
 
 impl Kernel {
+    /// Largest absolute value; 0 for none.
+    pub fn largest(self, a: &[i32]) -> u32 {
+        // SAFETY: the kernel runs here.
+        unsafe { (self.functions.max_abs)(a) }
+    }
+
     /// `Σ a_i · w_i` for the low and the high halves of `w`: exact for numbers of at most [`WEIGH_MAX`] in size.
     ///
     /// # Panics
