@@ -5,6 +5,8 @@
 #![forbid(unsafe_code)]
 
 pub mod embedding;
+pub mod freivalds;
+pub mod light;
 pub mod microstep;
 pub mod reexecution;
 pub mod trace;
