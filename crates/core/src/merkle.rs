@@ -10,18 +10,25 @@ use serde::{Deserialize, Serialize};
 use crate::id::Hash;
 use crate::keccak::keccak256;
 
+/// First byte of what is hashed for a leaf.
+pub const LEAF: u8 = 0;
+/// First byte of what is hashed for a node.
+pub const NODE: u8 = 1;
+/// First byte of what is hashed for a root.
+pub const ROOT: u8 = 2;
+
 /// Hash of a leaf.
 pub fn leaf(bytes: &[u8]) -> Hash {
-    keccak256(&[&[0], bytes])
+    keccak256(&[&[LEAF], bytes])
 }
 
 fn node(left: &Hash, right: &Hash) -> Hash {
-    keccak256(&[&[1], left.as_bytes(), right.as_bytes()])
+    keccak256(&[&[NODE], left.as_bytes(), right.as_bytes()])
 }
 
 /// The root of a tree of `count` leaves from its top node.
 pub fn seal(count: u64, top: &Hash) -> Hash {
-    keccak256(&[&[2], &count.to_be_bytes(), top.as_bytes()])
+    keccak256(&[&[ROOT], &count.to_be_bytes(), top.as_bytes()])
 }
 
 /// Height of a tree: how many times its leaves are paired until one node is left.

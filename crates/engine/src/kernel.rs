@@ -5,6 +5,7 @@
 //! instruction set, so that they cannot differ.
 
 mod body;
+pub mod keccak;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
@@ -104,6 +105,8 @@ pub(crate) struct Functions {
     pub(crate) scores: unsafe fn(&mut [i32], i32, HeadScales<'_>, Scale) -> i32,
     /// From scores and the largest: the high and low byte of each value weight.
     pub(crate) weights: Weights,
+    /// Hashes of many messages.
+    pub(crate) keccak: keccak::Keccak,
 }
 
 impl<'a> HeadScales<'a> {

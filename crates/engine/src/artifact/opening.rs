@@ -7,8 +7,10 @@ use assay_core::id::{Hash, ModelRoot};
 use assay_core::merkle::{self, Proof};
 use borsh::{BorshDeserialize, BorshSerialize};
 
-use super::{TextModel, root};
+use super::TextModel;
+use super::root::{self, Branch};
 use crate::constants::Constants;
+use crate::kernel::keccak;
 use crate::matrix::{TILE_COLS, TILE_ROWS};
 use crate::program::{Shape, Tensor, TensorId};
 
@@ -74,14 +76,16 @@ impl Opening {
             return None;
         }
         let row_tile = row / TILE_ROWS;
-        let rows: Vec<Hash> = root::row_leaves(&w, row_tile, col_tile).collect();
-        let tiles = root::tile_roots(&w);
+        let mut bytes = Vec::new();
+        root::append_tile(&w, row_tile, col_tile, &mut bytes);
+        let rows = keccak::leaves(&bytes, root::tile_cols(w.cols(), col_tile).len());
+        let Branch::Matrix { tiles, scales } = Branch::matrix(&w) else { return None };
         let tile_index = row_tile * col_tiles + col_tile;
-        let (matrix, scales) = (merkle::root(tiles.iter().copied()), root::scales_root(w.scales()));
+        let (matrix, scales) = (merkle::root(tiles.iter().copied()), keccak::root(scales));
         let declarations = root::program_leaves(program);
         let tensors = program.tensors.iter().enumerate().map(|(i, t)| match i == usize::from(tensor) {
             true => root::join(&matrix, &scales),
-            false => root::tensor_hash(c, i as TensorId, t.shape),
+            false => Branch::of(c, i as TensorId, t.shape).hash(),
         });
         let components: Vec<Hash> = root::component_leaves(program, text, tokenizer, tensors).collect();
         Some(Opening {

@@ -8,7 +8,8 @@ use assay_core::canonical::Canonical;
 use assay_core::id::{Hash, ModelRoot};
 use tempfile::NamedTempFile;
 
-use super::{ArtifactError, HEADER, MAGIC, Manifest, Place, layout, root};
+use super::root::{self, Branch};
+use super::{ArtifactError, HEADER, MAGIC, Manifest, Place, layout};
 use crate::matrix::{Matrix, stored_len};
 use crate::program::{Shape, TABLE_LEN};
 
@@ -71,7 +72,7 @@ impl Writer {
         let (rows, cols) = (rows as usize, cols as usize);
         assert_eq!(stored.len(), stored_len(rows, cols), "stored weights have their length");
         let w = Matrix::new(rows, cols, shift, stored, scales).expect("a matrix has a scale for every row");
-        self.tensors.push(root::matrix_root(&w));
+        self.tensors.push(Branch::matrix(&w).hash());
         self.write_at(place.data.0, stored)?;
         let bytes: Vec<u8> = scales.iter().flat_map(|s| s.to_le_bytes()).collect();
         self.write_at(place.scales.0, &bytes)
@@ -84,7 +85,7 @@ impl Writer {
             shape == Shape::Table && table.len() == TABLE_LEN,
             "the next constant of the program is a table"
         );
-        self.tensors.push(root::table_root(table));
+        self.tensors.push(Branch::numbers(table).hash());
         let bytes: Vec<u8> = table.iter().flat_map(|v| v.to_le_bytes()).collect();
         self.write_at(place.data.0, &bytes)
     }
@@ -96,7 +97,7 @@ impl Writer {
             matches!(shape, Shape::Rotary { .. }) && table.len() * 2 == place.data.1,
             "a rotary table comes next"
         );
-        self.tensors.push(root::rotary_root(table));
+        self.tensors.push(Branch::angles(table).hash());
         let bytes: Vec<u8> = table.iter().flat_map(|v| v.to_le_bytes()).collect();
         self.write_at(place.data.0, &bytes)
     }
@@ -108,7 +109,7 @@ impl Writer {
             matches!(shape, Shape::Vector { .. }) && vector.len() * 4 == place.data.1,
             "a vector of this length comes next"
         );
-        self.tensors.push(root::table_root(vector));
+        self.tensors.push(Branch::numbers(vector).hash());
         let bytes: Vec<u8> = vector.iter().flat_map(|v| v.to_le_bytes()).collect();
         self.write_at(place.data.0, &bytes)
     }
