@@ -29,10 +29,27 @@ pub(super) fn lower(
         config.context = config.context.min(context);
     }
     config.check(source.path())?;
+    check_rotation(&config, options.rotation, source.path())?;
     let tokenizer = source.tokenizer(options.tokenizer.as_deref())?;
     let text = text_model(source, (config.bos, &config.eos), config.vocabulary, &tokenizer)?;
     let made = program(&config, options.rotation);
     write(source, made, (text, tokenizer), (name, options), out, progress)
+}
+
+/// Refuses a rotation that would change the function: vectors that are added or multiplied number by number are not rotated.
+fn check_rotation(c: &Config, rotation: Rotation, path: &std::path::Path) -> Result<(), ImportError> {
+    let reason = match rotation {
+        Rotation::None => return Ok(()),
+        Rotation::Hadamard if c.qkv_bias => "models with biases of queries, keys and values",
+        Rotation::Hadamard if c.post_norms => "models that normalise what a layer adds",
+        Rotation::Hadamard => return Ok(()),
+    };
+    Err(ImportError::Unsupported {
+        path: path.to_owned(),
+        field: "rotation".into(),
+        got: "Hadamard".into(),
+        reason: format!("{reason} are imported without"),
+    })
 }
 
 /// The constants that all layers share.
