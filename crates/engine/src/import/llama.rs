@@ -233,5 +233,5 @@ pub(super) fn attention_scale(size: f64) -> (Scale, f64) {
 fn angles(c: &Config, theta: f64, scaling: &RopeScaling) -> Rotary {
     let speed = |i: u32| libm::pow(theta, -f64::from(2 * i) / f64::from(c.head_dim));
     let speeds = (0..c.head_dim / 2).map(|i| scaling.apply(i, speed(i))).collect();
-    Rotary { context: c.context, speeds, amplitude: 1.0 }
+    Rotary { context: c.context, speeds }
 }
