@@ -160,7 +160,7 @@ fn attention(b: &mut Builder, c: &EncoderConfig, layer: u32, x: ValueId) -> Valu
         heads,
         kv_heads: heads,
         head_dim,
-        scale: attention_scale(f64::from(head_dim)).0,
+        scale: attention_scale(f64::from(head_dim)),
         cap: None,
         frac: INNER_FRAC,
     });
