@@ -24,7 +24,7 @@ pub(super) struct PartPlan {
     /// Its canonical name.
     pub(super) name: &'static str,
     pub(super) rows: u32,
-    /// What its outputs are, as far as rotations care.
+    /// Rotation of its outputs.
     pub(super) turn: Option<Turn>,
 }
 
