@@ -60,13 +60,26 @@ pub fn root(carries: &[Hash]) -> Hash {
     merkle::root(carries.iter().copied())
 }
 
+/// Number of blocks of an answer's execution.
+pub fn block_count(positions: u32) -> u32 {
+    positions.div_ceil(DIGEST_TOKENS)
+}
+
+/// The block of an answer's execution that a position lies in.
+pub fn block_of(position: u32) -> u32 {
+    position.checked_div(DIGEST_TOKENS).unwrap_or(0)
+}
+
+/// Positions of a block of an answer's execution.
+pub fn block_range(positions: u32, block: u32) -> std::ops::Range<u32> {
+    let first = block.saturating_mul(DIGEST_TOKENS).min(positions);
+    first..first.saturating_add(DIGEST_TOKENS).min(positions)
+}
+
 /// Positions of block `block` of a sequence of `positions` tokens.
 pub fn block_positions(program: &Program, positions: u32, block: u32) -> std::ops::Range<u32> {
     match program.head {
-        Head::Tokens { .. } => {
-            let first = block.saturating_mul(DIGEST_TOKENS).min(positions);
-            first..first.saturating_add(DIGEST_TOKENS).min(positions)
-        }
+        Head::Tokens { .. } => block_range(positions, block),
         Head::Vector { .. } => 0..positions,
     }
 }
@@ -74,7 +87,7 @@ pub fn block_positions(program: &Program, positions: u32, block: u32) -> std::op
 /// Number of blocks of a sequence.
 pub fn blocks(program: &Program, positions: u32) -> u32 {
     match program.head {
-        Head::Tokens { .. } => positions.div_ceil(DIGEST_TOKENS),
+        Head::Tokens { .. } => block_count(positions),
         Head::Vector { .. } => 1,
     }
 }

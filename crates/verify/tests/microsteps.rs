@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use assay_core::request::Sampling;
-use assay_engine::constants::Constants;
 use assay_engine::forward::Executor;
 use assay_engine::kernel::Kernel;
 use assay_engine::pool::Pool;

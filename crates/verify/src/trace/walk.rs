@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use assay_core::digest::DIGEST_TOKENS;
+use assay_core::digest::{DIGEST_TOKENS, ExecutionDigests, block_digest};
 use assay_core::id::Hash;
 use assay_engine::constants::Constants;
 use assay_engine::program::{Head, Op, Program, Shape as TensorShape, SoftCap, TensorId, ValueId, ValueType};
@@ -202,6 +202,19 @@ impl<'a> Trace<'a> {
     /// The carries of all blocks.
     pub fn carries(&self) -> Vec<Hash> {
         (0..self.blocks()).map(|b| carry(&self.carried_commitments(b))).collect()
+    }
+
+    /// The execution digests (semantics 8.3) of an answer's trace.
+    pub fn digests(&self) -> ExecutionDigests {
+        let Head::Tokens { hidden, .. } = self.constants.program().program().head else {
+            return ExecutionDigests::default();
+        };
+        let digest = |b: u32| {
+            let parts = self.carried_parts(b, hidden)?;
+            let [_, scales, numbers] = parts else { return None };
+            Some(block_digest(u64::from(b), &scales.root(), &numbers.root()))
+        };
+        ExecutionDigests((0..self.blocks()).filter_map(digest).collect())
     }
 
     /// The trace root.
