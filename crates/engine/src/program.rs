@@ -45,6 +45,19 @@ pub struct Program {
     pub head: Head,
 }
 
+/// A program's numbers: what it says before its tensors and operations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Numbers {
+    /// [`Program::context`].
+    pub context: u32,
+    /// [`Program::vocabulary`].
+    pub vocabulary: u32,
+    /// [`Program::residual_frac`].
+    pub residual_frac: u8,
+    /// [`Program::head`].
+    pub head: Head,
+}
+
 /// What a program computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub enum Head {
@@ -64,6 +77,12 @@ pub enum Head {
 }
 
 impl Program {
+    /// Its numbers.
+    pub fn numbers(&self) -> Numbers {
+        let Program { context, vocabulary, residual_frac, head, .. } = *self;
+        Numbers { context, vocabulary, residual_frac, head }
+    }
+
     /// Hidden vector and logits.
     ///
     /// # Panics

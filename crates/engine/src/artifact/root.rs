@@ -16,7 +16,7 @@
 //! row in that tile, as two's complement bytes. (Tile roots stand in the tree as they are, without being hashed as leaves.)
 //! So one leaf is what a contract needs to check one part of a dot product, and hashing a model is
 //! parallel. Scales are leaves of 128 numbers of 2 bytes, tables and vectors leaves of 64 numbers of 4 bytes, angles leaves of 128 of 2,
-//! big-endian.
+//! big-endian. [`super::opening`] proves each of these leaves under the root.
 //!
 //! Not under the root: the model's name, licence and source files. The same weights from another file format are the same
 //! model.
@@ -94,10 +94,11 @@ impl Branch {
     }
 
     /// The tensor's hash.
-    pub(super) fn hash(self) -> Hash {
+    pub(super) fn hash(&self) -> Hash {
+        let root = |hashes: &Vec<Hash>| keccak::root(hashes.clone());
         match self {
-            Branch::Matrix { tiles, scales } => join(&keccak::root(tiles), &keccak::root(scales)),
-            Branch::Runs(runs) => keccak::root(runs),
+            Branch::Matrix { tiles, scales } => join(&root(tiles), &root(scales)),
+            Branch::Runs(runs) => root(runs),
         }
     }
 }
@@ -112,6 +113,11 @@ pub(super) fn assemble(
     let root = merkle::root(component_leaves(program, text, tokenizer, tensors));
     ModelRoot::from_bytes(*root.as_bytes())
 }
+
+/// Leaves of the root before the tensors.
+pub(super) const BEFORE_TENSORS: usize = 4;
+/// Which of them is the program.
+pub(super) const PROGRAM: usize = 1;
 
 /// The leaves of the root.
 pub(super) fn component_leaves(
@@ -137,14 +143,17 @@ pub(super) fn component(name: &str, hash: &Hash) -> Hash {
     merkle::leaf(&bytes)
 }
 
-/// The leaves of a program: its numbers, then every tensor's declaration, then every operation.
+/// What a program says, leaf after leaf: its numbers, then every tensor's declaration, then every operation.
+pub(super) fn statements(p: &Program) -> impl Iterator<Item = Vec<u8>> {
+    let bytes = |written: std::io::Result<Vec<u8>>| written.expect("borsh writes to memory");
+    std::iter::once(bytes(borsh::to_vec(&p.numbers())))
+        .chain(p.tensors.iter().map(move |t| bytes(borsh::to_vec(t))))
+        .chain(p.ops.iter().map(move |o| bytes(borsh::to_vec(o))))
+}
+
+/// The leaves of a program.
 pub(super) fn program_leaves(p: &Program) -> Vec<Hash> {
-    let leaf = |bytes: std::io::Result<Vec<u8>>| merkle::leaf(&bytes.expect("borsh writes to memory"));
-    let numbers = (p.context, p.vocabulary, p.residual_frac, p.head);
-    std::iter::once(leaf(borsh::to_vec(&numbers)))
-        .chain(p.tensors.iter().map(|t| leaf(borsh::to_vec(t))))
-        .chain(p.ops.iter().map(|o| leaf(borsh::to_vec(o))))
-        .collect()
+    statements(p).map(|s| merkle::leaf(&s)).collect()
 }
 
 /// Columns of a column tile.
@@ -215,10 +224,7 @@ fn leaves<T: Copy, const N: usize>(numbers: &[T], run: usize, bytes: fn(T) -> [u
     // In parts, so that a long table is not in memory a second time.
     let parts = numbers.chunks(run << 10);
     parts
-        .flat_map(|part| {
-            let bytes: Vec<u8> = part.iter().flat_map(|n| bytes(*n)).collect();
-            keccak::leaves(&bytes, run * N)
-        })
+        .flat_map(|part| keccak::leaves(&part.iter().flat_map(|n| bytes(*n)).collect::<Vec<u8>>(), run * N))
         .collect()
 }
 

@@ -10,6 +10,8 @@ pub const ROWS_MAX: u32 = 1 << 20;
 pub const OPS_MAX: usize = 8_192;
 /// Most constants of a program.
 pub const TENSORS_MAX: usize = 8_192;
+/// Most bytes of a constant's name.
+pub const NAME_BYTES_MAX: usize = 256;
 /// Most positions of a sequence.
 pub const CONTEXT_MAX: u32 = 131_072;
 /// Largest head.
@@ -229,7 +231,7 @@ fn range(what: &str, got: u64, min: u64, max: u64) -> Result<(), ProgramError> {
 
 fn check_tensor(t: &Tensor) -> Result<(), ProgramError> {
     let what = |part: &str| format!("{part} of tensor `{}`", t.name);
-    range(&what("name length"), t.name.len() as u64, 1, 256)?;
+    range(&what("name length"), t.name.len() as u64, 1, NAME_BYTES_MAX as u64)?;
     match t.shape {
         Shape::Matrix { rows, cols, shift } => {
             range(&what("rows"), u64::from(rows), 1, u64::from(ROWS_MAX))?;
