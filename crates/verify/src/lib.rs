@@ -4,6 +4,7 @@
 //! and what was not. Foreign records never panic here.
 #![forbid(unsafe_code)]
 
+pub mod dispute;
 pub mod embedding;
 pub mod microstep;
 pub mod reexecution;

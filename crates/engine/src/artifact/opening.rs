@@ -22,17 +22,18 @@ use borsh::{BorshDeserialize, BorshSerialize};
 
 use super::root::{self, ANGLES_RUN, BEFORE_TENSORS, NUMBERS_RUN, PROGRAM, SCALES_RUN};
 use crate::matrix::{TILE_COLS, TILE_ROWS};
-use crate::program::check::NAME_BYTES_MAX;
-use crate::program::{Numbers, Op, Shape, TABLE_LEN, Tensor, TensorId, ValueId};
+use crate::program::check::OPS_MAX;
+use crate::program::{Declared, Facts, Shape, TABLE_LEN, Tensor, TensorId, ValueId};
 
-/// Most bytes of a statement: the declaration of a matrix with the longest name. No operation is as long.
-pub const STATEMENT_BYTES_MAX: usize = 4 + NAME_BYTES_MAX + 11;
+/// Most bytes of a statement: the facts of a program that carries what every operation made. No operation and no
+/// declaration is as long.
+pub const STATEMENT_BYTES_MAX: usize = 20 + 2 * OPS_MAX;
 
 /// One thing that a model root commits to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, BorshSerialize, BorshDeserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, BorshSerialize, BorshDeserialize)]
 pub enum Item {
-    /// The program's numbers.
-    Numbers,
+    /// What holds for the whole program.
+    Facts,
     /// An operation.
     Op(ValueId),
     /// The declaration of a tensor.
@@ -74,10 +75,10 @@ pub struct Opened {
 /// The content of an [`Item`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content {
-    /// Of [`Item::Numbers`].
-    Numbers(Numbers),
+    /// Of [`Item::Facts`].
+    Facts(Facts),
     /// Of [`Item::Op`].
-    Op(Op),
+    Op(Declared),
     /// Of [`Item::Tensor`].
     Tensor(Tensor),
     /// Of [`Item::Weights`].
@@ -113,7 +114,7 @@ pub enum Content {
 /// Proves one [`Item`] under a model root. [`super::tree::ModelTree`] makes openings.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct ModelOpening {
-    /// The program's numbers, a tensor's declaration or an operation, in borsh; at most [`STATEMENT_BYTES_MAX`].
+    /// The program's facts, a tensor's declaration or an operation, in borsh; at most [`STATEMENT_BYTES_MAX`].
     pub statement: Vec<u8>,
     /// The statement under the program.
     pub statement_proof: Proof,
@@ -189,15 +190,15 @@ impl ModelOpening {
         let tensors = self.program_proof.count.checked_sub(wide(BEFORE_TENSORS))?;
         let bytes = self.statement.as_slice();
         let Some(place) = self.statement_proof.index.checked_sub(1) else {
-            let content = Content::Numbers(Numbers::try_from_slice(bytes).ok()?);
-            return Some(Opened { item: Item::Numbers, content });
+            let content = Content::Facts(Facts::try_from_slice(bytes).ok()?);
+            return Some(Opened { item: Item::Facts, content });
         };
         let (item, content) = match place.checked_sub(tensors) {
             None => {
                 let content = Content::Tensor(Tensor::try_from_slice(bytes).ok()?);
                 (Item::Tensor(place.try_into().ok()?), content)
             }
-            Some(op) => (Item::Op(op.try_into().ok()?), Content::Op(Op::try_from_slice(bytes).ok()?)),
+            Some(op) => (Item::Op(op.try_into().ok()?), Content::Op(Declared::try_from_slice(bytes).ok()?)),
         };
         Some(Opened { item, content })
     }

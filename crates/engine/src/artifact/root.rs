@@ -6,7 +6,7 @@
 //! | name | hash |
 //! |---|---|
 //! | `profile` | Keccak of `int8-v1` |
-//! | `program` | Merkle root over, each in borsh: the program's numbers (context u32, vocabulary u32, residual fraction bits u8, head), each tensor's declaration, each operation |
+//! | `program` | Merkle root over, each in borsh: the program's facts (context u32, vocabulary u32, residual fraction bits u8, head, number of operations u16, what is carried: a list of u16), each tensor's declaration, each operation as declared |
 //! | `text` | Keccak of the canonical [`TextModel`] |
 //! | `tokenizer` | Keccak of the tokenizer's bytes |
 //! | `tensor`, once per tensor | see below |
@@ -30,7 +30,7 @@ use super::{PROFILE, TextModel};
 use crate::constants::Constants;
 use crate::kernel::keccak;
 use crate::matrix::{BIAS, GROUP, Matrix, TILE_COLS, TILE_ROWS};
-use crate::program::{Program, Shape, TensorId};
+use crate::program::{Checked, Shape, TensorId, ValueId};
 
 /// Row scales in one leaf.
 pub(super) const SCALES_RUN: usize = 128;
@@ -51,7 +51,7 @@ pub fn model_root(
         progress(t.shape.parameters());
         hash
     });
-    assemble(c.program().program(), text, tokenizer, tensors)
+    assemble(c.program(), text, tokenizer, tensors)
 }
 
 /// The hashes that stand under one tensor's.
@@ -105,7 +105,7 @@ impl Branch {
 
 /// The root from the hashes of all tensors, in order.
 pub(super) fn assemble(
-    program: &Program,
+    program: &Checked,
     text: &TextModel,
     tokenizer: &[u8],
     tensors: impl Iterator<Item = Hash>,
@@ -121,7 +121,7 @@ pub(super) const PROGRAM: usize = 1;
 
 /// The leaves of the root.
 pub(super) fn component_leaves(
-    program: &Program,
+    program: &Checked,
     text: &TextModel,
     tokenizer: &[u8],
     tensors: impl Iterator<Item = Hash>,
@@ -144,15 +144,17 @@ pub(super) fn component(name: &str, hash: &Hash) -> Hash {
 }
 
 /// What a program says, leaf after leaf: its numbers, then every tensor's declaration, then every operation.
-pub(super) fn statements(p: &Program) -> impl Iterator<Item = Vec<u8>> {
+pub(super) fn statements(checked: &Checked) -> impl Iterator<Item = Vec<u8>> {
     let bytes = |written: std::io::Result<Vec<u8>>| written.expect("borsh writes to memory");
-    std::iter::once(bytes(borsh::to_vec(&p.numbers())))
+    let p = checked.program();
+    let ops = (0..p.ops.len()).filter_map(|i| checked.declared(i as ValueId));
+    std::iter::once(bytes(borsh::to_vec(&p.facts())))
         .chain(p.tensors.iter().map(move |t| bytes(borsh::to_vec(t))))
-        .chain(p.ops.iter().map(move |o| bytes(borsh::to_vec(o))))
+        .chain(ops.map(move |o| bytes(borsh::to_vec(&o))))
 }
 
 /// The leaves of a program.
-pub(super) fn program_leaves(p: &Program) -> Vec<Hash> {
+pub(super) fn program_leaves(p: &Checked) -> Vec<Hash> {
     statements(p).map(|s| merkle::leaf(&s)).collect()
 }
 

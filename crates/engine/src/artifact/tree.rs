@@ -30,12 +30,13 @@ impl ModelTree {
     /// Hashes a whole model, as [`root::model_root`] does.
     pub fn new(c: &dyn Constants, text: &TextModel, tokenizer: &[u8]) -> ModelTree {
         let program = c.program().program();
+        let checked = c.program();
         let branch = |(i, t): (usize, &crate::program::Tensor)| Branch::of(c, i as TensorId, t.shape);
         let tensors: Vec<Branch> = program.tensors.iter().enumerate().map(branch).collect();
         let hashes = tensors.iter().map(Branch::hash);
         ModelTree {
-            components: root::component_leaves(program, text, tokenizer, hashes).collect(),
-            program: root::program_leaves(program),
+            components: root::component_leaves(checked, text, tokenizer, hashes).collect(),
+            program: root::program_leaves(checked),
             tensors,
         }
     }
@@ -50,7 +51,7 @@ impl ModelTree {
     pub fn open(&self, c: &dyn Constants, item: Item) -> Option<ModelOpening> {
         let program = c.program().program();
         let (leaf, part) = match item {
-            Item::Numbers => (0, None),
+            Item::Facts => (0, None),
             Item::Op(op) => (1 + program.tensors.len() + usize::from(op), None),
             Item::Tensor(tensor) => (declared(program, tensor)?, None),
             Item::Weights { tensor, row, col_tile } => {
@@ -64,7 +65,7 @@ impl ModelTree {
             }
         };
         Some(ModelOpening {
-            statement: root::statements(program).nth(leaf)?,
+            statement: root::statements(c.program()).nth(leaf)?,
             statement_proof: keccak::prove(&self.program, leaf)?,
             program_proof: keccak::prove(&self.components, PROGRAM)?,
             part,

@@ -1,6 +1,8 @@
 //! The check of a foreign program: after it, no operation can meet a missing value, a wrong shape or an overflow.
 
-use super::{Head, LOGIT_FRAC, Op, Program, Reach, Shape, SoftCap, Tensor, TensorId, ValueId};
+use borsh::{BorshDeserialize, BorshSerialize};
+
+use super::{Declared, Head, LOGIT_FRAC, Op, Program, Reach, Shape, SoftCap, Tensor, TensorId, ValueId};
 
 /// Largest dimension of any value or matrix: keeps every accumulator within i32 (semantics 5.5).
 pub const DIMENSION_MAX: u32 = 131_072;
@@ -28,7 +30,7 @@ pub const HADAMARD_MAX: u32 = 4096;
 pub const WHOLE_CONTEXT_MAX: u32 = 4096;
 
 /// Type of a value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub enum ValueType {
     /// Integers with a constant scale of `2^-frac`.
     Fixed {
@@ -102,6 +104,13 @@ impl Checked {
     /// The program.
     pub fn program(&self) -> &Program {
         &self.program
+    }
+
+    /// An operation as a model root declares it.
+    pub fn declared(&self, op: ValueId) -> Option<Declared> {
+        let i = usize::from(op);
+        let attended = self.program.is_attended(op);
+        Some(Declared { op: *self.program.ops.get(i)?, made: *self.types.get(i)?, attended })
     }
 
     /// Type of a value.
