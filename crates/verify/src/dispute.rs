@@ -107,6 +107,7 @@ impl Party {
 
 /// What the defender says.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+#[expect(clippy::large_enum_variant, reason = "messages come one at a time")]
 pub enum Claim {
     /// Nodes over the carries of all blocks, and the facts of the model's program.
     Trace {
@@ -166,6 +167,7 @@ pub enum Pick {
 
 /// Either.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+#[expect(clippy::large_enum_variant, reason = "messages come one at a time")]
 pub enum Message {
     /// By the defender.
     Claim(Claim),

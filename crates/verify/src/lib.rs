@@ -7,5 +7,6 @@
 pub mod dispute;
 pub mod embedding;
 pub mod microstep;
+pub mod receipts;
 pub mod reexecution;
 pub mod trace;

@@ -17,7 +17,7 @@ use assay_engine::replay::Execution;
 use super::proof::{ANGLES_RUN, DigestProof, ENTRIES_RUN, IdsLeaf, Proof, SCALES_RUN, TraceLeaf, ids_leaf};
 use super::referee::FIRST_PART_BITS;
 use super::{Claim, Descent, Message, Outcome, Party, Pick, Referee, Stage, Statement};
-use crate::microstep::{Cell, Choice, Extent, Rule, Source, choose, evaluate, fold, map, partials, rule};
+use crate::microstep::{Cell, Choice, Extent, Rule, Source, choose, fold, map, partials, rule};
 use crate::trace::part::Part;
 use crate::trace::walk::{Block, Trace, Walked};
 use crate::trace::{block_of, block_range};
@@ -190,7 +190,7 @@ impl<'a> Defender<'a> {
     fn collect(&self, referee: &Referee, run: u32, read: &Read) -> Option<Proof> {
         let mut model = Vec::new();
         for item in &read.model {
-            model.push(self.open(item.clone())?);
+            model.push(self.open(*item)?);
         }
         let trace = &self.player.trace;
         let block = self.player.block.as_ref()?;
@@ -267,7 +267,7 @@ impl<'a> Challenger<'a> {
                     if let Some(block) = self.wrong_digest() {
                         return Some(Pick::Digest(block));
                     }
-                    self.target = Some(self.wrong_token(referee.statement())?);
+                    self.target = Some(self.wrong_token()?);
                 }
                 let wanted = if referee.in_blocks() {
                     u64::from(block_of(self.target?.position))
@@ -320,22 +320,9 @@ impl<'a> Challenger<'a> {
     }
 
     /// The first token of the answer that is not the one its own trace chooses.
-    fn wrong_token(&mut self, statement: &Statement) -> Option<Cell> {
-        let op = choose(self.player.trace.extent().ops);
-        let from = statement.prompt.saturating_sub(1);
-        for block in block_of(from)..self.player.trace.blocks() {
-            let walked = self.player.walked(block)?;
-            let part = u8::try_from(walked.block.parts(op)?.len().checked_sub(1)?).ok()?;
-            for position in block_range(statement.positions(), block).filter(|p| *p >= from) {
-                let cell = Cell { op, part, position, column: 0 };
-                let own = evaluate(&mut Walked { ..walked }, cell)?;
-                let given = self.record.transcript.output_ids.get((position - from) as usize)?;
-                if own != i64::from(*given) {
-                    return Some(cell);
-                }
-            }
-        }
-        None
+    fn wrong_token(&mut self) -> Option<Cell> {
+        let Player { trace, execution, .. } = &mut self.player;
+        wrong_token(trace, self.record, |b| Some(trace.block(execution.as_mut(), b)))
     }
 
     /// The first carried operation that the defender carries otherwise.
@@ -441,6 +428,34 @@ impl Source for Reading<'_, '_, '_, '_> {
         // The last token of an answer is not executed: it is only compared.
         self.walked.token(position)
     }
+}
+
+/// Whether a receipt stands before its own provider: an execution of what it says gives its digests and its tokens. A provider
+/// for whom it does not has made a mistake, gives the fee back, and need not lose a dispute over it.
+pub fn stands_by(own: &Trace<'_>, record: &AnswerRecord, execution: &mut dyn Execution) -> bool {
+    own.digests() == record.digests && wrong_token(own, record, |b| Some(own.block(execution, b))).is_none()
+}
+
+/// The first token of the answer that is not the one a trace chooses.
+fn wrong_token(
+    trace: &Trace<'_>,
+    record: &AnswerRecord,
+    mut walk: impl FnMut(u32) -> Option<Block>,
+) -> Option<Cell> {
+    let op = choose(trace.extent().ops);
+    let from = trace.extent().prompt.saturating_sub(1);
+    for index in block_of(from)..trace.blocks() {
+        let block = walk(index)?;
+        let part = u8::try_from(block.parts(op)?.len().checked_sub(1)?).ok()?;
+        for position in block.first(op)..block.positions.end {
+            let cell = Cell { op, part, position, column: 0 };
+            let given = record.transcript.output_ids.get(position.checked_sub(from)? as usize)?;
+            if block.get(cell)? != i64::from(*given) {
+                return Some(cell);
+            }
+        }
+    }
+    None
 }
 
 /// Plays a dispute to its end. Who has nothing to say when it is its turn runs out of time.

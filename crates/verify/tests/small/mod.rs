@@ -26,8 +26,8 @@ pub struct Small {
     pub tree: ModelTree,
 }
 
-/// The models of the vectors that make tokens.
-pub fn models() -> Vec<Small> {
+/// Hashes of a model without a tokenizer.
+pub fn tree(constants: &Arc<dyn Constants>) -> ModelTree {
     let text = TextModel {
         bos: None,
         add_bos: false,
@@ -35,14 +35,14 @@ pub fn models() -> Vec<Small> {
         chat_template: String::new(),
         has_chat_template: false,
     };
+    ModelTree::new(constants.as_ref(), &text, b"{}")
+}
+
+/// The models of the vectors that make tokens.
+pub fn models() -> Vec<Small> {
     let decoders =
         vectors::models().into_iter().filter(|m| matches!(m.program().program().head, Head::Tokens { .. }));
-    decoders
-        .map(|constants| {
-            let tree = ModelTree::new(constants.as_ref(), &text, b"{}");
-            Small { constants, tree }
-        })
-        .collect()
+    decoders.map(|constants| Small { tree: tree(&constants), constants }).collect()
 }
 
 pub fn ids(count: u32, vocabulary: u32, seed: u64) -> Vec<u32> {
