@@ -22,6 +22,7 @@ mod elementwise;
 mod matmul;
 mod watched;
 
+pub use matmul::products;
 pub use watched::{Companion, Values};
 
 /// Most rows that one batch may have.

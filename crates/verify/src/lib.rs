@@ -6,6 +6,8 @@
 
 pub mod dispute;
 pub mod embedding;
+pub mod freivalds;
+pub mod light;
 pub mod microstep;
 pub mod receipts;
 pub mod reexecution;

@@ -54,7 +54,7 @@ pub fn check_by_reexecution(
     report.bindings(record);
     report.model(record.receipt.receipt.model_root, subject);
     report.prompt(record, subject);
-    if report.runnable(record, subject) {
+    if report.runnable(record, subject.program) {
         report.execution(record, subject, execution);
     }
     report.text(record, subject);
@@ -66,6 +66,7 @@ pub fn check_by_reexecution(
 pub(crate) struct Report {
     checks: Vec<Check>,
     failures: Vec<Failure>,
+    unseen: Vec<String>,
 }
 
 impl Report {
@@ -83,7 +84,12 @@ impl Report {
         self.checks.push(Check { name: name.into(), outcome: Outcome::NotRun, detail: detail.into() });
     }
 
-    fn bindings(&mut self, record: &AnswerRecord) {
+    /// Says what this kind of check cannot see.
+    pub(crate) fn unseen(&mut self, what: impl Into<String>) {
+        self.unseen.push(what.into());
+    }
+
+    pub(crate) fn bindings(&mut self, record: &AnswerRecord) {
         self.whole(record.broken_bindings(), record.receipt.receipt.provider, record.request.check());
     }
 
@@ -131,7 +137,7 @@ impl Report {
         }
     }
 
-    fn prompt(&mut self, record: &AnswerRecord, subject: &Subject<'_>) {
+    pub(crate) fn prompt(&mut self, record: &AnswerRecord, subject: &Subject<'_>) {
         let got = &record.transcript.prompt_ids;
         match subject.tokenizer.encode_prompt(&record.request.prompt) {
             Err(e) => {
@@ -153,16 +159,15 @@ impl Report {
     }
 
     /// Whether the transcript can be executed at all; says why not.
-    fn runnable(&mut self, record: &AnswerRecord, subject: &Subject<'_>) -> bool {
+    pub(crate) fn runnable(&mut self, record: &AnswerRecord, program: &Program) -> bool {
         let t = &record.transcript;
         let (prompt, output) = (t.prompt_ids.len(), t.output_ids.len());
-        let context = subject.program.context as usize;
-        if !matches!(subject.program.head, Head::Tokens { .. }) {
+        let context = program.context as usize;
+        if !matches!(program.head, Head::Tokens { .. }) {
             self.fail("limits", FailureCode::Limits, None, "the model makes vectors, not answers".into());
             return false;
         }
-        let unknown =
-            t.prompt_ids.iter().chain(&t.output_ids).position(|id| *id >= subject.program.vocabulary);
+        let unknown = t.prompt_ids.iter().chain(&t.output_ids).position(|id| *id >= program.vocabulary);
         let reason = if prompt == 0 || output == 0 {
             "the transcript has no prompt or no answer".to_owned()
         } else if prompt.saturating_add(output) > context {
@@ -195,7 +200,7 @@ impl Report {
         let mut digests = DigestBuilder::new();
         let mut wrong: Option<(usize, u32, u32)> = None;
         let mut history = History::new(&t.prompt_ids);
-        let mut guide = match self.guide(record, subject) {
+        let mut guide = match guided(record, subject) {
             Ok(guide) => guide,
             Err(message) => {
                 self.fail("tokens", FailureCode::Limits, None, message);
@@ -248,18 +253,8 @@ impl Report {
         }
     }
 
-    /// The form that the request asks for; why it cannot be followed.
-    fn guide(&self, record: &AnswerRecord, subject: &Subject<'_>) -> Result<Option<Guided>, String> {
-        let Some(guide) = &record.request.guide else { return Ok(None) };
-        let tools: &[Tool] = match &record.request.prompt {
-            Prompt::Chat { tools, .. } => tools,
-            Prompt::Text(_) | Prompt::Tokens(_) => &[],
-        };
-        subject.tokenizer.guide(guide, tools).map(Some).map_err(|e| e.to_string())
-    }
-
     /// Replays text and end of the answer from its ids.
-    fn text(&mut self, record: &AnswerRecord, subject: &Subject<'_>) {
+    pub(crate) fn text(&mut self, record: &AnswerRecord, subject: &Subject<'_>) {
         let t = &record.transcript;
         let rules = StopRules {
             end_tokens: subject.text.end_tokens.clone(),
@@ -294,17 +289,18 @@ impl Report {
         }
     }
 
-    fn finish(self, record: &AnswerRecord) -> Verdict {
+    pub(crate) fn finish(self, record: &AnswerRecord) -> Verdict {
         self.verdict(record.transcript.nonce_source == NonceSource::Provider)
     }
 
     /// The verdict; `drawn` when the provider chose the nonce.
     pub(crate) fn verdict(self, drawn: bool) -> Verdict {
-        let mut unchecked = vec![
+        let mut unchecked = self.unseen;
+        unchecked.extend([
             "that the receipt stands in the epoch that the provider posted (there is no ledger yet)"
                 .to_owned(),
             "the price: fees are not part of this version".to_owned(),
-        ];
+        ]);
         if drawn {
             unchecked.push(
                 "that the provider did not try several nonces and keep the answer it liked: send a nonce or a seed".into(),
@@ -314,6 +310,16 @@ impl Report {
         let failure = first_with_position.or(self.failures.first()).cloned();
         Verdict { holds: self.failures.is_empty(), checks: self.checks, unchecked, failure }
     }
+}
+
+/// The form that the request asks for; why it cannot be followed.
+pub(crate) fn guided(record: &AnswerRecord, subject: &Subject<'_>) -> Result<Option<Guided>, String> {
+    let Some(guide) = &record.request.guide else { return Ok(None) };
+    let tools: &[Tool] = match &record.request.prompt {
+        Prompt::Chat { tools, .. } => tools,
+        Prompt::Text(_) | Prompt::Tokens(_) => &[],
+    };
+    subject.tokenizer.guide(guide, tools).map(Some).map_err(|e| e.to_string())
 }
 
 pub(crate) fn first_difference<T: PartialEq>(a: &[T], b: &[T]) -> Option<usize> {

@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used, unreachable_pub, dead_code)]
 
 mod honest;
-mod small;
+mod miniature;
 
 use std::sync::{Arc, LazyLock};
 
@@ -32,11 +32,11 @@ use assay_verify::receipts::{Conflict, Epoch, Standing, audit_digest, conflict};
 use assay_verify::trace::part::{Layout, Numbers, Part};
 use assay_verify::trace::walk::{Block, Trace};
 use honest::Node;
-use small::{Small, bind, sampling, statement, subject};
+use miniature::{Small, bind, sampling, statement, subject};
 
 static NODE: LazyLock<Node> = LazyLock::new(Node::new);
 static RECORD: LazyLock<AnswerRecord> = LazyLock::new(|| NODE.answer(NODE.request()));
-static MODELS: LazyLock<Vec<Small>> = LazyLock::new(small::models);
+static MODELS: LazyLock<Vec<Small>> = LazyLock::new(miniature::models);
 
 /// A model with the constants of another, but for some matrices or tables.
 struct Altered {
@@ -89,7 +89,7 @@ fn reweighted(model: &Small, change: impl Fn(TensorId, i8) -> i8) -> Altered {
 
 /// The answer that a provider gives with other constants and signs for the true model.
 fn answered_with(model: &Small, constants: Altered) -> AnswerRecord {
-    let cheap = Small { constants: Arc::new(constants), tree: small::tree(&model.constants) };
+    let cheap = Small { constants: Arc::new(constants), tree: miniature::tree(&model.constants) };
     cheap.answer(20, 40, sampling())
 }
 

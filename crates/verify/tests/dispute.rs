@@ -1,7 +1,7 @@
 //! Disputes: honest parties never lose, in either seat, against every way to cheat; and what the messages cost.
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
-mod small;
+mod miniature;
 
 use std::sync::LazyLock;
 
@@ -17,10 +17,10 @@ use assay_verify::dispute::{Claim, Descent, Message, Outcome, Party, Pick, Reaso
 use assay_verify::microstep::{Choice, choice_parts, choose, parts};
 use assay_verify::trace::part::{Numbers, Part};
 use assay_verify::trace::walk::{Block, Subject, Trace};
+use miniature::{Small, bind, sampling, statement, subject};
 use proptest::prelude::*;
-use small::{Small, bind, sampling, statement, subject};
 
-static MODELS: LazyLock<Vec<Small>> = LazyLock::new(small::models);
+static MODELS: LazyLock<Vec<Small>> = LazyLock::new(miniature::models);
 /// One of the models with every operation that decoders have, and an answer of three blocks.
 static RICH: LazyLock<(&Small, AnswerRecord)> = LazyLock::new(|| {
     let model = &MODELS[3];
