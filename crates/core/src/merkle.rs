@@ -10,18 +10,25 @@ use serde::{Deserialize, Serialize};
 use crate::id::Hash;
 use crate::keccak::keccak256;
 
+/// First byte of what is hashed for a leaf.
+pub const LEAF: u8 = 0;
+/// First byte of what is hashed for a node.
+pub const NODE: u8 = 1;
+/// First byte of what is hashed for a root.
+pub const ROOT: u8 = 2;
+
 /// Hash of a leaf.
 pub fn leaf(bytes: &[u8]) -> Hash {
-    keccak256(&[&[0], bytes])
+    keccak256(&[&[LEAF], bytes])
 }
 
 fn node(left: &Hash, right: &Hash) -> Hash {
-    keccak256(&[&[1], left.as_bytes(), right.as_bytes()])
+    keccak256(&[&[NODE], left.as_bytes(), right.as_bytes()])
 }
 
 /// The root of a tree of `count` leaves from its top node.
 pub fn seal(count: u64, top: &Hash) -> Hash {
-    keccak256(&[&[2], &count.to_be_bytes(), top.as_bytes()])
+    keccak256(&[&[ROOT], &count.to_be_bytes(), top.as_bytes()])
 }
 
 /// Height of a tree: how many times its leaves are paired until one node is left.
@@ -97,7 +104,7 @@ pub fn root(leaves: impl IntoIterator<Item = Hash>) -> Hash {
     b.root()
 }
 
-/// That one leaf stands under a root.
+/// That one leaf stands under a root. No root has leaves enough for a path longer than 64.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Proof {
@@ -125,22 +132,27 @@ pub fn prove(leaves: &[Hash], index: usize) -> Option<Proof> {
     Some(Proof { index: u64::try_from(index).ok()?, count: u64::try_from(leaves.len()).ok()?, path })
 }
 
-/// Whether `proof` shows that a leaf with `leaf` as its hash stands under `root`.
-pub fn verify(root: &Hash, leaf: Hash, proof: &Proof) -> bool {
+/// The root under which `proof` puts a leaf with `leaf` as its hash; `None` if the path does not fit index and count.
+pub fn root_from(leaf: Hash, proof: &Proof) -> Option<Hash> {
     if proof.index >= proof.count {
-        return false;
+        return None;
     }
     let (mut index, mut width, mut hash) = (proof.index, proof.count, leaf);
     let mut path = proof.path.iter();
     while width > 1 {
         if index ^ 1 < width {
-            let Some(sibling) = path.next() else { return false };
+            let sibling = path.next()?;
             hash = if index & 1 == 0 { node(&hash, sibling) } else { node(sibling, &hash) };
         }
         index >>= 1;
         width = width.div_ceil(2);
     }
-    path.next().is_none() && seal(proof.count, &hash) == *root
+    path.next().is_none().then(|| seal(proof.count, &hash))
+}
+
+/// Whether `proof` shows that a leaf with `leaf` as its hash stands under `root`.
+pub fn verify(root: &Hash, leaf: Hash, proof: &Proof) -> bool {
+    root_from(leaf, proof).as_ref() == Some(root)
 }
 
 #[cfg(test)]

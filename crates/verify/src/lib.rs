@@ -4,9 +4,11 @@
 //! and what was not. Foreign records never panic here.
 #![forbid(unsafe_code)]
 
+pub mod dispute;
 pub mod embedding;
 pub mod freivalds;
 pub mod light;
 pub mod microstep;
+pub mod receipts;
 pub mod reexecution;
 pub mod trace;

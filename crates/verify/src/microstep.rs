@@ -18,7 +18,7 @@
 use assay_core::request::Sampling;
 use assay_engine::program::{Op, Reach, Shape as TensorShape, TensorId, ValueId, ValueType};
 
-use crate::trace::part::{Layout, Width};
+use crate::trace::part::{Layout, Shape, Width};
 
 mod operations;
 mod sampling;
@@ -68,6 +68,13 @@ pub struct PartSpec {
     pub width: Width,
     /// How numbers become leaves.
     pub layout: Layout,
+}
+
+impl PartSpec {
+    /// The shape in a block that ends before position `end` and has so many rows for the step.
+    pub fn shape(&self, rows: usize, end: u32) -> Shape {
+        Shape { rows, columns: self.columns.count(end), width: self.width, layout: self.layout }
+    }
 }
 
 /// Numbers of a row of a part.

@@ -92,7 +92,7 @@ impl Case {
     fn commit_again(&mut self) {
         let program = NODE.artifact.program();
         let hidden = program.program().tokens().0;
-        let ops = trace::carried(program.program());
+        let ops = program.program().carried();
         let mut carries = Vec::new();
         for (b, block) in self.opening.blocks.iter().enumerate() {
             let mut all = Vec::new();
@@ -102,7 +102,7 @@ impl Case {
                     Kept::Whole { largest, scales, numbers } => {
                         let (len, groups) = program.int8_shape(*op);
                         let rows = scales.len() / groups as usize;
-                        let attended = trace::is_attended(program.program(), *op);
+                        let attended = program.program().is_attended(*op);
                         let layout = if attended { Layout::Columns } else { Layout::Rows };
                         let words = |s: &Scale| [i32::from(s.mantissa), i32::from(s.exponent)];
                         let scales = Numbers::Word(scales.iter().flat_map(words).collect());
@@ -349,7 +349,7 @@ fn what_is_committed_wrongly_is_found_where_it_is_opened() {
         for i in 0..=hidden {
             for scale in [false, true] {
                 let mut case = FULL.clone();
-                let (_, groups) = NODE.artifact.program().int8_shape(trace::carried(subject().program)[i]);
+                let (_, groups) = NODE.artifact.program().int8_shape(subject().program.carried()[i]);
                 let Kept::Whole { scales, numbers, .. } = &mut case.opening.blocks[b].kept[i] else {
                     panic!("every block is opened")
                 };

@@ -299,7 +299,7 @@ macro_rules! instantiate {
             body::$name($($arg),*)
         }
     };
-    ($(#[$feature:meta])* $dot:path) => {
+    ($(#[$feature:meta])* $dot:path, $keccak:path) => {
         use crate::kernel::body::{self, instantiate};
         use crate::kernel::{Functions, HeadScales, WeightSums};
         use crate::reference::Affine;
@@ -329,7 +329,7 @@ macro_rules! instantiate {
 
         pub(in crate::kernel) static FUNCTIONS: Functions = Functions {
             dot: $dot, max_abs, sum_squares, quantise, apply_row_scales, add_scaled, to_fixed, rotate, gate, sum, shift_by, affine,
-            activate, bend, hadamard, scores, weights, weigh, weigh_bytes, spread, fold_tile,
+            activate, bend, hadamard, scores, weights, keccak: $keccak, weigh, weigh_bytes, spread, fold_tile,
         };
     };
 }

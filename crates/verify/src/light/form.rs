@@ -134,11 +134,12 @@ impl Form {
                 _ => None,
             })
             .collect();
-        let carried: Vec<Carried> = trace::carried(program)
+        let carried: Vec<Carried> = program
+            .carried()
             .into_iter()
             .map(|op| {
                 let (len, groups) = checked.int8_shape(op);
-                let attended = trace::is_attended(program, op);
+                let attended = program.is_attended(op);
                 Carried {
                     op,
                     len: len as usize,

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use assay_core::digest::DIGEST_TOKENS;
+use assay_core::digest::{DIGEST_TOKENS, ExecutionDigests, block_digest};
 use assay_core::id::Hash;
 use assay_engine::constants::Constants;
 use assay_engine::program::{Head, Op, Program, Shape as TensorShape, SoftCap, TensorId, ValueId, ValueType};
@@ -19,7 +19,7 @@ use assay_engine::semantics::quantise::max_abs;
 use assay_engine::semantics::scale::Scale;
 
 use super::part::{Numbers, Part, Width};
-use super::{block_positions, blocks, carried, carry, is_attended, operation, root};
+use super::{block_positions, blocks, carry, operation, root};
 use crate::microstep::{
     Cell, Choice, Extent, PartSpec, Source, adjust, choice_parts, choose, evaluate, parts, seen,
 };
@@ -132,7 +132,7 @@ impl<'a> Trace<'a> {
             prompt: subject.prompt,
         };
         let mut trace = Trace { constants, subject, extent, carried: Vec::new() };
-        let wanted = carried(program);
+        let wanted = program.carried();
         let run = block_positions(program, positions, 0).len().max(1);
         // Logits are not carried: none are computed.
         let (tokens, none) = (trace.subject.tokens.clone(), positions as usize);
@@ -204,6 +204,19 @@ impl<'a> Trace<'a> {
         (0..self.blocks()).map(|b| carry(&self.carried_commitments(b))).collect()
     }
 
+    /// The execution digests (semantics 8.3) of an answer's trace.
+    pub fn digests(&self) -> ExecutionDigests {
+        let Head::Tokens { hidden, .. } = self.constants.program().program().head else {
+            return ExecutionDigests::default();
+        };
+        let digest = |b: u32| {
+            let parts = self.carried_parts(b, hidden)?;
+            let [_, scales, numbers] = parts else { return None };
+            Some(block_digest(u64::from(b), &scales.root(), &numbers.root()))
+        };
+        ExecutionDigests((0..self.blocks()).filter_map(digest).collect())
+    }
+
     /// The trace root.
     pub fn root(&self) -> Hash {
         root(&self.carries())
@@ -258,7 +271,7 @@ impl<'t, 'a> Walker<'t, 'a> {
         let checked = self.trace.constants.program();
         let program = checked.program();
         match program.ops.get(usize::from(op)) {
-            Some(o) => parts(o, checked.value_type(op), is_attended(program, op)),
+            Some(o) => parts(o, checked.value_type(op), program.is_attended(op)),
             None => {
                 let [adjusting, choosing] = choice_parts(&self.trace.subject.choice, program.vocabulary);
                 if op == adjust(program.ops.len()) { adjusting } else { choosing }
