@@ -16,7 +16,7 @@ use assay_core::answer::AnswerRecord;
 use assay_core::id::{Hash, NodeAddress, Nonce, SignatureBytes};
 use assay_core::merkle;
 use assay_core::receipt::SignedReceipt;
-use assay_core::request::{Message, Prompt, Role, Sampling};
+use assay_core::request::{Message, Prompt, Role, Sampling, sampler_seed};
 use assay_core::transcript::{NonceSource, StopReason};
 use assay_core::verdict::FailureCode;
 use assay_engine::constants::Constants;
@@ -28,9 +28,11 @@ use assay_engine::program::{Checked, Op, TensorId};
 use assay_engine::replay::ByReference;
 use assay_verify::dispute::parties::{Challenger, Defender, Player, play, stands_by};
 use assay_verify::dispute::{Outcome, Party, Reason, Referee};
+use assay_verify::light::{Challenge, Checker, Fed, Key, Known, Model, Prover, Secret, Seed};
+use assay_verify::microstep::{Choice, choose};
 use assay_verify::receipts::{Conflict, Epoch, Standing, audit_digest, conflict};
 use assay_verify::trace::part::{Layout, Numbers, Part};
-use assay_verify::trace::walk::{Block, Trace};
+use assay_verify::trace::walk::{Block, Subject, Trace};
 use honest::Node;
 use miniature::{Small, bind, sampling, statement, subject};
 
@@ -70,7 +72,10 @@ impl Constants for Altered {
 
 /// Every matrix of the program with `change` done to its weights.
 fn reweighted(model: &Small, change: impl Fn(TensorId, i8) -> i8) -> Altered {
-    let inner = Arc::clone(&model.constants);
+    reweigh(Arc::clone(&model.constants), change)
+}
+
+fn reweigh(inner: Arc<dyn Constants>, change: impl Fn(TensorId, i8) -> i8) -> Altered {
     let program = inner.program().program();
     let ids = program.ops.iter().filter_map(|op| match op {
         Op::MatMul { weights, .. } => Some(*weights),
@@ -103,7 +108,7 @@ fn reexecute(model: &Small, record: &AnswerRecord) -> (Option<usize>, Option<usi
 /// Index of the first token that the model would not choose.
 fn honest_ids(model: &Small, record: &AnswerRecord) -> Option<usize> {
     let trace = trace(model, record);
-    let op = assay_verify::microstep::choose(trace.extent().ops);
+    let op = choose(trace.extent().ops);
     let mut execution = ByReference(model.constants.as_ref());
     let prompt = record.transcript.prompt_ids.len() as u32;
     (0..trace.blocks()).find_map(|b| {
@@ -164,6 +169,89 @@ fn cheaper_model_with_the_true_model_prefilled_afterwards() {
     assert!(id.is_some(), "the tokens are not the true model's");
     let (outcome, _) = dispute(model, &record, player(model.constants.as_ref(), &record));
     assert_eq!(outcome, Outcome { winner: Party::Challenger, reason: Reason::StepFails });
+}
+
+/// How often light audits of `k` tokens find what re-execution always finds, over 60 beacons, and how often they should:
+/// one of the drawn positions chooses another token.
+fn light_rate(record: &AnswerRecord, wrong: &[u32], k: u32) -> (u32, f64) {
+    let mut executor = NODE.executor();
+    let mut prover = Prover::new(&mut executor).unwrap();
+    let fed = Fed::of(&record.transcript).unwrap();
+    let trace = prover.commit(&fed);
+    let model = Model {
+        constants: NODE.artifact.as_ref(),
+        root: NODE.artifact.root(),
+        kernel: Kernel::available()[0],
+        pool: &Pool::new(1),
+    };
+    let key = Key::make(&model, Secret { seed: Seed::from_bytes([5; 32]), epoch: 1 }, 256).unwrap();
+    let mut checker = Checker::new(&key, Kernel::available()[0], Arc::new(Pool::new(1))).unwrap();
+    let mut found = 0;
+    for beacon in 0..60u8 {
+        let challenge = Challenge { beacon: Hash::from_bytes([beacon; 32]), trace, tokens: k };
+        let drawn = challenge.draw(record.receipt.receipt.id(), &fed);
+        let opening = prover.open(&fed, &drawn);
+        let audit = checker.check(record, &challenge, opening, Known::default()).unwrap();
+        let lies = drawn.iter().any(|p| wrong.contains(p));
+        assert_eq!(audit.verdict.holds, !lies, "a wrong token is found exactly if it is drawn");
+        found += u32::from(lies);
+    }
+    // The first draw is among the positions that choose a token, the others among all.
+    let (all, choices) = (f64::from(fed.positions()), f64::from(fed.positions() - fed.choices_from()));
+    let wrong = wrong.len() as f64;
+    let missed =
+        (1..k).fold(1.0 - wrong / choices, |missed, i| missed * (1.0 - wrong / (all - f64::from(i))));
+    (found, 60.0 * (1.0 - missed))
+}
+
+#[test]
+fn light_audits_find_wrong_tokens_as_often_as_they_draw_them() {
+    // Weights of the last layers are coarser, and the true model reads the answer afterwards.
+    let coarse = |t: TensorId, w: i8| if t % 3 == 0 { w >> 2 << 2 } else { w };
+    let cheap: Arc<dyn Constants> = Arc::new(reweigh(NODE.artifact.shared(), coarse));
+    let kernel = Kernel::available()[0];
+    let mut record = NODE.answer_by(Executor::new(cheap, kernel, Arc::new(Pool::new(1))), NODE.request());
+    let fed = Fed::of(&record.transcript).unwrap();
+    let honest = Subject {
+        tokens: fed.tokens().to_vec(),
+        prompt: record.transcript.prompt_ids.len() as u32,
+        choice: Choice {
+            sampling: record.request.sampling.clone(),
+            guided: false,
+            seed: sampler_seed(Nonce::ZERO, record.request.hash(), record.request.model),
+        },
+        masks: vec![],
+    };
+    let constants = NODE.artifact.as_ref();
+    let mut executor = NODE.executor();
+    let trace = Trace::new(constants, honest, &mut executor);
+    record.digests = trace.digests();
+    NODE.sign(&mut record);
+    let op = choose(trace.extent().ops);
+    let mut wrong = Vec::new();
+    for b in 0..trace.blocks() {
+        let block = trace.block(&mut executor, b);
+        let chosen = block.parts(op).unwrap().last().unwrap();
+        for row in 0..chosen.shape().rows {
+            let position = block.first(op) + row as u32;
+            let given = record.transcript.output_ids[(position - fed.choices_from()) as usize];
+            if chosen.get(row, 0) != i64::from(given) {
+                wrong.push(position);
+            }
+        }
+    }
+    let answered = record.transcript.output_ids.len();
+    assert!(!wrong.is_empty() && wrong.len() < answered, "{} of {answered}", wrong.len());
+    for k in [1, 2, 4, 8, 16] {
+        let (found, expected) = light_rate(&record, &wrong, k);
+        println!(
+            "{} of {answered} tokens wrong, {k} opened: {found} of 60 found, {expected:.1} expected",
+            wrong.len()
+        );
+        // Four standard deviations of 60 draws.
+        let spread = 4.0 * (expected * (1.0 - expected / 60.0)).sqrt() + 1.0;
+        assert!((f64::from(found) - expected).abs() <= spread, "{k}: {found} for {expected}");
+    }
 }
 
 #[test]

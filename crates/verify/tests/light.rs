@@ -115,7 +115,7 @@ impl Case {
                     }
                 };
                 if *op == hidden {
-                    let digest = assay_verify::light::digest_of(b as u32, &roots.scales, &roots.numbers);
+                    let digest = assay_core::digest::block_digest(b as u64, &roots.scales, &roots.numbers);
                     self.record.digests.0[b] = digest;
                 }
                 all.push(roots.commitment());

@@ -1,7 +1,6 @@
 //! What a program asks of an opening: which values blocks are committed by, which products and embedded rows a token has.
 
 use assay_core::id::Hash;
-use assay_core::keccak::keccak256;
 use assay_engine::program::{Checked, Head, Op, TensorId, ValueId};
 use assay_engine::semantics::scale::Scale;
 use borsh::{BorshDeserialize, BorshSerialize};
@@ -25,11 +24,6 @@ impl Roots {
     pub fn commitment(&self) -> Hash {
         trace::operation(&[self.largest, self.scales, self.numbers])
     }
-}
-
-/// The execution digest of a block, from the roots of its hidden vectors' scales and numbers (semantics 8.3).
-pub fn digest_of(block: u32, scales: &Hash, numbers: &Hash) -> Hash {
-    keccak256(&[b"assay/digest/1", &u64::from(block).to_be_bytes(), scales.as_bytes(), numbers.as_bytes()])
 }
 
 /// A value that blocks are committed by.

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use assay_core::answer::AnswerRecord;
-use assay_core::digest::ExecutionDigests;
+use assay_core::digest::{ExecutionDigests, block_digest};
 use assay_core::id::{ModelRoot, Nonce};
 use assay_core::request::{Prompt, Request, Sampling, sampler_seed};
 use assay_core::transcript::{NonceSource, StopReason, Transcript};
@@ -19,7 +19,6 @@ use assay_engine::semantics::adjust::History;
 use assay_engine::semantics::logprobs::logprobs;
 use assay_engine::semantics::sample::choose;
 use assay_engine::semantics::scale::Scale;
-use assay_verify::light::digest_of;
 use assay_verify::trace::part::{Layout, Numbers, Part};
 use proptest::prelude::*;
 
@@ -274,5 +273,5 @@ fn block_digest(block: u32, rows: &[(Vec<i8>, Scale)]) -> assay_core::id::Hash {
     let len = rows[0].0.len();
     let scales = Part::new(rows.len(), 2, Layout::Columns, Numbers::Word(scales)).root();
     let numbers = Part::new(rows.len(), len, Layout::Rows, Numbers::Byte(numbers)).root();
-    digest_of(block, &scales, &numbers)
+    block_digest(u64::from(block), &scales, &numbers)
 }
