@@ -34,6 +34,7 @@ mod form;
 mod key;
 mod open;
 mod opening;
+mod watch;
 
 pub use check::{Audit, Checker, Cost, Known, Refusal};
 pub use draw::Challenge;
@@ -41,3 +42,4 @@ pub use form::Roots;
 pub use key::{Key, KeyError, Model, Secret, Seed};
 pub use open::{Fed, Prover};
 pub use opening::{Block, Int8s, Kept, Opening, Packed, Row, Token};
+pub use watch::Stage;

@@ -18,6 +18,7 @@ use assay_engine::constants::Constants;
 use assay_engine::forward::{Companion, Executor, Segment, Values};
 use assay_engine::kernel::Kernel;
 use assay_engine::pool::Pool;
+use assay_engine::program::Op;
 use assay_engine::semantics::adjust::{History, Mask};
 use assay_engine::semantics::fixed::shift_sat;
 use assay_engine::semantics::logprobs::logprobs;
@@ -30,6 +31,7 @@ use super::form::{Form, Role, Roots};
 use super::key::{Expanded, Key, KeyError, row_leaf};
 use super::open::Fed;
 use super::opening::{Block, Kept, Opening, Packed, Row, Token};
+use super::watch::{Stage, Watch};
 use crate::freivalds::{SOUNDNESS_BITS, soundness_of};
 use crate::reexecution::{Report, Subject, guided};
 use crate::trace;
@@ -125,6 +127,7 @@ pub struct Checker {
     executor: Executor,
     /// Accumulators of one product.
     sums: Vec<i32>,
+    watch: Watch,
 }
 
 impl Checker {
@@ -132,7 +135,18 @@ impl Checker {
     pub fn new(key: &Key, kernel: Kernel, pool: Arc<Pool>) -> Result<Checker, KeyError> {
         let held = Arc::new(Expanded::new(key)?);
         let constants: Arc<dyn Constants> = held.clone();
-        Ok(Checker { held, executor: Executor::new(constants, kernel, pool), sums: Vec::new() })
+        Ok(Checker {
+            held,
+            executor: Executor::new(constants, kernel, pool),
+            sums: Vec::new(),
+            watch: Watch::default(),
+        })
+    }
+
+    /// The same checker, with someone beside it who is told of every stage as it ends.
+    #[must_use]
+    pub fn watched(self, tell: impl Fn(Stage) + Send + Sync + 'static) -> Checker {
+        Checker { watch: Watch::new(tell), ..self }
     }
 
     /// Checks a record by what its provider opened for a challenge.
@@ -193,9 +207,11 @@ impl Checker {
         let mut done = 0;
         let steps = || -> Result<Tokens, Mistake> {
             shapes(&held, audited, &drawn, &opening)?;
+            self.watch.done(Stage::Record);
             done = 1;
             let Opening { blocks, rest, tokens } = opening;
             let blocks = commitments(&held.form, audited, blocks, rest, cost)?;
+            self.watch.done(Stage::Commitments);
             done = 2;
             self.tokens(&held, audited, &blocks, &tokens, cost)
         };
@@ -259,6 +275,7 @@ impl Checker {
             let position = token.position as usize;
             cost.restored += (position - sequence.position()) as u64;
             restore(&held.form, blocks, &mut sequence, position);
+            self.watch.done(Stage::Caches);
             let Some(id) = audited.fed.tokens().get(position) else { continue };
             let chooses = token.position >= audited.fed.choices_from();
             let mut given = Given {
@@ -268,6 +285,7 @@ impl Checker {
                 id: *id,
                 block: blocks.get(position / BLOCK).map_or(&[][..], Vec::as_slice),
                 sums: &mut self.sums,
+                watch: &self.watch,
                 cost,
                 mistake: None,
             };
@@ -282,6 +300,7 @@ impl Checker {
             if chooses {
                 let index = (token.position - audited.fed.choices_from()) as usize;
                 choices.check(index, output.logits(0), cost)?;
+                self.watch.done(Stage::Choices);
             }
         }
         Ok(choices.done())
@@ -447,6 +466,7 @@ struct Given<'a> {
     id: u32,
     block: &'a [Option<Rows>],
     sums: &'a mut Vec<i32>,
+    watch: &'a Watch,
     cost: &'a mut Cost,
     mistake: Option<Mistake>,
 }
@@ -465,15 +485,29 @@ impl Companion for Given<'_> {
     }
 
     fn made(&mut self, op: usize, values: &Values<'_>) {
-        if let Role::Carried(i) = self.held.form.role(op)
+        let role = self.held.form.role(op);
+        self.watch.done(self.stage(op, role));
+        if let Role::Carried(i) = role
             && self.mistake.is_none()
         {
             self.mistake = self.carried(i, values).err();
+            self.watch.done(Stage::States);
         }
     }
 }
 
 impl Given<'_> {
+    fn stage(&self, op: usize, role: Role) -> Stage {
+        match role {
+            Role::Embedded(_) => Stage::Rows,
+            Role::Product(_) => Stage::Products,
+            Role::Plain | Role::Carried(_) => match self.held.program().program().ops.get(op) {
+                Some(Op::Attend { .. }) => Stage::Attention,
+                _ => Stage::Elementwise,
+            },
+        }
+    }
+
     /// Makes the value whatever was opened: after a mistake of zeros, which nobody reads.
     fn embedded(&self, i: usize, values: &mut Values<'_>) -> Result<(), Mistake> {
         let position = self.token.position;

@@ -104,7 +104,8 @@ impl Verification {
 fn measure(d: u32, setup: &Setup, print: &mut dyn FnMut(Value)) -> Result<Vec<Row>> {
     let size = of_width(d)?;
     let longest = setup.positions.iter().max().copied().unwrap_or(T_MIN);
-    let model = Model::new(size, longest);
+    // The last token of an answer has no position, but needs room in the window.
+    let model = Model::new(size, longest + 1);
     let mut bench = Bench::new(&model, setup.kernel);
     // The first pass of an executor makes its buffers.
     bench.measure(T_MIN as usize, 1);
@@ -145,7 +146,7 @@ impl tiers::Measured {
             parts: self.parts.into_iter().map(|(name, ms)| (name.to_owned(), rounded(ms))).collect(),
             shape: model.size.name.into(),
             layers: model.size.layers,
-            layers_measured: model.made.layers(),
+            layers_measured: self.layers.unwrap_or(model.made.layers()),
             from_one_layer: self.from_one_layer.map(rounded),
             generation_core_ms_per_token: rounded(base.generation),
             generation_16_core_ms_per_token: rounded(base.generation_16),

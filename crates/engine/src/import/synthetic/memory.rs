@@ -1,7 +1,7 @@
 //! Random models that are never written: constants in memory, of as many layers as are wanted.
 //!
-//! A layer of a large model is as expensive as any other, so a few layers and the head measure all of it. Programs of fewer
-//! layers share their weights with the one they were taken from.
+//! A layer of a large model is as expensive as any other, so a few layers and the head measure all of it. Programs of fewer or
+//! more layers share their weights with the one they were made from.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -73,17 +73,23 @@ impl InMemory {
         })
     }
 
-    /// The same model with only its first `layers` layers, in the same memory.
+    /// A model of `layers` layers with these weights, in the same memory: its first layers, and beyond them the same again in turn.
     ///
     /// # Panics
-    /// When it has fewer.
+    /// When it has no layers to repeat.
     #[must_use]
-    pub fn first(&self, layers: u32) -> InMemory {
-        assert!(layers <= self.layers, "a model of {} layers has no first {layers}", self.layers);
+    pub fn with_layers(&self, layers: u32) -> InMemory {
         let program = self.program.program();
         let names = program.tensors.iter().map(|t| t.name.as_str());
         let stored: BTreeMap<&str, &Arc<Stored>> = names.zip(&self.tensors).collect();
-        InMemory::from_stored(&self.size, layers, program.context, &mut |name, _, _| Arc::clone(stored[name]))
+        InMemory::from_stored(&self.size, layers, program.context, &mut |name, _, _| {
+            let repeated = name.strip_prefix("layers.").and_then(|rest| rest.split_once('.'));
+            let name = match repeated.map(|(layer, part)| (layer.parse::<u32>(), part)) {
+                Some((Ok(layer), part)) => format!("layers.{}.{part}", layer % self.layers.max(1)),
+                _ => name.to_owned(),
+            };
+            Arc::clone(stored.get(name.as_str()).expect("there are layers to repeat"))
+        })
     }
 
     fn from_stored(
@@ -162,7 +168,7 @@ mod tests {
         let model = InMemory::new(&SMALL, 2, 32, 1);
         let mut seen = vec![];
         for layers in 0..=2 {
-            let part = Arc::new(model.first(layers));
+            let part = Arc::new(model.with_layers(layers));
             assert_eq!(part.program().caches().len(), layers as usize);
             let want = logits(&mut ByReference(part.as_ref()));
             let pool = Arc::new(Pool::new(1));
@@ -172,6 +178,11 @@ mod tests {
             seen.push(want);
         }
         assert_eq!(logits(&mut ByReference(&model)), seen[2]);
+        // The third layer of this is the first of the model.
+        let longer = model.with_layers(3);
+        assert_eq!(longer.program().caches().len(), 3);
+        assert_eq!(longer.matrix(9).scales(), model.matrix(1).scales());
+        assert_eq!(logits(&mut ByReference(&longer.with_layers(1))), seen[1]);
     }
 
     #[test]

@@ -59,8 +59,8 @@ impl Model {
     /// With `context` positions.
     pub fn new(size: &'static Size, context: u32) -> Model {
         let made = InMemory::new(size, layers_made(size), context, u64::from(size.dim));
-        let one = (made.layers() > 1).then(|| Arc::new(made.first(1)));
-        Model { size, none: Arc::new(made.first(0)), one, made: Arc::new(made) }
+        let one = (made.layers() > 1).then(|| Arc::new(made.with_layers(1)));
+        Model { size, none: Arc::new(made.with_layers(0)), one, made: Arc::new(made) }
     }
 
     /// Whether no layer is left out.

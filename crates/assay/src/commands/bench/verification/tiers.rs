@@ -9,6 +9,8 @@ use super::execution::Base;
 use super::row::Tier;
 use super::shapes::Model;
 
+mod light;
+
 /// Bytes of a receipt, its signature and what else an answer's record holds once.
 const RECORD_BYTES: f64 = 400.0;
 
@@ -18,6 +20,8 @@ pub struct Measured {
     pub core_ms_per_token: f64,
     pub parts: Vec<(&'static str, f64)>,
     pub from_one_layer: Option<f64>,
+    /// Layers that were executed, if other than for generation.
+    pub layers: Option<u32>,
     pub prover_core_ms_per_token: f64,
     pub bytes_per_token: f64,
     pub key_bytes: u64,
@@ -30,8 +34,8 @@ pub struct Measured {
 pub const HASH_BITS: u32 = 128;
 
 /// All tiers of a model and length.
-pub fn measure(model: &Model, t: u32, _setup: &Setup, base: &Base) -> Result<Vec<Measured>> {
-    Ok(vec![reexecution(model, t, base)])
+pub fn measure(model: &Model, t: u32, setup: &Setup, base: &Base) -> Result<Vec<Measured>> {
+    Ok(vec![reexecution(model, t, base), light::measure(model, t, setup, base)?])
 }
 
 /// Bytes of a transcript for a position: an id, and its share of a digest and of the record.
@@ -59,6 +63,7 @@ fn reexecution(model: &Model, t: u32, base: &Base) -> Measured {
             ("digests", base.digests),
         ],
         from_one_layer: base.from_one.filter(|_| model.is_whole()).map(|b| b.1),
+        layers: None,
         prover_core_ms_per_token: 0.0,
         bytes_per_token: transcript_bytes(t),
         key_bytes: weights,
