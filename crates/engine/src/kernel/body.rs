@@ -101,12 +101,13 @@ pub(super) fn rotate(v: &[i32], angles: &[i16], out: &mut [i32]) {
 
 #[inline(always)]
 pub(super) fn gate(g: &[i32], u: &[i32], scale: Scale, table: &[i32], shift: u32, out: &mut [i32]) {
-    let n = out.len();
-    let u = &u[..n];
+    // Two passes: what a loop calls is compiled for its instruction set only where it is inlined, and a body of this length,
+    // called from both loops of `fixed_loop`, is not.
+    to_fixed(g, scale, GATE_FRAC, out);
     let table = &table[..crate::program::TABLE_LEN];
-    fixed_loop(&g[..n], scale, GATE_FRAC, |i, g| {
-        out[i] = gate_product(activation(g, table), u[i], shift);
-    });
+    for (o, u) in out.iter_mut().zip(u) {
+        *o = gate_product(activation(*o, table), *u, shift);
+    }
 }
 
 #[inline(always)]
