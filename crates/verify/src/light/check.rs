@@ -23,7 +23,6 @@ use assay_engine::semantics::fixed::shift_sat;
 use assay_engine::semantics::logprobs::logprobs;
 use assay_engine::semantics::sample::choose;
 use assay_engine::semantics::scale::Scale;
-use assay_engine::text::guide::Guided;
 
 use super::draw::Challenge;
 use super::form::{Form, Role, Roots};
@@ -31,7 +30,8 @@ use super::key::{Expanded, Key, KeyError, row_leaf};
 use super::open::Fed;
 use super::opening::{Block, Kept, Opening, Packed, Row, Token};
 use crate::freivalds::{SOUNDNESS_BITS, soundness_of};
-use crate::reexecution::{Report, Subject, guided};
+use crate::report::Report;
+use crate::subject::{Guided, Subject, guided};
 use crate::trace;
 
 /// Why a record is not checked at all: nothing that its provider did.
@@ -170,7 +170,7 @@ impl Checker {
 
     fn refuse(&self, record: &AnswerRecord, challenge: &Challenge, known: Known<'_>) -> Result<(), Refusal> {
         let receipt = record.receipt.receipt.model_root;
-        for held in std::iter::once(self.held.model).chain(known.subject.map(|s| s.root)) {
+        for held in std::iter::once(self.held.model).chain(known.subject.map(|s| s.root())) {
             if held != receipt {
                 return Err(Refusal::Model { receipt, held });
             }
