@@ -4,6 +4,7 @@
 //! and what was not. Foreign records never panic here.
 #![forbid(unsafe_code)]
 
+pub mod batch;
 pub mod embedding;
 pub mod freivalds;
 pub mod light;
