@@ -23,6 +23,7 @@ mod matmul;
 mod watched;
 
 pub use matmul::products;
+pub(crate) use watched::Alone;
 pub use watched::{Companion, Values};
 
 /// Most rows that one batch may have.

@@ -7,7 +7,7 @@ use assay_core::answer::AnswerRecord;
 use assay_core::digest::DigestBuilder;
 use assay_core::request::sampler_seed;
 use assay_core::verdict::{FailureCode, Verdict};
-use assay_engine::replay::Execution;
+use assay_engine::replay::{Execution, Row};
 use assay_engine::semantics::adjust::History;
 use assay_engine::semantics::logprobs::logprobs;
 use assay_engine::semantics::sample::choose;
@@ -40,14 +40,17 @@ pub fn check_by_reexecution(
     report.model(record.receipt.receipt.model_root, subject);
     report.prompt(record, subject);
     if report.runnable(record, subject.program) {
-        report.execution(record, subject, execution);
+        report.execution(record, subject, &mut |tokens, from, visit| execution.replay(tokens, from, visit));
     }
     report.text(record, subject);
     report.finish(record)
 }
 
+/// A way to execute tokens from position 0, with logits from a position on: see [`Execution::replay`].
+pub(crate) type Replay<'a> = &'a mut dyn FnMut(&[u32], usize, &mut dyn FnMut(Row<'_>));
+
 impl Report {
-    fn execution(&mut self, record: &AnswerRecord, subject: &Subject<'_>, execution: &mut dyn Execution) {
+    pub(crate) fn execution(&mut self, record: &AnswerRecord, subject: &Subject<'_>, replay: Replay<'_>) {
         let t = &record.transcript;
         let seed = sampler_seed(t.nonce, record.request.hash(), subject.root);
         let fed = t.output_ids.len().saturating_sub(1);
@@ -64,7 +67,7 @@ impl Report {
             }
         };
         let mut likely = Vec::new();
-        execution.replay(&tokens, first, &mut |row| {
+        replay(&tokens, first, &mut |row| {
             let (numbers, scale) = row.hidden;
             let position = u32::try_from(row.position).unwrap_or(u32::MAX);
             digests.push(position, numbers, scale.mantissa, scale.exponent);
