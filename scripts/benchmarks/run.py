@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Measures the engine beside llama.cpp and writes docs/benchmarks/*.json. Needs python3 with venv, a C++ compiler and cmake.
+"""Measures the engine beside llama.cpp and writes engine, receipts and verification.json in docs/benchmarks. Needs python3
+with venv, a C++ compiler and cmake.
 
     scripts/benchmarks/run.py                  everything, about an hour with the first build of the peer
     scripts/benchmarks/run.py --shapes 135M    one shape

@@ -1,8 +1,8 @@
-//! `/v1/embeddings`: vectors of texts. A vector is integers with 24 fraction bits, each of which a 32-bit float holds exactly.
+//! `/v1/embeddings`: vectors of texts. A vector is integers over a power of two, each of which a 32-bit float holds exactly.
 
 use std::sync::Arc;
 
-use assay_core::embedding::{EmbeddingInput, EmbeddingRequest};
+use assay_core::embedding::{EMBEDDING_FRAC, EmbeddingInput, EmbeddingRequest};
 use assay_core::id::{ModelRoot, ReceiptId};
 use assay_core::limits;
 use assay_core::transcript::Usage;
@@ -19,9 +19,6 @@ use crate::parameters::prompts::ids;
 use crate::parameters::{Object, body_object, model, out_of_range, over_limit, unsupported, wrong_type};
 use crate::server::{Shared, encoder, receive, with_receipts};
 use crate::{EmbeddingOrder, Inference, Refusal};
-
-/// One in the vectors' fixed point.
-const ONE: f64 = 16_777_216.0;
 
 /// How vectors are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,7 +134,8 @@ pub(crate) async fn route<I: Inference>(
 }
 
 fn vector(v: &[i32], encoding: Encoding) -> Value {
-    let exact = v.iter().map(|n| f64::from(*n) / ONE);
+    let one = f64::from(1u32 << EMBEDDING_FRAC);
+    let exact = v.iter().map(|n| f64::from(*n) / one);
     match encoding {
         Encoding::Float => exact.collect(),
         Encoding::Base64 => {

@@ -166,11 +166,10 @@ fn routes<I: Inference>(server: Shared<I>, desk: MaybeDesk) -> Router {
         .route("/health", get(health::<I>))
         .route("/metrics", get(metrics::<I>))
         .route("/", get(hint::<I>))
-        // Other surfaces, each in its own file.
+        // Anthropic's, Ollama's, and OpenAI's files and batches.
         .merge(messages::routes())
         .merge(ollama::routes())
         .merge(files::routes(desk))
-        // End of the other surfaces.
         .fallback(async |uri: Uri| Refusal::UnknownRoute { path: uri.path().to_owned() })
         .method_not_allowed_fallback(async |method: Method| Refusal::Method { method: method.to_string() })
         .layer(from_fn_with_state(Arc::clone(&server), around::<I>))
@@ -459,7 +458,10 @@ async fn hint<I: Inference>(State(s): State<Shared<I>>, headers: HeaderMap) -> S
          curl -i http://{host}/v1/chat/completions -H 'content-type: application/json' \\\n  \
          -d '{{\"model\":\"{model}\",\"messages\":[{{\"role\":\"user\",\"content\":\"Once upon a time\"}}]}}'\n\n\
          Then check the answer with the receipt id from its x-assay-receipt header:  assay verify 0x…\n\n\
-         Routes: POST /v1/chat/completions, POST /v1/responses, POST /v1/completions, POST /v1/embeddings,\n\
-         GET /v1/models, GET /v1/receipts/ID, GET /health, GET /metrics\n"
+         OpenAI's routes: POST /v1/chat/completions, POST /v1/responses, POST /v1/completions, POST /v1/embeddings,\n  \
+         POST /v1/files, POST /v1/batches, GET /v1/models\n\
+         Anthropic's: POST /v1/messages, POST /v1/messages/count_tokens\n\
+         Ollama's: POST /api/chat, POST /api/generate, POST /api/embed, GET /api/tags, GET /api/version\n\
+         Its own: GET /v1/receipts/ID, GET /health, GET /metrics\n"
     )
 }

@@ -342,7 +342,30 @@ async fn health_and_metrics() {
     ] {
         assert!(text.contains(line), "{line}\n{text}");
     }
-    assert!(s.get("/").await.text().await.unwrap().contains("assay verify"));
+}
+
+#[tokio::test]
+async fn the_hint_names_routes_of_every_surface_that_are_there() {
+    let s = served().await;
+    let hint = s.get("/").await.text().await.unwrap();
+    assert!(hint.contains("assay verify"), "{hint}");
+    let words: Vec<&str> = hint.split([' ', ',', '\n']).filter(|w| !w.is_empty()).collect();
+    let mut named = Vec::new();
+    for pair in words.windows(2) {
+        let (method, path) = (pair[0], pair[1]);
+        let response = match method {
+            "GET" => s.get(path).await,
+            "POST" => s.post(path, json!({})).await,
+            _ => continue,
+        };
+        let status = response.status().as_u16();
+        let missing = [404, 405].contains(&status) && !path.ends_with("/ID");
+        assert!(!missing, "{method} {path}: {status}");
+        named.push(path);
+    }
+    for path in [CHAT, "/v1/responses", "/v1/messages", "/api/chat", "/v1/files", "/v1/batches"] {
+        assert!(named.contains(&path), "{path} is not in the hint:\n{hint}");
+    }
 }
 
 #[tokio::test]

@@ -1,17 +1,20 @@
 //! Execution digests: hashes of the final hidden vectors, one for every [`DIGEST_TOKENS`] tokens (semantics 8.3).
 //!
 //! They cost a hash of a few hundred bytes per token, catch a provider that guessed the tokens without running the model,
-//! and say where two executions part.
+//! and say where two executions part. Each is over two Merkle roots, so that a contract opens up to [`DIGEST_NUMBERS`]
+//! numbers of one token, or the scales of a block, and never reads the rest.
 
-use alloy_primitives::Keccak256;
 use borsh::{BorshDeserialize, BorshSerialize};
 use serde::{Deserialize, Serialize};
 
 use crate::id::{DigestRoot, Hash};
+use crate::keccak::keccak256;
 use crate::merkle;
 
 /// Tokens that one digest covers.
 pub const DIGEST_TOKENS: u32 = 32;
+/// Most numbers of a hidden vector in one leaf.
+pub const DIGEST_NUMBERS: usize = 256;
 
 /// The digests of one execution, in order of positions.
 #[derive(Clone, Debug, Default, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
@@ -31,24 +34,26 @@ impl ExecutionDigests {
     }
 }
 
-/// Makes digests while an execution goes on.
-#[derive(Clone)]
-pub struct DigestBuilder {
-    done: Vec<Hash>,
-    open: Keccak256,
-    position: u32,
+/// The digest of one block of tokens, from the roots over its scales and its numbers (semantics 8.3).
+pub fn block_digest(block: u64, scales: &Hash, numbers: &Hash) -> Hash {
+    keccak256(&[b"assay/digest/1", &block.to_be_bytes(), scales.as_bytes(), numbers.as_bytes()])
 }
 
-impl Default for DigestBuilder {
-    fn default() -> Self {
-        Self::new()
-    }
+/// Makes digests while an execution goes on, in memory of one block's scales.
+#[derive(Clone, Debug, Default)]
+pub struct DigestBuilder {
+    done: Vec<Hash>,
+    position: u32,
+    /// Of the open block: the tree over its numbers, and the bytes of the two leaves of its scales.
+    numbers: merkle::Builder,
+    mantissas: Vec<u8>,
+    exponents: Vec<u8>,
 }
 
 impl DigestBuilder {
     /// Nothing executed yet.
     pub fn new() -> Self {
-        DigestBuilder { done: Vec::new(), open: Keccak256::new(), position: 0 }
+        Self::default()
     }
 
     /// Takes the final hidden vector at `position`: its int8 numbers and their scale.
@@ -59,28 +64,30 @@ impl DigestBuilder {
         assert_eq!(position, self.position, "hidden vectors come in order of positions");
         if position.checked_rem(DIGEST_TOKENS) == Some(0) {
             self.close();
-            let block = u64::from(position).checked_div(u64::from(DIGEST_TOKENS)).unwrap_or(0);
-            self.open.update(b"assay/digest/1");
-            self.open.update(block.to_be_bytes());
         }
-        self.open.update(mantissa.to_be_bytes());
-        self.open.update(exponent.to_be_bytes());
+        self.mantissas.extend_from_slice(&u32::from(mantissa).to_be_bytes());
+        self.exponents.extend_from_slice(&i32::from(exponent).to_be_bytes());
         // Through a buffer, since int8 numbers are no bytes to the hash and this crate has no unsafe code.
-        let mut buffer = [0u8; 512];
-        for run in numbers.chunks(buffer.len()) {
+        let mut buffer = [0u8; DIGEST_NUMBERS];
+        for run in numbers.chunks(DIGEST_NUMBERS) {
             for (b, n) in buffer.iter_mut().zip(run) {
                 *b = n.cast_unsigned();
             }
-            self.open.update(buffer.get(..run.len()).unwrap_or_default());
+            self.numbers.push(merkle::leaf(buffer.get(..run.len()).unwrap_or_default()));
         }
         self.position = self.position.saturating_add(1);
     }
 
     fn close(&mut self) {
-        if self.position > 0 {
-            let closed = std::mem::take(&mut self.open);
-            self.done.push(Hash::from_bytes(closed.finalize().0));
+        if self.mantissas.is_empty() {
+            return;
         }
+        let block = u64::try_from(self.done.len()).unwrap_or(u64::MAX);
+        let scales = merkle::root([merkle::leaf(&self.mantissas), merkle::leaf(&self.exponents)]);
+        let numbers = std::mem::take(&mut self.numbers).root();
+        self.done.push(block_digest(block, &scales, &numbers));
+        self.mantissas.clear();
+        self.exponents.clear();
     }
 
     /// The digests, the last of which may cover fewer tokens.
@@ -93,7 +100,6 @@ impl DigestBuilder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keccak::keccak256;
 
     fn digests(tokens: u32) -> ExecutionDigests {
         let mut b = DigestBuilder::new();
@@ -108,10 +114,36 @@ mod tests {
         for (tokens, blocks) in [(0, 0), (1, 1), (31, 1), (32, 1), (33, 2), (64, 2), (65, 3)] {
             assert_eq!(digests(tokens).0.len(), blocks, "{tokens}");
         }
+        let scales = merkle::root([merkle::leaf(&[0, 0, 0x80, 0]), merkle::leaf(&[0xff, 0xff, 0xff, 0xfd])]);
+        let numbers = merkle::root([merkle::leaf(&[32, 0xff])]);
+        assert_eq!(digests(33).0[1], block_digest(1, &scales, &numbers));
         let mut bytes = b"assay/digest/1".to_vec();
         bytes.extend(1u64.to_be_bytes());
-        bytes.extend([0x80, 0, 0xff, 0xfd, 32, 0xff]);
-        assert_eq!(digests(33).0[1], keccak256(&[&bytes]));
+        bytes.extend(scales.as_bytes());
+        bytes.extend(numbers.as_bytes());
+        assert_eq!(block_digest(1, &scales, &numbers), keccak256(&[&bytes]));
+    }
+
+    /// Widths beside the ends of leaves; a leaf never holds numbers of two tokens.
+    #[test]
+    fn a_leaf_holds_up_to_256_numbers_of_one_token() {
+        for width in [0, 1, 255, 256, 257, 600] {
+            let number = |p: u32, i: usize| (i as i8).wrapping_mul(3).wrapping_add(p as i8);
+            let mut b = DigestBuilder::new();
+            let (mut leaves, mut mantissas, mut exponents) = (vec![], vec![], vec![]);
+            for p in 0..5u32 {
+                let numbers: Vec<i8> = (0..width).map(|i| number(p, i)).collect();
+                b.push(p, &numbers, 40_000 + p as u16, i16::MIN);
+                let bytes: Vec<u8> = numbers.iter().map(|n| *n as u8).collect();
+                leaves.extend(bytes.chunks(256).map(merkle::leaf));
+                mantissas.extend((40_000 + p).to_be_bytes());
+                exponents.extend((-32_768i32).to_be_bytes());
+            }
+            assert_eq!(leaves.len(), 5 * width.div_ceil(256));
+            let scales = merkle::root([merkle::leaf(&mantissas), merkle::leaf(&exponents)]);
+            let numbers = merkle::root(leaves);
+            assert_eq!(b.finish().0, [block_digest(0, &scales, &numbers)], "{width}");
+        }
     }
 
     #[test]

@@ -18,6 +18,9 @@ use crate::receipt::SignedReceipt;
 use crate::request::RequestError;
 use crate::{limits, merkle};
 
+/// Fraction bits of a vector's numbers: a 32-bit float holds each exactly.
+pub const EMBEDDING_FRAC: u32 = 24;
+
 /// Texts to be embedded.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -92,7 +95,7 @@ pub struct EmbeddingTranscript {
     pub request_hash: RequestHash,
     /// The ids that the model read, for each input.
     pub input_ids: Vec<Vec<u32>>,
-    /// A vector of length 1 for each input, with 24 fraction bits.
+    /// A vector of length 1 for each input, with [`EMBEDDING_FRAC`] fraction bits.
     pub vectors: Vec<Vec<i32>>,
 }
 

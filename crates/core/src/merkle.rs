@@ -10,17 +10,52 @@ use serde::{Deserialize, Serialize};
 use crate::id::Hash;
 use crate::keccak::keccak256;
 
+/// First byte of what is hashed for a leaf.
+pub const LEAF: u8 = 0;
+/// First byte of what is hashed for a node.
+pub const NODE: u8 = 1;
+/// First byte of what is hashed for a root.
+pub const ROOT: u8 = 2;
+
 /// Hash of a leaf.
 pub fn leaf(bytes: &[u8]) -> Hash {
-    keccak256(&[&[0], bytes])
+    keccak256(&[&[LEAF], bytes])
 }
 
 fn node(left: &Hash, right: &Hash) -> Hash {
-    keccak256(&[&[1], left.as_bytes(), right.as_bytes()])
+    keccak256(&[&[NODE], left.as_bytes(), right.as_bytes()])
 }
 
-fn seal(count: u64, top: &Hash) -> Hash {
-    keccak256(&[&[2], &count.to_be_bytes(), top.as_bytes()])
+/// The root of a tree of `count` leaves from its top node.
+pub fn seal(count: u64, top: &Hash) -> Hash {
+    keccak256(&[&[ROOT], &count.to_be_bytes(), top.as_bytes()])
+}
+
+/// Height of a tree: how many times its leaves are paired until one node is left.
+pub fn height(count: u64) -> u32 {
+    count.checked_sub(1).map_or(0, |last| 64u32.saturating_sub(last.leading_zeros()))
+}
+
+/// The nodes one level up: pairs, and the last of an odd number as it is.
+fn paired(nodes: &[Hash]) -> Vec<Hash> {
+    let up = |pair: &[Hash]| match pair {
+        [left, right] => node(left, right),
+        [single] => *single,
+        _ => Hash::ZERO,
+    };
+    nodes.chunks(2).map(up).collect()
+}
+
+/// The nodes `up` levels above `nodes`, which are neighbours from a multiple of `2^up` on.
+pub fn above(nodes: &[Hash], up: u32) -> Vec<Hash> {
+    let mut level = nodes.to_vec();
+    for _ in 0..up {
+        if level.len() <= 1 {
+            break;
+        }
+        level = paired(&level);
+    }
+    level
 }
 
 /// Builds a root from leaf hashes given in order, in memory logarithmic in their number.
@@ -69,7 +104,7 @@ pub fn root(leaves: impl IntoIterator<Item = Hash>) -> Hash {
     b.root()
 }
 
-/// That one leaf stands under a root.
+/// That one leaf stands under a root. No root has leaves enough for a path longer than 64.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Proof {
@@ -91,35 +126,33 @@ pub fn prove(leaves: &[Hash], index: usize) -> Option<Proof> {
         if let Some(sibling) = level.get(i ^ 1) {
             path.push(*sibling);
         }
-        level = level
-            .chunks(2)
-            .map(|pair| match pair {
-                [left, right] => node(left, right),
-                [single] => *single,
-                _ => Hash::ZERO,
-            })
-            .collect();
+        level = paired(&level);
         i >>= 1;
     }
     Some(Proof { index: u64::try_from(index).ok()?, count: u64::try_from(leaves.len()).ok()?, path })
 }
 
-/// Whether `proof` shows that a leaf with `leaf` as its hash stands under `root`.
-pub fn verify(root: &Hash, leaf: Hash, proof: &Proof) -> bool {
+/// The root under which `proof` puts a leaf with `leaf` as its hash; `None` if the path does not fit index and count.
+pub fn root_from(leaf: Hash, proof: &Proof) -> Option<Hash> {
     if proof.index >= proof.count {
-        return false;
+        return None;
     }
     let (mut index, mut width, mut hash) = (proof.index, proof.count, leaf);
     let mut path = proof.path.iter();
     while width > 1 {
         if index ^ 1 < width {
-            let Some(sibling) = path.next() else { return false };
+            let sibling = path.next()?;
             hash = if index & 1 == 0 { node(&hash, sibling) } else { node(sibling, &hash) };
         }
         index >>= 1;
         width = width.div_ceil(2);
     }
-    path.next().is_none() && seal(proof.count, &hash) == *root
+    path.next().is_none().then(|| seal(proof.count, &hash))
+}
+
+/// Whether `proof` shows that a leaf with `leaf` as its hash stands under `root`.
+pub fn verify(root: &Hash, leaf: Hash, proof: &Proof) -> bool {
+    root_from(leaf, proof).as_ref() == Some(root)
 }
 
 #[cfg(test)]
@@ -148,6 +181,24 @@ mod tests {
                     let mut other = proof;
                     other.path[0] = Hash::ZERO;
                     assert!(!verify(&root, leaves[i], &other));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn any_level_leads_to_the_root() {
+        for n in 1..40u64 {
+            let leaves: Vec<Hash> = (0..n).map(|i| leaf(&i.to_be_bytes())).collect();
+            let high = height(n);
+            assert!(n <= 1 << high && (high == 0 || n > 1 << (high - 1)));
+            for h in 0..=high {
+                let nodes = above(&leaves, h);
+                assert_eq!(nodes.len() as u64, n.div_ceil(1 << h));
+                assert_eq!(seal(n, &above(&nodes, high - h)[0]), root(leaves.iter().copied()));
+                for (i, node) in nodes.iter().enumerate() {
+                    let below = &leaves[i << h..((i + 1) << h).min(leaves.len())];
+                    assert_eq!(above(below, h), [*node]);
                 }
             }
         }

@@ -7,9 +7,10 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use serde::{Deserialize, Serialize};
 
 use crate::canonical::Canonical;
-use crate::id::{ModelRoot, Nonce, RequestHash};
+use crate::id::{Hash, ModelRoot, Nonce, RequestHash};
 use crate::keccak::keccak256;
 use crate::limits;
+use crate::merkle;
 
 /// One generation request.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
@@ -218,10 +219,51 @@ pub struct RequestError {
     pub expected: String,
 }
 
+/// The part of a request that decides how its tokens are chosen, with what shows that it is the request's.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Terms {
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// The leaves of the request's hash.
+    pub leaves: [Hash; LEAVES],
+}
+
+/// Leaves of a request's hash: the model, the prompt, the sampling parameters, the guide, the rest.
+const LEAVES: usize = 5;
+
+impl Terms {
+    /// Whether the tokens of the request with this hash are chosen like this, and within the limits; if so, whether a guide
+    /// leaves only some.
+    pub fn verify(&self, request: &RequestHash) -> Option<bool> {
+        let [_, _, sampling, guide, _] = &self.leaves;
+        let holds = merkle::root(self.leaves).as_bytes() == request.as_bytes()
+            && *sampling == leaf(&self.sampling)
+            && self.sampling.check().is_ok();
+        holds.then(|| *guide != leaf(&None::<Guide>))
+    }
+}
+
+fn leaf(part: &impl BorshSerialize) -> Hash {
+    // borsh writes to memory, which cannot fail.
+    merkle::leaf(&borsh::to_vec(part).unwrap_or_default())
+}
+
 impl Request {
-    /// The hash that receipts carry.
+    /// The hash that receipts carry: a Merkle root, so that a contract can read how tokens are chosen without the prompt.
     pub fn hash(&self) -> RequestHash {
-        RequestHash::from_bytes(*self.canonical_hash().as_bytes())
+        RequestHash::from_bytes(*merkle::root(self.leaves()).as_bytes())
+    }
+
+    /// How the tokens of this request are chosen, for those who know only its hash.
+    pub fn terms(&self) -> Terms {
+        Terms { sampling: self.sampling.clone(), leaves: self.leaves() }
+    }
+
+    fn leaves(&self) -> [Hash; LEAVES] {
+        let mut model = Request::TAG.as_bytes().to_vec();
+        model.extend_from_slice(self.model.as_bytes());
+        let rest = (self.max_tokens, &self.stop, self.choice, self.logprobs);
+        [merkle::leaf(&model), leaf(&self.prompt), leaf(&self.sampling), leaf(&self.guide), leaf(&rest)]
     }
 
     /// Checks every field against [`limits`].
@@ -256,7 +298,14 @@ impl Request {
             _ => 0,
         };
         within("response_format", guide, 0, limits::GUIDE_BYTES_MAX)?;
-        let s = &self.sampling;
+        self.sampling.check()
+    }
+}
+
+impl Sampling {
+    /// Checks every parameter against [`limits`].
+    pub fn check(&self) -> Result<(), RequestError> {
+        let s = self;
         within("temperature", s.temperature_micro, 0, limits::TEMPERATURE_MICRO_MAX)?;
         within("top_p", s.top_p_micro, 1, limits::ONE_MICRO)?;
         within("min_p", s.min_p_micro, 0, limits::ONE_MICRO)?;
@@ -354,6 +403,34 @@ mod tests {
         check(&|r| r.sampling.bias = vec![(1, limits::BIAS_MICRO_MAX + 1)], false);
         check(&|r| r.sampling.bias = vec![(2, 1), (2, 1)], false);
         check(&|r| r.sampling.bias = (0..=limits::BIASES_MAX as u32).map(|i| (i, 1)).collect(), false);
+    }
+
+    #[test]
+    fn terms_show_how_tokens_are_chosen() {
+        let plain = request();
+        let guided = Request { guide: Some(Guide::JsonObject), ..request() };
+        assert_eq!(plain.terms().verify(&plain.hash()), Some(false));
+        assert_eq!(guided.terms().verify(&guided.hash()), Some(true));
+        assert_eq!(plain.terms().verify(&guided.hash()), None);
+        let mut other = plain.terms();
+        other.sampling.top_k = 9;
+        assert_eq!(other.verify(&plain.hash()), None);
+        for i in 0..LEAVES {
+            let mut other = plain.terms();
+            other.leaves[i] = Hash::ZERO;
+            assert_eq!(other.verify(&plain.hash()), None);
+        }
+        let hot =
+            Request { sampling: Sampling { temperature_micro: u32::MAX, ..Sampling::GREEDY }, ..request() };
+        assert_eq!(hot.terms().verify(&hot.hash()), None);
+        let hashes = [
+            Request { prompt: Prompt::Text("Twice".into()), ..request() }.hash(),
+            Request { stop: vec!["x".into()], ..request() }.hash(),
+            Request { choice: 1, ..request() }.hash(),
+            Request { logprobs: Some(0), ..request() }.hash(),
+            Request { model: ModelRoot::from_bytes([1; 32]), ..request() }.hash(),
+        ];
+        assert!(hashes.iter().all(|h| *h != plain.hash()));
     }
 
     #[test]

@@ -106,6 +106,16 @@ pub struct Usage {
 impl Transcript {
     /// The Merkle root.
     pub fn root(&self) -> TranscriptRoot {
+        TranscriptRoot::from_bytes(*merkle::root(self.leaves()).as_bytes())
+    }
+
+    /// The ids of a leaf, the first of which is the prompt's first, with the proof that they stand under the root.
+    pub fn open_ids(&self, leaf: usize) -> Option<(Vec<u32>, merkle::Proof)> {
+        let ids = self.prompt_ids.chunks(LEAF_IDS).chain(self.output_ids.chunks(LEAF_IDS)).nth(leaf)?;
+        Some((ids.to_vec(), merkle::prove(&self.leaves(), leaf.checked_add(1)?)?))
+    }
+
+    fn leaves(&self) -> Vec<Hash> {
         let source = match self.nonce_source {
             NonceSource::Client => 0u8,
             NonceSource::Seed => 1,
@@ -119,16 +129,15 @@ impl Transcript {
         header.extend_from_slice(&self.stop.bytes());
         header.extend_from_slice(&usage.prompt_tokens.to_be_bytes());
         header.extend_from_slice(&usage.completion_tokens.to_be_bytes());
-        let mut b = merkle::Builder::new();
-        b.push(merkle::leaf(&header));
+        let mut leaves = vec![merkle::leaf(&header)];
         for ids in self.prompt_ids.chunks(LEAF_IDS).chain(self.output_ids.chunks(LEAF_IDS)) {
-            b.push(id_leaf(ids));
+            leaves.push(id_leaf(ids));
         }
-        b.push(merkle::leaf(keccak256(&[self.text.as_bytes()]).as_bytes()));
+        leaves.push(merkle::leaf(keccak256(&[self.text.as_bytes()]).as_bytes()));
         // borsh writes to memory, which cannot fail.
         let logprobs = borsh::to_vec(&self.logprobs).unwrap_or_default();
-        b.push(merkle::leaf(keccak256(&[&logprobs]).as_bytes()));
-        TranscriptRoot::from_bytes(*b.root().as_bytes())
+        leaves.push(merkle::leaf(keccak256(&[&logprobs]).as_bytes()));
+        leaves
     }
 
     /// Tokens read and written.

@@ -26,6 +26,7 @@ use crate::program::{Checked, Program, ProgramError, ROTARY_FRAC, Shape, TABLE_L
 mod mapped;
 pub mod opening;
 pub mod root;
+pub mod tree;
 #[cfg(feature = "native")]
 pub mod writer;
 

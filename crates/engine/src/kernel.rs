@@ -5,6 +5,7 @@
 //! instruction set, so that they cannot differ.
 
 mod body;
+pub mod keccak;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
@@ -105,6 +106,8 @@ pub(crate) struct Functions {
     pub(crate) scores: unsafe fn(&mut [i32], i32, HeadScales<'_>, Scale) -> i32,
     /// From scores and the largest: the high and low byte of each value weight.
     pub(crate) weights: Weights,
+    /// Hashes of many messages.
+    pub(crate) keccak: keccak::Keccak,
     /// Sums of numbers below 2^23 in size, times two weights each.
     pub(crate) weigh: Weigh,
     /// The same for int8 numbers.

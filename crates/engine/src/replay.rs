@@ -64,6 +64,23 @@ pub trait Execution {
         positions: Range<usize>,
         logits_from: usize,
         visit: &mut dyn FnMut(Made),
+    ) {
+        let run = positions.len();
+        self.trace_runs(tokens, positions, run, logits_from, visit);
+    }
+
+    /// Like [`Execution::trace`], in runs of `run` positions: all operations of one run before the next, so that what is
+    /// told stays small.
+    ///
+    /// # Panics
+    /// As [`Execution::trace`]; `run` is what is limited to a batch.
+    fn trace_runs(
+        &mut self,
+        tokens: &[u32],
+        positions: Range<usize>,
+        run: usize,
+        logits_from: usize,
+        visit: &mut dyn FnMut(Made),
     );
 }
 
@@ -145,10 +162,11 @@ impl Execution for Executor {
         together(inputs).flat_map(|group| Executor::encode(self, group)).collect()
     }
 
-    fn trace(
+    fn trace_runs(
         &mut self,
         tokens: &[u32],
         positions: Range<usize>,
+        run: usize,
         logits_from: usize,
         visit: &mut dyn FnMut(Made),
     ) {
@@ -171,9 +189,15 @@ impl Execution for Executor {
             let segment = Segment { sequence: &mut sequence, tokens: chunk, logits_from: chunk.len() };
             self.forward(&mut [segment]);
         }
-        let tokens = &tokens[positions.clone()];
-        let logits_from = logits_from.saturating_sub(positions.start).min(tokens.len());
-        self.forward_beside(&mut [Segment { sequence: &mut sequence, tokens, logits_from }], &mut tracing);
+        for tokens in tokens[positions].chunks(run) {
+            tracing.logits_first = logits_from.max(tracing.first);
+            let logits_from = logits_from.saturating_sub(tracing.first).min(tokens.len());
+            self.forward_beside(
+                &mut [Segment { sequence: &mut sequence, tokens, logits_from }],
+                &mut tracing,
+            );
+            tracing.first += tokens.len();
+        }
     }
 }
 
@@ -226,29 +250,40 @@ impl Execution for ByReference<'_> {
         inputs.iter().map(|tokens| Reference::encode(self.0, tokens)).collect()
     }
 
-    fn trace(
+    fn trace_runs(
         &mut self,
         tokens: &[u32],
         positions: Range<usize>,
+        run: usize,
         logits_from: usize,
         visit: &mut dyn FnMut(Made),
     ) {
-        let program = self.0.program().program();
-        // Per position, the values of all operations.
-        let mut rows: Vec<Vec<Value>> = match program.head {
-            Head::Tokens { .. } => {
-                let mut reference = Reference::new(self.0);
-                let all = tokens[..positions.end].iter().enumerate();
-                all.map(|(p, t)| reference.step(*t, p >= logits_from)).skip(positions.start).collect()
-            }
-            Head::Vector { .. } => {
-                assert_eq!(positions, 0..tokens.len(), "an encoder is traced as a whole");
-                Reference::encode_all(self.0, tokens)
-            }
-        };
-        for (i, op) in program.ops.iter().enumerate() {
-            let first = rows.iter().position(|r| r.len() > i);
-            let Some(skipped) = first else { break };
+        if let Head::Vector { .. } = self.0.program().program().head {
+            assert_eq!(positions, 0..tokens.len(), "an encoder is traced as a whole");
+            self.tell(0, Reference::encode_all(self.0, tokens), visit);
+            return;
+        }
+        let mut reference = Reference::new(self.0);
+        for (position, token) in tokens[..positions.start].iter().enumerate() {
+            reference.step(*token, position >= logits_from);
+        }
+        for tokens in tokens[positions].chunks(run) {
+            let first = reference.position();
+            let rows = tokens.iter().map(|t| {
+                let logits = reference.position() >= logits_from;
+                reference.step(*t, logits)
+            });
+            let rows = rows.collect();
+            self.tell(first, rows, visit);
+        }
+    }
+}
+
+impl ByReference<'_> {
+    /// Tells the values of rows, each with those of all operations or up to the hidden vector, operation by operation.
+    fn tell(&self, first: usize, mut rows: Vec<Vec<Value>>, visit: &mut dyn FnMut(Made)) {
+        for (i, op) in self.0.program().program().ops.iter().enumerate() {
+            let Some(skipped) = rows.iter().position(|r| r.len() > i) else { break };
             let rows = &mut rows[skipped..];
             if matches!(op, Op::Pool { .. }) {
                 let Value::Integers { v, .. } = &rows[0][i] else { unreachable!("integers are pooled") };
@@ -263,7 +298,7 @@ impl Execution for ByReference<'_> {
                 _ => vec![],
             };
             let values = rows.iter().map(|r| r[i].clone()).collect();
-            visit(Made { op: i as ValueId, first: positions.start + skipped, values, accumulators });
+            visit(Made { op: i as ValueId, first: first + skipped, values, accumulators });
         }
     }
 }

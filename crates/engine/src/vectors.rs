@@ -80,6 +80,13 @@ pub fn compute(kernel: Option<Kernel>) -> Vec<Vector> {
     all
 }
 
+/// The programs that vectors execute, with their constants: first those that make tokens, then encoders. Small, odd in every
+/// dimension, and with every operation, they serve other tests, too.
+pub fn models() -> Vec<Arc<dyn Constants>> {
+    let decoders = SHAPES.iter().map(Model::new);
+    decoders.chain(SHAPES.iter().map(Model::encoder)).map(|m| Arc::new(m) as Arc<dyn Constants>).collect()
+}
+
 fn rounding() -> Vec<u8> {
     let mut r = Random(1);
     let mut out = Vec::new();

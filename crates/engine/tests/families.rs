@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use assay_engine::artifact::Artifact;
 use assay_engine::forward::Executor;
-use assay_engine::import::{ImportOptions, import};
+use assay_engine::import::{ImportError, ImportOptions, ImportReport, Rotation, import};
 use assay_engine::kernel::Kernel;
 use assay_engine::pool::Pool;
 use assay_engine::program::LOGIT_FRAC;
@@ -47,11 +47,20 @@ fn imported(family: &Family, config: &Value) -> Arc<Artifact> {
 /// Imports a folder that has no tokenizer of its own.
 fn import_folder(folder: &Path) -> Arc<Artifact> {
     let d = TempDir::new().unwrap();
-    let tokenizer = small::write(d.path(), "tokenizer.json", &small::tokenizer_json());
-    let options = ImportOptions { tokenizer: Some(tokenizer), ..Default::default() };
     let out = d.path().join("x.assay");
-    let report = import(folder, &options, &out, &mut |_| {}).unwrap_or_else(|e| panic!("{e}"));
-    let artifact = Artifact::from_bytes("x", &std::fs::read(&out).unwrap()).unwrap();
+    let report = import_rotated(folder, Rotation::None, &out).unwrap_or_else(|e| panic!("{e}"));
+    opened(&out, &report)
+}
+
+fn import_rotated(folder: &Path, rotation: Rotation, out: &Path) -> Result<ImportReport, ImportError> {
+    let d = TempDir::new().unwrap();
+    let tokenizer = small::write(d.path(), "tokenizer.json", &small::tokenizer_json());
+    let options = ImportOptions { tokenizer: Some(tokenizer), rotation, ..Default::default() };
+    import(folder, &options, out, &mut |_| {})
+}
+
+fn opened(file: &Path, report: &ImportReport) -> Arc<Artifact> {
+    let artifact = Artifact::from_bytes("x", &std::fs::read(file).unwrap()).unwrap();
     assert_eq!(artifact.root(), report.root);
     Arc::new(artifact)
 }
@@ -162,6 +171,34 @@ fn gemma2_with_soft_caps_windows_and_post_norms() {
 #[test]
 fn gemma3_with_two_kinds_of_layers() {
     agrees("gemma3");
+}
+
+#[test]
+fn a_rotation_keeps_the_function_or_is_refused() {
+    let d = TempDir::new().unwrap();
+    let rotated = |name: &str| {
+        let (folder, out) = (d.path().join(name), d.path().join(format!("{name}.assay")));
+        let family = Family::read(name);
+        family.write(&folder, &family.config());
+        let done = import_rotated(&folder, Rotation::Hadamard, &out);
+        assert_eq!(out.exists(), done.is_ok(), "{name}: a refused import leaves nothing");
+        (family, done.map(|report| opened(&out, &report)))
+    };
+    for name in ["llama", "mistral", "qwen3", "qwen3_window", "smollm2", "gemma"] {
+        let (family, artifact) = rotated(name);
+        let (artifact, ids) = (artifact.unwrap(), Family::ids(family.result("ids")));
+        assert!(artifact.root() != imported(&family, &family.config()).root(), "{name} is not rotated");
+        let (loss, wanted) = (loss(&logits(&mut executor(&artifact), &ids), &ids), reference_loss(&family));
+        eprintln!("{name}, rotated: {:+.2} %", 100.0 * (loss / wanted - 1.0));
+        assert!((loss / wanted - 1.0).abs() < LOSS_WITHIN, "{name}: loss {loss}, reference {wanted}");
+    }
+    for (name, reason) in [("qwen2", "biases"), ("gemma2", "normalise"), ("gemma3", "normalise")] {
+        let (_, refused) = rotated(name);
+        let error = refused.expect_err(name);
+        assert_eq!(error.code(), "import_unsupported");
+        assert!(error.to_string().contains("rotation = Hadamard"), "{error}");
+        assert!(error.to_string().contains(reason), "{error}");
+    }
 }
 
 #[test]

@@ -297,6 +297,7 @@ proptest! {
         length in 1usize..80,
         ends in (0usize..80, 1usize..40),
         logits_from in 0usize..90,
+        run in 1usize..40,
         threads in 1usize..3,
     ) {
         let model = Arc::new(model(&plan));
@@ -306,7 +307,7 @@ proptest! {
         let positions = start..(start + ends.1).min(length);
         let trace = |execution: &mut dyn Execution| {
             let mut all: Vec<Made> = Vec::new();
-            execution.trace(&tokens, positions.clone(), logits_from, &mut |made| all.push(made));
+            execution.trace_runs(&tokens, positions.clone(), run, logits_from, &mut |made| all.push(made));
             all
         };
         let want = trace(&mut ByReference(model.as_ref()));

@@ -1,33 +1,30 @@
 //! The provider: takes a request, runs the engine, signs a receipt, stores the record, and only then ends the answer.
 
+mod embedding;
+mod teller;
+
 use std::sync::Arc;
 use std::time::Instant;
 
-use assay_api::{
-    EmbeddingOrder, Event, Generation, Inference, Load, Logprob, ModelCard, Order, Refusal, Task, TokenChance,
-};
+use assay_api::{EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Refusal, Task};
 use assay_core::answer::{AnswerRecord, Format, GenerationCost};
-use assay_core::embedding::{
-    EmbeddingFormat, EmbeddingInput, EmbeddingRecord, EmbeddingRequest, EmbeddingTranscript, Record,
-    pooled_digests,
-};
+use assay_core::embedding::{EmbeddingRecord, Record};
 use assay_core::id::{ChannelId, ModelRoot, Nonce, ReceiptId};
-use assay_core::keccak::keccak256;
 use assay_core::receipt::{Domain, Receipt, receipt_id};
 use assay_core::request::{Guide, Prompt, Request, Tool, sampler_seed};
-use assay_core::transcript::{NonceSource, TokenLogprobs, Transcript};
+use assay_core::transcript::{NonceSource, Transcript};
 use assay_engine::artifact::Artifact;
 use assay_engine::batch::{Answer, Event as EngineEvent, Job, SubmitError};
 use assay_engine::constants::Constants as _;
-use assay_engine::program::Head;
-use assay_engine::semantics::embedding::embedding;
-use assay_engine::text::Tokenizer;
-use assay_engine::text::tools::{CallFinder, Part};
+use assay_engine::text::tools::CallFinder;
 use tokio::sync::mpsc;
 
 use crate::key::NodeKey;
 use crate::serving::{Running, ServedModel};
-use crate::store::{ReceiptStore, StoreError};
+use crate::store::ReceiptStore;
+use embedding::dimensions;
+use teller::Teller;
+pub use teller::call_id;
 
 /// Pieces of text that may wait for a slow client before its request stops drawing from the engine's queue.
 const PIECES: usize = 64;
@@ -68,81 +65,6 @@ impl Provider {
     fn model(&self, root: ModelRoot) -> Result<&ServedModel, Refusal> {
         let found = self.models.iter().find(|m| m.artifact().root() == root);
         found.ok_or(Refusal::UnknownModel { asked: root.to_string() })
-    }
-
-    async fn embed_texts(&self, order: EmbeddingOrder) -> Result<Arc<EmbeddingRecord>, Refusal> {
-        let EmbeddingOrder { request, request_id } = order;
-        let started = Instant::now();
-        let model = self.model(request.model)?;
-        request
-            .check()
-            .map_err(|e| Refusal::Invalid { param: e.param.to_owned(), message: e.to_string() })?;
-        let Some(dimensions) = dimensions(model.artifact()) else {
-            return Err(wrong_task(model, "writes text; POST /v1/chat/completions"));
-        };
-        if request.dimensions.is_some_and(|d| d > dimensions) {
-            let message = format!("`dimensions` must be 1 to {dimensions}, what the model makes");
-            return Err(Refusal::Invalid { param: "dimensions".into(), message });
-        }
-        let program = model.artifact().program().program();
-        let (context, vocabulary) = (program.context as usize, program.vocabulary);
-        let tokenizer = Arc::clone(model.tokenizer());
-        let tokenised = tokio::task::spawn_blocking(move || {
-            let ids = input_ids(&request, &tokenizer, context, vocabulary);
-            (request, ids)
-        });
-        let (request, input_ids) = tokenised.await.map_err(internal)?;
-        let input_ids = input_ids?;
-        let pooled = model
-            .encode(input_ids.clone())
-            .await
-            .map_err(|_| Refusal::Busy { retry_after_s: RETRY_AFTER_S })?;
-        let pooled = pooled.unwrap_or_default();
-        let (store, key) = (Arc::clone(&self.store), Arc::clone(&self.key));
-        let (threads, kernel) = (self.threads, model.kernel().name());
-        let done = tokio::task::spawn_blocking(move || -> Result<EmbeddingRecord, String> {
-            let sequence = store.reserve_sequence().map_err(|e| e.to_string())?;
-            let asked = request.dimensions.map_or(usize::MAX, |d| d as usize);
-            let vectors = pooled.iter().map(|p| embedding(p, asked.min(p.len()))).collect();
-            let request_hash = request.hash();
-            let transcript = EmbeddingTranscript { request_hash, input_ids, vectors };
-            let digests = pooled_digests(pooled.iter().map(Vec::as_slice));
-            let receipt = Receipt {
-                provider: key.address(),
-                sequence,
-                model_root: request.model,
-                request_hash,
-                transcript_root: transcript.root(),
-                digest_root: digests.root(),
-                prompt_tokens: transcript.tokens(),
-                completion_tokens: 0,
-                fee_micro_usd: 0,
-                payer_channel: ChannelId::ZERO,
-                client_nonce: Nonce::ZERO,
-                epoch: 0,
-            };
-            let prefill_ns = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
-            let record = EmbeddingRecord {
-                format: EmbeddingFormat::V1,
-                receipt: key.sign(receipt, Domain::DEVELOPMENT).map_err(|e| e.to_string())?,
-                request,
-                transcript,
-                digests,
-                generation: Some(GenerationCost {
-                    prefill_ns,
-                    decode_ns: 0,
-                    threads,
-                    kernel: kernel.to_owned(),
-                }),
-            };
-            store.put(&Record::Embedding(Box::new(record.clone()))).map_err(|e| e.to_string())?;
-            Ok(record)
-        });
-        let record = done.await.map_err(internal)?;
-        record.map(Arc::new).map_err(|message| {
-            tracing::error!(request_id, message, "embeddings could not be receipted");
-            Refusal::Internal { message }
-        })
     }
 
     async fn start(&self, order: Order) -> Result<Generation, Refusal> {
@@ -203,7 +125,7 @@ impl Provider {
         // With tools that may be called, calls are told from text.
         let finder = matches!(request.guide, Some(Guide::Tools { .. }))
             .then(|| CallFinder::new(model.tokenizer().call_syntax(), tools(&request)));
-        let teller = Teller { tokenizer: Arc::clone(model.tokenizer()), finder, calls: 0, receipt_id };
+        let teller = Teller::new(Arc::clone(model.tokenizer()), finder, receipt_id);
         let answering = Answering {
             teller,
             key: Arc::clone(&self.key),
@@ -276,104 +198,8 @@ fn wrong_task(model: &ServedModel, what: &str) -> Refusal {
     Refusal::Invalid { param: "model".into(), message: format!("model `{name}` {what}") }
 }
 
-/// The ids of every input, or why one has none.
-fn input_ids(
-    request: &EmbeddingRequest,
-    tokenizer: &Tokenizer,
-    context: usize,
-    vocabulary: u32,
-) -> Result<Vec<Vec<u32>>, Refusal> {
-    let most = if request.truncate { context } else { usize::MAX };
-    let one = |(i, input): (usize, &EmbeddingInput)| {
-        let invalid = |message: String| Refusal::Invalid { param: format!("input[{i}]"), message };
-        let ids = match input {
-            EmbeddingInput::Text(text) => {
-                tokenizer.encode_for_embedding(text, most).map_err(|e| invalid(e.to_string()))?
-            }
-            EmbeddingInput::Tokens(ids) => ids[..ids.len().min(most)].to_vec(),
-        };
-        if let Some(id) = ids.iter().find(|id| **id >= vocabulary) {
-            return Err(invalid(format!("token id {id} is not below the vocabulary of {vocabulary}")));
-        }
-        if ids.is_empty() {
-            return Err(invalid("an input has no tokens".into()));
-        }
-        if ids.len() > context {
-            let got = ids.len();
-            return Err(invalid(format!(
-                "input {i} has {got} tokens, but the model reads {context}; shorten it, or set `truncate` to true"
-            )));
-        }
-        Ok(ids)
-    };
-    request.inputs.iter().enumerate().map(one).collect()
-}
-
-/// Numbers of an encoder's vectors.
-fn dimensions(artifact: &Artifact) -> Option<u32> {
-    match artifact.program().program().head {
-        Head::Vector { pooled } => artifact.program().value_type(pooled).integers(),
-        Head::Tokens { .. } => None,
-    }
-}
-
 fn task(artifact: &Artifact) -> Task {
     dimensions(artifact).map_or(Task::Generate, |dimensions| Task::Embed { dimensions })
-}
-
-/// Turns tokens into what a client hears: text, calls of tools, probabilities.
-struct Teller {
-    tokenizer: Arc<Tokenizer>,
-    finder: Option<CallFinder>,
-    calls: u32,
-    receipt_id: ReceiptId,
-}
-
-impl Teller {
-    fn token(&mut self, id: u32, text: &str, logprobs: Option<TokenLogprobs>) -> Vec<Event> {
-        let chance = |(id, logprob)| TokenChance { bytes: self.tokenizer.token_bytes(id), logprob };
-        let told = logprobs
-            .map(|p| Logprob { token: chance((id, p.chosen)), top: p.top.into_iter().map(chance).collect() });
-        let logprobs: Vec<Logprob> = told.into_iter().collect();
-        let Some(finder) = &mut self.finder else {
-            let silent = text.is_empty() && logprobs.is_empty();
-            let event = Event::Text { text: text.to_owned(), logprobs };
-            return if silent { vec![] } else { vec![event] };
-        };
-        let parts = finder.push(text);
-        let mut events = self.events(parts);
-        if !logprobs.is_empty() {
-            events.push(Event::Text { text: String::new(), logprobs });
-        }
-        events
-    }
-
-    fn finish(&mut self) -> Vec<Event> {
-        let parts = self.finder.as_mut().map(CallFinder::finish).unwrap_or_default();
-        self.events(parts)
-    }
-
-    fn events(&mut self, parts: Vec<Part>) -> Vec<Event> {
-        let mut events = Vec::new();
-        for part in parts {
-            match part {
-                Part::Text(text) => events.push(Event::Text { text, logprobs: vec![] }),
-                Part::Call { name, arguments } => {
-                    let index = self.calls;
-                    self.calls += 1;
-                    events.push(Event::Call { index, id: call_id(self.receipt_id, index), name });
-                    events.push(Event::Arguments { index, json: arguments });
-                }
-            }
-        }
-        events
-    }
-}
-
-/// Names a call: different for every call of every answer.
-pub fn call_id(receipt: ReceiptId, index: u32) -> String {
-    let hash = keccak256(&[b"assay/call/1", receipt.as_bytes(), &index.to_be_bytes()]);
-    format!("call_{}", hex::encode(&hash.as_bytes()[..12]))
 }
 
 /// One answer on its way to the client.
@@ -491,12 +317,9 @@ impl Answering {
                 kernel: self.kernel.to_owned(),
             }),
         };
-        let record = Record::Answer(Box::new(record));
-        self.store.put(&record).map_err(|e: StoreError| e.to_string())?;
-        match record {
-            Record::Answer(record) => Ok(*record),
-            Record::Embedding(_) => Err("an answer is no embedding".to_owned()),
-        }
+        let stored = Record::Answer(Box::new(record.clone()));
+        self.store.put(&stored).map_err(|e| e.to_string())?;
+        Ok(record)
     }
 }
 

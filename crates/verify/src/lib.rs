@@ -5,8 +5,11 @@
 #![forbid(unsafe_code)]
 
 pub mod batch;
+pub mod dispute;
 pub mod embedding;
 pub mod freivalds;
 pub mod light;
+pub mod microstep;
+pub mod receipts;
 pub mod reexecution;
 pub mod trace;

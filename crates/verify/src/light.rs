@@ -37,7 +37,7 @@ mod opening;
 
 pub use check::{Audit, Checker, Cost, Known, Refusal};
 pub use draw::Challenge;
-pub use form::{Roots, digest_of};
+pub use form::Roots;
 pub use key::{Key, KeyError, Model, Secret, Seed};
 pub use open::{Fed, Prover};
 pub use opening::{Block, Int8s, Kept, Opening, Packed, Row, Token};

@@ -69,11 +69,9 @@ struct Case {
 
 impl Case {
     fn new(request: Request, tokens: u32) -> Case {
-        let mut record = NODE.answer(request);
+        let record = NODE.answer(request);
         let mut executor = NODE.executor();
         let fed = Fed::of(&record.transcript).unwrap();
-        record.digests = digests(&mut executor, fed.tokens());
-        NODE.sign(&mut record);
         let mut prover = Prover::new(&mut executor).unwrap();
         let challenge = Challenge { beacon: BEACON, trace: prover.commit(&fed), tokens };
         let opening = prover.open(&fed, &challenge.draw(record.receipt.receipt.id(), &fed));
@@ -92,7 +90,7 @@ impl Case {
     fn commit_again(&mut self) {
         let program = NODE.artifact.program();
         let hidden = program.program().tokens().0;
-        let ops = trace::carried(program.program());
+        let ops = program.program().carried();
         let mut carries = Vec::new();
         for (b, block) in self.opening.blocks.iter().enumerate() {
             let mut all = Vec::new();
@@ -102,7 +100,7 @@ impl Case {
                     Kept::Whole { largest, scales, numbers } => {
                         let (len, groups) = program.int8_shape(*op);
                         let rows = scales.len() / groups as usize;
-                        let attended = trace::is_attended(program.program(), *op);
+                        let attended = program.program().is_attended(*op);
                         let layout = if attended { Layout::Columns } else { Layout::Rows };
                         let words = |s: &Scale| [i32::from(s.mantissa), i32::from(s.exponent)];
                         let scales = Numbers::Word(scales.iter().flat_map(words).collect());
@@ -115,7 +113,7 @@ impl Case {
                     }
                 };
                 if *op == hidden {
-                    let digest = assay_verify::light::digest_of(b as u32, &roots.scales, &roots.numbers);
+                    let digest = assay_core::digest::block_digest(b as u64, &roots.scales, &roots.numbers);
                     self.record.digests.0[b] = digest;
                 }
                 all.push(roots.commitment());
@@ -349,7 +347,7 @@ fn what_is_committed_wrongly_is_found_where_it_is_opened() {
         for i in 0..=hidden {
             for scale in [false, true] {
                 let mut case = FULL.clone();
-                let (_, groups) = NODE.artifact.program().int8_shape(trace::carried(subject().program)[i]);
+                let (_, groups) = NODE.artifact.program().int8_shape(subject().program.carried()[i]);
                 let Kept::Whole { scales, numbers, .. } = &mut case.opening.blocks[b].kept[i] else {
                     panic!("every block is opened")
                 };

@@ -1,6 +1,6 @@
 //! `/api/embed` and the older `/api/embeddings`.
 
-use assay_core::embedding::{EmbeddingInput, EmbeddingRecord, EmbeddingRequest};
+use assay_core::embedding::{EMBEDDING_FRAC, EmbeddingInput, EmbeddingRecord, EmbeddingRequest};
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse as _, Response};
@@ -11,9 +11,6 @@ use crate::dialect::{self, Received};
 use crate::parameters::{Object, unsupported, wrong_type};
 use crate::server::Shared;
 use crate::{EmbeddingOrder, Inference, Refusal, Task};
-
-/// Numbers of a vector have so many fraction bits.
-const FRACTION_BITS: u32 = 24;
 
 struct Asked {
     model: String,
@@ -123,6 +120,6 @@ fn finish(mut answer: Value, received: &Received, record: Option<&EmbeddingRecor
 
 /// A vector in decimals. Whole numbers below 2^53 over a power of two are exact.
 fn numbers(vector: &[i32]) -> Value {
-    let scale = f64::from(1u32 << FRACTION_BITS);
+    let scale = f64::from(1u32 << EMBEDDING_FRAC);
     vector.iter().map(|v| Value::from(f64::from(*v) / scale)).collect()
 }

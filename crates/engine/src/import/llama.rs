@@ -1,6 +1,8 @@
 //! Decoders of the Llama family — Llama, Mistral, Qwen 2 and 3, SmolLM, Gemma 1 to 3 — as programs: this file is the whole
 //! of what the engine knows of their architectures.
 
+use std::f64::consts::LOG2_E;
+
 use super::lower::{
     Builder, Columns, Constant, INNER_FRAC, PartPlan, RESIDUAL_FRAC, Rotary, epsilon, logistic, normal,
     normal_by_tanh, text_model, write,
@@ -29,10 +31,27 @@ pub(super) fn lower(
         config.context = config.context.min(context);
     }
     config.check(source.path())?;
+    check_rotation(&config, options.rotation, source.path())?;
     let tokenizer = source.tokenizer(options.tokenizer.as_deref())?;
     let text = text_model(source, (config.bos, &config.eos), config.vocabulary, &tokenizer)?;
     let made = program(&config, options.rotation);
     write(source, made, (text, tokenizer), (name, options), out, progress)
+}
+
+/// Refuses a rotation that would change the function: vectors that are added or multiplied number by number are not rotated.
+fn check_rotation(c: &Config, rotation: Rotation, path: &std::path::Path) -> Result<(), ImportError> {
+    let reason = match rotation {
+        Rotation::None => return Ok(()),
+        Rotation::Hadamard if c.qkv_bias => "models with biases of queries, keys and values",
+        Rotation::Hadamard if c.post_norms => "models that normalise what a layer adds",
+        Rotation::Hadamard => return Ok(()),
+    };
+    Err(ImportError::Unsupported {
+        path: path.to_owned(),
+        field: "rotation".into(),
+        got: "Hadamard".into(),
+        reason: format!("{reason} are imported without"),
+    })
 }
 
 /// The constants that all layers share.
@@ -159,9 +178,10 @@ fn attention(b: &mut Builder, c: &Config, s: &Shared, layer: u32, x: ValueId) ->
     let q = turned("q_norm", 0, heads);
     let k = turned("k_norm", q_len, kv_heads);
     let v = b.push(Op::Quantise { x: qkv, offset: q_len + kv_len, len: kv_len, groups: kv_heads });
-    let (scale, factor) = attention_scale(c.query_scale.unwrap_or(f64::from(head_dim)));
+    let scale = attention_scale(c.query_scale.unwrap_or(f64::from(head_dim)));
     let cap = match (c.attention_cap, s.bend) {
-        (Some(cap), Some(table)) => Some(SoftCap { limit: sixteen(cap * factor), table }),
+        // A score is bent as the exponent of two that it is.
+        (Some(cap), Some(table)) => Some(SoftCap { limit: sixteen(cap * LOG2_E), table }),
         _ => None,
     };
     let a = b.push(Op::Attend {
@@ -206,15 +226,14 @@ fn mlp(b: &mut Builder, c: &Config, s: &Shared, layer: u32, x: ValueId) -> Value
     b.push(Op::Add { x, y })
 }
 
-/// log2(e) / sqrt(size) as a scale; and log2(e), which scores are multiplied with beside.
-pub(super) fn attention_scale(size: f64) -> (Scale, f64) {
-    let log2e = std::f64::consts::LOG2_E;
-    (Scale::from_u64((log2e / libm::sqrt(size) * exp2(40) + 0.5) as u64, -40), log2e)
+/// log2(e) / sqrt(size): times it, a score is an exponent of two.
+pub(super) fn attention_scale(size: f64) -> Scale {
+    Scale::from_u64((LOG2_E / libm::sqrt(size) * exp2(40) + 0.5) as u64, -40)
 }
 
 /// Angles of `position · theta^(-2 i / head_dim)`, slowed down as the model was extended.
 fn angles(c: &Config, theta: f64, scaling: &RopeScaling) -> Rotary {
     let speed = |i: u32| libm::pow(theta, -f64::from(2 * i) / f64::from(c.head_dim));
     let speeds = (0..c.head_dim / 2).map(|i| scaling.apply(i, speed(i))).collect();
-    Rotary { context: c.context, speeds, amplitude: 1.0 }
+    Rotary { context: c.context, speeds }
 }

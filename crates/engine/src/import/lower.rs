@@ -24,7 +24,7 @@ pub(super) struct PartPlan {
     /// Its canonical name.
     pub(super) name: &'static str,
     pub(super) rows: u32,
-    /// What its outputs are, as far as rotations care.
+    /// Rotation of its outputs.
     pub(super) turn: Option<Turn>,
 }
 
@@ -63,14 +63,12 @@ pub(super) struct Rotary {
     pub(super) context: u32,
     /// Radians per position of each pair.
     pub(super) speeds: Vec<f64>,
-    /// Factor of cosine and sine.
-    pub(super) amplitude: f64,
 }
 
 impl Rotary {
     /// Angles with [`ROTARY_FRAC`] fraction bits.
     pub(super) fn numbers(&self) -> Vec<i16> {
-        let one = f64::from(1u32 << ROTARY_FRAC) * self.amplitude;
+        let one = f64::from(1u32 << ROTARY_FRAC);
         let round = |v: f64| (v * one + 0.5).floor() as i16;
         (0..self.context)
             .flat_map(|p| self.speeds.iter().map(move |s| f64::from(p) * s))

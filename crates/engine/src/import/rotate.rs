@@ -10,7 +10,8 @@ pub enum Rotation {
     /// None.
     #[default]
     None,
-    /// Of the residual stream, and of each head's values.
+    /// Of the residual stream, and of each head's values. Decoders with biases in attention or with norms after their layers
+    /// are refused; encoders have transforms of their own and stay as they are.
     Hadamard,
 }
 

@@ -156,8 +156,6 @@ pub(super) struct EncoderConfig {
     pub(super) positions: u32,
     /// Tokens of the longest input, special ones included.
     pub(super) context: u32,
-    /// Rows of the position table before position 0 (RoBERTa has 2).
-    pub(super) first_position: u32,
     /// Whether there are token types.
     pub(super) token_types: u32,
     /// Function of the inner layer.

@@ -317,7 +317,7 @@ macro_rules! instantiate {
             body::$name($($arg),*)
         }
     };
-    ($(#[$feature:meta])* $dot:path) => {
+    ($(#[$feature:meta])* $dot:path, $keccak:path) => {
         use crate::kernel::body::{self, instantiate};
         use crate::kernel::{Functions, HeadScales, WeightSums};
         use crate::reference::Affine;
@@ -347,7 +347,7 @@ macro_rules! instantiate {
 
         pub(in crate::kernel) static FUNCTIONS: Functions = Functions {
             dot: $dot, max_abs, sum_squares, quantise, apply_row_scales, add_scaled, to_fixed, rotate, gate, sum, shift_by, affine,
-            activate, bend, hadamard, scores, weights, weigh, weigh_bytes, weigh_rows, fold_tile,
+            activate, bend, hadamard, scores, weights, keccak: $keccak, weigh, weigh_bytes, weigh_rows, fold_tile,
         };
     };
 }

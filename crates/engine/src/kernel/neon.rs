@@ -26,14 +26,16 @@ pub(super) fn has_neon() -> bool {
 mod dotprod {
     crate::kernel::body::instantiate!(
         #[target_feature(enable = "neon,dotprod")]
-        super::dot_dotprod
+        super::dot_dotprod,
+        crate::kernel::keccak::scalar
     );
 }
 
 mod baseline {
     crate::kernel::body::instantiate!(
         #[target_feature(enable = "neon")]
-        super::dot_neon
+        super::dot_neon,
+        crate::kernel::keccak::scalar
     );
 }
 

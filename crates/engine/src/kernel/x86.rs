@@ -24,14 +24,16 @@ pub(super) fn has_avx2() -> bool {
 mod avx512 {
     crate::kernel::body::instantiate!(
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-        super::dot_avx512
+        super::dot_avx512,
+        crate::kernel::keccak::x86::keccak_avx512
     );
 }
 
 mod avx2 {
     crate::kernel::body::instantiate!(
         #[target_feature(enable = "avx2")]
-        super::dot_avx2
+        super::dot_avx2,
+        crate::kernel::keccak::x86::keccak_avx2
     );
 }
 

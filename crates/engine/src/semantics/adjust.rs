@@ -58,13 +58,13 @@ impl History {
 }
 
 /// Millionths as fixed point with 16 fraction bits, halves away from zero.
-const fn sixteen(micro: i32) -> i64 {
+pub const fn sixteen(micro: i32) -> i64 {
     let size = ((micro.unsigned_abs() as u64 * 65_536 + MILLION / 2) / MILLION) as i64;
     if micro < 0 { -size } else { size }
 }
 
 /// A logit of a token that was there before.
-const fn repeated(logit: i32, micro: u32) -> i32 {
+pub const fn repeated(logit: i32, micro: u32) -> i32 {
     let size = logit.unsigned_abs() as u64;
     if logit > 0 {
         sat32((size * MILLION / micro as u64) as i64)

@@ -1,10 +1,9 @@
 //! From a pooled vector to an embedding (semantics 9): cut, then made to have length 1.
 
+use assay_core::embedding::EMBEDDING_FRAC;
+
 use super::fixed::{bits64, isqrt, rsh};
 use super::quantise::{max_abs, normal_shift};
-
-/// Fraction bits of an embedding: what a 32-bit float holds exactly.
-pub const EMBEDDING_FRAC: u32 = 24;
 
 /// The first `dimensions` numbers (at least 1, at most all) as a vector of length 1. A vector of zeros stays one.
 pub fn embedding(pooled: &[i32], dimensions: usize) -> Vec<i32> {
@@ -31,16 +30,17 @@ mod tests {
 
     #[test]
     fn embeddings_have_length_one() {
+        let one = f64::from(1u32 << EMBEDDING_FRAC);
         for v in
             [vec![3, -4], vec![1], vec![i32::MIN; 4096], (1..=384).map(|i| i * i * 37 - 90_000).collect()]
         {
             let e = embedding(&v, v.len());
-            let length = e.iter().map(|x| (f64::from(*x) / 16_777_216.0).powi(2)).sum::<f64>().sqrt();
+            let length = e.iter().map(|x| (f64::from(*x) / one).powi(2)).sum::<f64>().sqrt();
             assert!((length - 1.0).abs() < 1e-6, "{length}");
             let want = f64::from(v[0]) / v.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
-            assert!((f64::from(e[0]) / 16_777_216.0 - want).abs() < 1e-4);
+            assert!((f64::from(e[0]) / one - want).abs() < 1e-4);
         }
         assert_eq!(embedding(&[0, 0, 5], 2), [0, 0]);
-        assert_eq!(embedding(&[7, -7, 0], 1), [1 << 24]);
+        assert_eq!(embedding(&[7, -7, 0], 1), [1 << EMBEDDING_FRAC]);
     }
 }

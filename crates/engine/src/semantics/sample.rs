@@ -14,7 +14,7 @@ use super::fixed::shift_sat;
 pub const GREEDY_BELOW_MICRO: u32 = 10_000;
 
 /// `floor(10^6 · 2^20 · log2(e))`.
-const LOG2E_MILLION_Q20: i64 = 1_512_775_395_195;
+pub const LOG2E_MILLION_Q20: i64 = 1_512_775_395_195;
 
 const MILLION: u128 = 1_000_000;
 

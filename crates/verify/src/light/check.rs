@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use assay_core::answer::AnswerRecord;
+use assay_core::digest::block_digest;
 use assay_core::id::{Hash, ModelRoot};
 use assay_core::limits::LIGHT_TOKENS_MAX;
 use assay_core::merkle;
@@ -25,7 +26,7 @@ use assay_engine::semantics::scale::Scale;
 use assay_engine::text::guide::Guided;
 
 use super::draw::Challenge;
-use super::form::{Form, Role, Roots, digest_of};
+use super::form::{Form, Role, Roots};
 use super::key::{Expanded, Key, KeyError, row_leaf};
 use super::open::Fed;
 use super::opening::{Block, Kept, Opening, Packed, Row, Token};
@@ -412,7 +413,7 @@ fn commitments(
         return Err(Mistake { check: "commitments", code: FailureCode::Digest, position: Some(at), message });
     }
     for (b, (roots, digest)) in (0u32..).zip(digests.iter().zip(receipted)) {
-        if digest_of(b, &roots.scales, &roots.numbers) != *digest {
+        if block_digest(u64::from(b), &roots.scales, &roots.numbers) != *digest {
             let message = format!("digest {b} is not of the committed hidden vectors");
             return Err(Mistake::new("commitments", FailureCode::Digest, b, message));
         }
@@ -486,7 +487,7 @@ impl Given<'_> {
             row.weights.0.iter().map(|w| shift_sat(i64::from(*w) * i64::from(row.scale), shift)).collect();
         values.put_integers(e.op, &made, vec![Scale::power(-i16::from(frac))]);
         let index = u64::from(if e.by_position { position } else { self.id });
-        let leaf = row_leaf(row.scale, row.weights.0.iter().copied());
+        let leaf = row_leaf(row.scale, &row.weights.0);
         let stands = row.proof.index == index
             && self.held.rows_of(e.table).is_some_and(|root| merkle::verify(root, leaf, &row.proof));
         if stands {

@@ -1,7 +1,6 @@
 //! What a program asks of an opening: which values blocks are committed by, which products and embedded rows a token has.
 
 use assay_core::id::Hash;
-use assay_core::keccak::keccak256;
 use assay_engine::program::{Checked, Head, Op, TensorId, ValueId};
 use assay_engine::semantics::scale::Scale;
 use borsh::{BorshDeserialize, BorshSerialize};
@@ -25,11 +24,6 @@ impl Roots {
     pub fn commitment(&self) -> Hash {
         trace::operation(&[self.largest, self.scales, self.numbers])
     }
-}
-
-/// The execution digest of a block, from the roots of its hidden vectors' scales and numbers (semantics 8.3).
-pub fn digest_of(block: u32, scales: &Hash, numbers: &Hash) -> Hash {
-    keccak256(&[b"assay/digest/1", &u64::from(block).to_be_bytes(), scales.as_bytes(), numbers.as_bytes()])
 }
 
 /// A value that blocks are committed by.
@@ -134,11 +128,12 @@ impl Form {
                 _ => None,
             })
             .collect();
-        let carried: Vec<Carried> = trace::carried(program)
+        let carried: Vec<Carried> = program
+            .carried()
             .into_iter()
             .map(|op| {
                 let (len, groups) = checked.int8_shape(op);
-                let attended = trace::is_attended(program, op);
+                let attended = program.is_attended(op);
                 Carried {
                     op,
                     len: len as usize,

@@ -5,7 +5,10 @@
 //! short rows, and for the values of attention, of which one channel is read at many positions.
 
 use assay_core::id::Hash;
-use assay_core::merkle;
+use assay_engine::kernel::keccak;
+use assay_engine::program::ValueId;
+
+use crate::microstep::Cell;
 
 /// Numbers of a leaf, by rows.
 pub const CHUNK: usize = 256;
@@ -81,11 +84,21 @@ impl Numbers {
         }
     }
 
-    fn write(&self, i: usize, out: &mut Vec<u8>) {
+    /// Writes `count` numbers from `first` on, `step` apart.
+    fn write(&self, first: usize, step: usize, count: usize, out: &mut Vec<u8>) {
         match self {
-            Numbers::Byte(v) => out.push(v[i].cast_unsigned()),
-            Numbers::Word(v) => out.extend_from_slice(&v[i].to_be_bytes()),
-            Numbers::Long(v) => out.extend_from_slice(&v[i].to_be_bytes()),
+            Numbers::Byte(v) if step == 1 => {
+                out.extend(v[first..first + count].iter().map(|n| n.cast_unsigned()));
+            }
+            Numbers::Byte(v) => {
+                out.extend(v[first..].iter().step_by(step).take(count).map(|n| n.cast_unsigned()));
+            }
+            Numbers::Word(v) => {
+                out.extend(v[first..].iter().step_by(step).take(count).flat_map(|n| n.to_be_bytes()));
+            }
+            Numbers::Long(v) => {
+                out.extend(v[first..].iter().step_by(step).take(count).flat_map(|n| n.to_be_bytes()));
+            }
         }
     }
 }
@@ -131,6 +144,17 @@ impl Part {
         self.numbers.get(row * self.shape.columns + column)
     }
 
+    /// A row of numbers of one byte; empty for wider ones.
+    ///
+    /// # Panics
+    /// When there is no such row.
+    pub fn bytes(&self, row: usize) -> &[i8] {
+        match &self.numbers {
+            Numbers::Byte(v) => &v[row * self.shape.columns..(row + 1) * self.shape.columns],
+            Numbers::Word(_) | Numbers::Long(_) => &[],
+        }
+    }
+
     /// The bytes of a leaf.
     pub fn leaf(&self, leaf: usize) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -144,44 +168,61 @@ impl Part {
             Layout::Rows => (row * self.shape.columns + column, 1),
             Layout::Columns => (row * self.shape.columns + column, self.shape.columns),
         };
-        for i in 0..count {
-            self.numbers.write(first + i * step, out);
+        if count > 0 {
+            self.numbers.write(first, step, count, out);
         }
     }
 
     /// The hashes of all leaves, in order.
     pub fn leaves(&self) -> Vec<Hash> {
-        let mut bytes = Vec::with_capacity(CHUNK * self.shape.width.bytes());
-        (0..self.shape.leaves())
-            .map(|i| {
-                bytes.clear();
-                self.leaf_into(i, &mut bytes);
-                merkle::leaf(&bytes)
-            })
-            .collect()
+        let (lines, len, chunk) = self.shape.lines();
+        let (full, rest, width) = (len / chunk, len % chunk, self.shape.width.bytes());
+        // Leaves of one length are hashed together.
+        let (mut fulls, mut rests) = (Vec::new(), Vec::new());
+        fulls.reserve(lines * full * chunk * width);
+        for line in 0..lines {
+            let first = line * (full + usize::from(rest > 0));
+            (first..first + full).for_each(|leaf| self.leaf_into(leaf, &mut fulls));
+            if rest > 0 {
+                self.leaf_into(first + full, &mut rests);
+            }
+        }
+        let fulls = keccak::leaves(&fulls, chunk * width);
+        let rests = keccak::leaves(&rests, (rest * width).max(1));
+        let (mut fulls, mut rests) = (fulls.into_iter(), rests.into_iter());
+        let mut leaves = Vec::with_capacity(self.shape.leaves());
+        for _ in 0..lines {
+            leaves.extend(fulls.by_ref().take(full));
+            leaves.extend(rests.by_ref().take(usize::from(rest > 0)));
+        }
+        leaves
     }
 
     /// Its Merkle root.
     pub fn root(&self) -> Hash {
-        merkle::root(self.leaves())
+        keccak::root(self.leaves())
     }
 }
 
 /// Reads a leaf's numbers; `None` when it is not whole numbers of this width.
 pub fn read_leaf(bytes: &[u8], width: Width) -> Option<Vec<i64>> {
     let chunks = bytes.chunks_exact(width.bytes());
-    if !chunks.remainder().is_empty() {
-        return None;
+    chunks.remainder().is_empty().then(|| chunks.filter_map(read_number).collect())
+}
+
+/// The `at`-th number of a leaf.
+pub fn number_at(bytes: &[u8], width: Width, at: usize) -> Option<i64> {
+    let from = at.checked_mul(width.bytes())?;
+    read_number(bytes.get(from..from.checked_add(width.bytes())?)?)
+}
+
+/// A number of 1, 4 or 8 bytes.
+fn read_number(bytes: &[u8]) -> Option<i64> {
+    match *bytes {
+        [a] => Some(i64::from(a.cast_signed())),
+        [a, b, c, d] => Some(i64::from(i32::from_be_bytes([a, b, c, d]))),
+        _ => bytes.try_into().ok().map(i64::from_be_bytes),
     }
-    Some(
-        chunks
-            .map(|b| match *b {
-                [a] => i64::from(a.cast_signed()),
-                [a, b, c, d] => i64::from(i32::from_be_bytes([a, b, c, d])),
-                _ => b.try_into().map_or(0, i64::from_be_bytes),
-            })
-            .collect(),
-    )
 }
 
 /// How numbers become leaves.
@@ -240,6 +281,18 @@ impl Shape {
         Place { leaf: line * len.div_ceil(chunk) + i / chunk, at: i % chunk }
     }
 
+    /// The cell of a number of a leaf, where `first` is the position of the first row; `None` beyond it.
+    pub fn cell(&self, op: ValueId, part: u8, first: u32, leaf: usize, at: u16) -> Option<Cell> {
+        let (row, column, count) = self.leaf(leaf);
+        let at = usize::from(at);
+        let (row, column) = match self.layout {
+            Layout::Rows => (row, column + at),
+            Layout::Columns => (row + at, column),
+        };
+        let position = first.checked_add(u32::try_from(row).ok()?)?;
+        (at < count).then_some(Cell { op, part, position, column: u32::try_from(column).ok()? })
+    }
+
     /// Row and column of the first number of a leaf, and how many it has; 0 beyond the last.
     pub fn leaf(&self, leaf: usize) -> (usize, usize, usize) {
         let (lines, len, chunk) = self.lines();
@@ -255,6 +308,8 @@ impl Shape {
 
 #[cfg(test)]
 mod tests {
+    use assay_core::merkle;
+
     use super::*;
 
     #[test]
@@ -279,6 +334,9 @@ mod tests {
                     assert_eq!(count, numbers.len());
                     assert_eq!(part.shape().place(row, column), Place { leaf: i, at: 0 });
                 }
+                let hashes: Vec<Hash> = (0..leaves.len()).map(|i| merkle::leaf(&part.leaf(i))).collect();
+                assert_eq!(part.leaves(), hashes);
+                assert_eq!(part.root(), merkle::root(hashes));
                 assert_eq!(part.shape().leaf(leaves.len()).2, 0);
             }
         }

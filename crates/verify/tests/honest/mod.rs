@@ -125,6 +125,11 @@ impl Node {
 
     /// Answers and signs.
     pub fn answer(&self, request: Request) -> AnswerRecord {
+        self.answer_by(self.executor(), request)
+    }
+
+    /// Answers with an engine that may hold another model, and signs.
+    pub fn answer_by(&self, executor: Executor, request: Request) -> AnswerRecord {
         let prompt = self.tokenizer.encode_prompt(&request.prompt).unwrap();
         let nonce = Nonce::ZERO;
         let job = Job {
@@ -138,7 +143,7 @@ impl Node {
             logprobs: request.logprobs,
         };
         let end_tokens = self.artifact.text().end_tokens.clone();
-        let mut batcher = Batcher::new(self.executor(), &self.tokenizer, end_tokens, BatchLimits::default());
+        let mut batcher = Batcher::new(executor, &self.tokenizer, end_tokens, BatchLimits::default());
         batcher.submit(job).unwrap();
         let mut answer: Option<Answer> = None;
         while answer.is_none() {

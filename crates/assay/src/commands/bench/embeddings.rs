@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
+use assay_core::embedding::EMBEDDING_FRAC;
 use assay_engine::artifact::Artifact;
 use assay_engine::constants::Constants as _;
 use assay_engine::forward::Executor;
@@ -53,10 +54,11 @@ pub fn run(
             "tokens_per_s": tokens as f64 / seconds, "texts_per_s": inputs.len() as f64 / seconds,
         }));
         if let (0, Some(path)) = (round, out) {
+            let one = f64::from(1u32 << EMBEDDING_FRAC);
             let mut file = BufWriter::new(File::create(path).with_context(|| path.display().to_string())?);
             for (ids, pooled) in ids.iter().zip(&pooled) {
                 let vector = embedding(pooled, pooled.len());
-                let vector: Vec<f64> = vector.iter().map(|v| f64::from(*v) / 16_777_216.0).collect();
+                let vector: Vec<f64> = vector.iter().map(|v| f64::from(*v) / one).collect();
                 writeln!(file, "{}", json!({"ids": ids, "vector": vector}))?;
             }
             file.flush()?;

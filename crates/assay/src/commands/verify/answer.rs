@@ -1,11 +1,13 @@
 //! Whether an API answer says what its record says: whoever keeps the answer reads its text, not the record's.
 
 use assay_core::answer::AnswerRecord;
-use assay_core::embedding::{EmbeddingRecord, Record};
+use assay_core::embedding::{EMBEDDING_FRAC, EmbeddingRecord, Record};
 use assay_core::request::{Guide, Prompt};
 use assay_core::transcript::StopReason;
 use assay_core::verdict::{Check, Failure, FailureCode, Outcome, Verdict};
 use assay_engine::text::tools::{CallFinder, Part, Syntax};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
 /// An API answer, and which of its choices is meant.
@@ -93,14 +95,15 @@ fn answer(around: &Around, record: &AnswerRecord, syntax: Option<Syntax>) -> Res
 }
 
 fn embeddings(json: &Value, record: &EmbeddingRecord) -> Result<&'static str, String> {
+    let one = (1u32 << EMBEDDING_FRAC) as f32;
     let none = Vec::new();
     let data = json["data"].as_array().unwrap_or(&none);
     if data.len() != record.transcript.vectors.len() {
         return Err("the answer has another number of embeddings than the record".into());
     }
     for (i, (given, vector)) in data.iter().zip(&record.transcript.vectors).enumerate() {
-        // 24 fraction bits are what a 32-bit float holds: both forms are exact.
-        let floats = vector.iter().map(|v| *v as f32 / 16_777_216.0);
+        // A 32-bit float holds every number of a vector: both forms are exact.
+        let floats = vector.iter().map(|v| *v as f32 / one);
         let same = match &given["embedding"] {
             Value::Array(all) => {
                 all.len() == vector.len()
@@ -108,7 +111,7 @@ fn embeddings(json: &Value, record: &EmbeddingRecord) -> Result<&'static str, St
             }
             Value::String(text) => {
                 let bytes: Vec<u8> = floats.flat_map(f32::to_le_bytes).collect();
-                *text == base64(&bytes)
+                *text == STANDARD.encode(bytes)
             }
             _ => false,
         };
@@ -120,29 +123,4 @@ fn embeddings(json: &Value, record: &EmbeddingRecord) -> Result<&'static str, St
         return Err("the usage around the record is not the record's".into());
     }
     Ok("embeddings and usage")
-}
-
-/// Base64 with padding, as the API writes it.
-fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for run in bytes.chunks(3) {
-        let v = run.iter().fold(0u32, |v, b| v << 8 | u32::from(*b)) << (8 * (3 - run.len()));
-        for i in 0..4 {
-            let digit = DIGITS[(v >> (18 - 6 * i)) as usize & 63];
-            out.push(if i <= run.len() { char::from(digit) } else { '=' });
-        }
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn base64_pads() {
-        for (bytes, want) in [("", ""), ("M", "TQ=="), ("Ma", "TWE="), ("Man", "TWFu"), ("Many", "TWFueQ==")]
-        {
-            assert_eq!(super::base64(bytes.as_bytes()), want);
-        }
-    }
 }

@@ -293,7 +293,6 @@ impl Json<'_> {
             vocabulary: self.number("vocab_size")?,
             positions,
             context: context.unwrap_or(positions).min(positions),
-            first_position: 0,
             token_types: self.number_or("type_vocab_size", 2)?,
             activation,
             epsilon: self.real(&json["layer_norm_eps"], 1e-12, "layer_norm_eps")?,
