@@ -487,7 +487,7 @@ impl Given<'_> {
             row.weights.0.iter().map(|w| shift_sat(i64::from(*w) * i64::from(row.scale), shift)).collect();
         values.put_integers(e.op, &made, vec![Scale::power(-i16::from(frac))]);
         let index = u64::from(if e.by_position { position } else { self.id });
-        let leaf = row_leaf(row.scale, row.weights.0.iter().copied());
+        let leaf = row_leaf(row.scale, &row.weights.0);
         let stands = row.proof.index == index
             && self.held.rows_of(e.table).is_some_and(|root| merkle::verify(root, leaf, &row.proof));
         if stands {

@@ -15,7 +15,7 @@ use assay_core::keccak::keccak256;
 use assay_core::limits::LIGHT_KEY_BYTES_MAX;
 use assay_core::merkle;
 use assay_engine::constants::Constants;
-use assay_engine::kernel::Kernel;
+use assay_engine::kernel::{Kernel, keccak};
 use assay_engine::matrix::Matrix;
 use assay_engine::pool::Pool;
 use assay_engine::program::{
@@ -193,7 +193,7 @@ impl Key {
             if let Held::Matrix { rows, .. } = held
                 && form.embeds(t)
             {
-                *rows = Some(merkle::root(row_leaves(&model.constants.matrix(t), model.pool)));
+                *rows = Some(keccak::root(row_leaves(&model.constants.matrix(t), model.pool)));
             }
         }
         Ok(key)
@@ -252,10 +252,16 @@ fn fold(model: &Model<'_>, secret: &Secret, t: TensorId) -> Folded {
     Folded { scales: w.scales().to_vec(), columns }
 }
 
+/// The bytes of the leaf of a row.
+fn write_row(scale: u16, row: impl IntoIterator<Item = i8>, out: &mut Vec<u8>) {
+    out.extend(scale.to_be_bytes());
+    out.extend(row.into_iter().map(i8::cast_unsigned));
+}
+
 /// Hash of the leaf of a row.
-pub(super) fn row_leaf(scale: u16, row: impl IntoIterator<Item = i8>) -> Hash {
-    let mut bytes = scale.to_be_bytes().to_vec();
-    bytes.extend(row.into_iter().map(i8::cast_unsigned));
+pub(super) fn row_leaf(scale: u16, row: &[i8]) -> Hash {
+    let mut bytes = Vec::with_capacity(row.len().saturating_add(2));
+    write_row(scale, row.iter().copied(), &mut bytes);
     merkle::leaf(&bytes)
 }
 
@@ -263,13 +269,11 @@ pub(super) fn row_leaf(scale: u16, row: impl IntoIterator<Item = i8>) -> Hash {
 pub(super) fn row_leaves(w: &Matrix<'_>, pool: &Pool) -> Vec<Hash> {
     let runs = pool.map(w.rows().div_ceil(LEAF_ROWS), &|run| {
         let rows = run * LEAF_ROWS..((run + 1) * LEAF_ROWS).min(w.rows());
-        w.scales()
-            .get(rows.clone())
-            .unwrap_or_default()
-            .iter()
-            .zip(rows)
-            .map(|(scale, row)| row_leaf(*scale, (0..w.cols()).map(|c| w.weight(row, c))))
-            .collect::<Vec<Hash>>()
+        let mut bytes = Vec::with_capacity(rows.len() * (w.cols() + 2));
+        for (scale, row) in w.scales().get(rows.clone()).unwrap_or_default().iter().zip(rows) {
+            write_row(*scale, (0..w.cols()).map(|c| w.weight(row, c)), &mut bytes);
+        }
+        keccak::leaves(&bytes, w.cols() + 2)
     });
     runs.concat()
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use assay_core::answer::AnswerRecord;
-use assay_core::digest::{ExecutionDigests, block_digest};
+use assay_core::digest::{DigestBuilder, ExecutionDigests};
 use assay_core::id::{ModelRoot, Nonce};
 use assay_core::request::{Prompt, Request, Sampling, sampler_seed};
 use assay_core::transcript::{NonceSource, StopReason, Transcript};
@@ -21,7 +21,6 @@ use assay_engine::semantics::adjust::History;
 use assay_engine::semantics::logprobs::logprobs;
 use assay_engine::semantics::sample::choose;
 use assay_engine::semantics::scale::Scale;
-use assay_verify::trace::part::{Layout, Numbers, Part};
 use proptest::prelude::*;
 
 use crate::honest::{provider, record};
@@ -282,19 +281,12 @@ impl Small {
     }
 }
 
-/// The digests of an execution, by the roots of each block's scales and numbers.
+/// The digests of an execution.
 pub fn digests(executor: &mut Executor, tokens: &[u32]) -> ExecutionDigests {
-    let mut rows: Vec<(Vec<i8>, Scale)> = Vec::new();
-    executor.replay(tokens, tokens.len(), &mut |row| rows.push((row.hidden.0.to_vec(), row.hidden.1)));
-    let blocks = rows.chunks(32).zip(0u32..);
-    ExecutionDigests(blocks.map(|(rows, block)| block_digest(block, rows)).collect())
-}
-
-fn block_digest(block: u32, rows: &[(Vec<i8>, Scale)]) -> assay_core::id::Hash {
-    let numbers: Vec<i8> = rows.iter().flat_map(|(n, _)| n.clone()).collect();
-    let scales = rows.iter().flat_map(|(_, s)| [i32::from(s.mantissa), i32::from(s.exponent)]).collect();
-    let len = rows[0].0.len();
-    let scales = Part::new(rows.len(), 2, Layout::Columns, Numbers::Word(scales)).root();
-    let numbers = Part::new(rows.len(), len, Layout::Rows, Numbers::Byte(numbers)).root();
-    block_digest(u64::from(block), &scales, &numbers)
+    let mut digests = DigestBuilder::new();
+    executor.replay(tokens, tokens.len(), &mut |row| {
+        let (numbers, scale) = row.hidden;
+        digests.push(row.position as u32, numbers, scale.mantissa, scale.exponent);
+    });
+    digests.finish()
 }
