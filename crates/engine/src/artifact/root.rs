@@ -54,6 +54,14 @@ pub fn model_root(
     assemble(c.program().program(), text, tokenizer, tensors)
 }
 
+/// The leaf hashes of a model's root, in order.
+pub fn model_leaves(c: &dyn Constants, text: &TextModel, tokenizer: &[u8]) -> Vec<Hash> {
+    let program = c.program().program();
+    let tensors = program.tensors.iter().enumerate();
+    let tensors = tensors.map(|(i, t)| Branch::of(c, i as TensorId, t.shape).hash());
+    component_leaves(program, text, tokenizer, tensors).collect()
+}
+
 /// The hashes that stand under one tensor's.
 pub(super) enum Branch {
     /// Roots of the tiles of a matrix, row tile by row tile, and the leaves of its row scales.
