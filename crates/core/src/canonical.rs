@@ -10,10 +10,12 @@ use crate::limits::CANONICAL_BYTES_MAX;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CanonicalError {
     /// More bytes than anything canonical has.
-    #[error("{got} bytes are more than the {CANONICAL_BYTES_MAX} allowed")]
+    #[error("{got} bytes are more than the {max} allowed")]
     TooLong {
         /// Bytes given.
         got: usize,
+        /// Most bytes of a value of this kind.
+        max: usize,
     },
     /// The bytes are of another kind or version.
     #[error("these bytes are not a `{expected}`")]
@@ -35,6 +37,8 @@ pub enum CanonicalError {
 pub trait Canonical: BorshSerialize + BorshDeserialize {
     /// Kind and version, at most 255 bytes, unique in the project.
     const TAG: &'static str;
+    /// Most bytes that a reader takes.
+    const BYTES_MAX: usize = CANONICAL_BYTES_MAX;
 
     /// The canonical bytes.
     fn to_canonical_bytes(&self) -> Vec<u8> {
@@ -47,8 +51,8 @@ pub trait Canonical: BorshSerialize + BorshDeserialize {
 
     /// The value that `bytes` encode, if they do so canonically.
     fn from_canonical_bytes(bytes: &[u8]) -> Result<Self, CanonicalError> {
-        if bytes.len() > CANONICAL_BYTES_MAX {
-            return Err(CanonicalError::TooLong { got: bytes.len() });
+        if bytes.len() > Self::BYTES_MAX {
+            return Err(CanonicalError::TooLong { got: bytes.len(), max: Self::BYTES_MAX });
         }
         let body = bytes.strip_prefix(prefix(Self::TAG).as_slice());
         let body = body.ok_or(CanonicalError::Tag { expected: Self::TAG })?;

@@ -7,4 +7,6 @@
 pub mod embedding;
 pub mod microstep;
 pub mod reexecution;
+pub mod shard;
+mod tokens;
 pub mod trace;

@@ -4,20 +4,18 @@
 //! says which token, digest or character it was.
 
 use assay_core::answer::{AnswerRecord, BindingError};
-use assay_core::digest::DigestBuilder;
 use assay_core::id::{ModelRoot, NodeAddress};
-use assay_core::request::{Prompt, RequestError, Tool, sampler_seed};
+use assay_core::request::{Prompt, RequestError, Tool};
 use assay_core::transcript::NonceSource;
 use assay_core::verdict::{Check, Failure, FailureCode, Outcome, Verdict};
 use assay_engine::artifact::TextModel;
 use assay_engine::program::{Head, Program};
 use assay_engine::replay::Execution;
-use assay_engine::semantics::adjust::History;
-use assay_engine::semantics::logprobs::logprobs;
-use assay_engine::semantics::sample::choose;
 use assay_engine::text::Tokenizer;
 use assay_engine::text::guide::Guided;
 use assay_engine::transcribe::{StopRules, Transcriber};
+
+use crate::tokens::{Form, TokenCheck, fed, logits_from};
 
 /// The model that an answer is checked against.
 #[derive(Clone, Copy)]
@@ -54,7 +52,7 @@ pub fn check_by_reexecution(
     report.bindings(record);
     report.model(record.receipt.receipt.model_root, subject);
     report.prompt(record, subject);
-    if report.runnable(record, subject) {
+    if report.runnable(record, subject.program) {
         report.execution(record, subject, execution);
     }
     report.text(record, subject);
@@ -66,6 +64,7 @@ pub fn check_by_reexecution(
 pub(crate) struct Report {
     checks: Vec<Check>,
     failures: Vec<Failure>,
+    unseen: Vec<String>,
 }
 
 impl Report {
@@ -83,7 +82,18 @@ impl Report {
         self.checks.push(Check { name: name.into(), outcome: Outcome::NotRun, detail: detail.into() });
     }
 
-    fn bindings(&mut self, record: &AnswerRecord) {
+    /// Takes over what another check found.
+    pub(crate) fn take(&mut self, other: &Verdict) {
+        self.checks.extend_from_slice(&other.checks);
+        self.failures.extend(other.failure.clone());
+    }
+
+    /// Says what this kind of check cannot see.
+    pub(crate) fn unseen(&mut self, what: impl Into<String>) {
+        self.unseen.push(what.into());
+    }
+
+    pub(crate) fn bindings(&mut self, record: &AnswerRecord) {
         self.whole(record.broken_bindings(), record.receipt.receipt.provider, record.request.check());
     }
 
@@ -131,7 +141,7 @@ impl Report {
         }
     }
 
-    fn prompt(&mut self, record: &AnswerRecord, subject: &Subject<'_>) {
+    pub(crate) fn prompt(&mut self, record: &AnswerRecord, subject: &Subject<'_>) {
         let got = &record.transcript.prompt_ids;
         match subject.tokenizer.encode_prompt(&record.request.prompt) {
             Err(e) => {
@@ -153,16 +163,15 @@ impl Report {
     }
 
     /// Whether the transcript can be executed at all; says why not.
-    fn runnable(&mut self, record: &AnswerRecord, subject: &Subject<'_>) -> bool {
+    pub(crate) fn runnable(&mut self, record: &AnswerRecord, program: &Program) -> bool {
         let t = &record.transcript;
         let (prompt, output) = (t.prompt_ids.len(), t.output_ids.len());
-        let context = subject.program.context as usize;
-        if !matches!(subject.program.head, Head::Tokens { .. }) {
+        let context = program.context as usize;
+        if !matches!(program.head, Head::Tokens { .. }) {
             self.fail("limits", FailureCode::Limits, None, "the model makes vectors, not answers".into());
             return false;
         }
-        let unknown =
-            t.prompt_ids.iter().chain(&t.output_ids).position(|id| *id >= subject.program.vocabulary);
+        let unknown = t.prompt_ids.iter().chain(&t.output_ids).position(|id| *id >= program.vocabulary);
         let reason = if prompt == 0 || output == 0 {
             "the transcript has no prompt or no answer".to_owned()
         } else if prompt.saturating_add(output) > context {
@@ -187,79 +196,20 @@ impl Report {
     }
 
     fn execution(&mut self, record: &AnswerRecord, subject: &Subject<'_>, execution: &mut dyn Execution) {
-        let t = &record.transcript;
-        let seed = sampler_seed(t.nonce, record.request.hash(), subject.root);
-        let fed = t.output_ids.len().saturating_sub(1);
-        let tokens: Vec<u32> = t.prompt_ids.iter().chain(t.output_ids.iter().take(fed)).copied().collect();
-        let first = t.prompt_ids.len().saturating_sub(1);
-        let mut digests = DigestBuilder::new();
-        let mut wrong: Option<(usize, u32, u32)> = None;
-        let mut history = History::new(&t.prompt_ids);
-        let mut guide = match self.guide(record, subject) {
-            Ok(guide) => guide,
+        let form = match guided(record, subject) {
+            Ok(guide) => guide.map_or(Form::Free, |g| Form::Guided(Box::new(g))),
             Err(message) => {
                 self.fail("tokens", FailureCode::Limits, None, message);
                 return;
             }
         };
-        let mut likely = Vec::new();
-        execution.replay(&tokens, first, &mut |row| {
-            let (numbers, scale) = row.hidden;
-            let position = u32::try_from(row.position).unwrap_or(u32::MAX);
-            digests.push(position, numbers, scale.mantissa, scale.exponent);
-            let (Some(logits), Some(i)) = (row.logits, row.position.checked_sub(first)) else { return };
-            let Some(got) = t.output_ids.get(i) else { return };
-            let index = u32::try_from(i).unwrap_or(u32::MAX);
-            let mask = guide.as_mut().map(Guided::mask);
-            let sampling = &record.request.sampling;
-            let want = choose(logits, &history, mask.as_ref(), sampling, &seed, index);
-            if want != *got && wrong.is_none() {
-                wrong = Some((i, want, *got));
-            }
-            likely.extend(record.request.logprobs.map(|count| logprobs(logits, *got, count)));
-            history.push(*got);
-            if let Some(guide) = &mut guide {
-                guide.push(*got);
-            }
-        });
-        match wrong {
-            None => self
-                .pass("tokens", format!("all {} follow from the model, the request and the seed", fed + 1)),
-            Some((i, want, got)) => {
-                let message = format!("output token {i}: the model chooses {want}, the transcript has {got}");
-                self.fail("tokens", FailureCode::OutputId, Some(i), message);
-            }
-        }
-        match first_difference(&likely, &t.logprobs) {
-            None if likely.is_empty() => {}
-            None => self.pass("probabilities", format!("of {} tokens, replayed", likely.len())),
-            Some(at) => {
-                let message = format!("the probabilities of output token {at} are not the model's");
-                self.fail("probabilities", FailureCode::Logprobs, Some(at), message);
-            }
-        }
-        match record.digests.first_difference(&digests.finish()) {
-            None => self.pass("execution digests", format!("all {} equal", record.digests.0.len())),
-            Some(at) => {
-                let message =
-                    format!("digest {at} (positions {} on) is of another execution", at.saturating_mul(32));
-                self.fail("execution digests", FailureCode::Digest, Some(at), message);
-            }
-        }
-    }
-
-    /// The form that the request asks for; why it cannot be followed.
-    fn guide(&self, record: &AnswerRecord, subject: &Subject<'_>) -> Result<Option<Guided>, String> {
-        let Some(guide) = &record.request.guide else { return Ok(None) };
-        let tools: &[Tool] = match &record.request.prompt {
-            Prompt::Chat { tools, .. } => tools,
-            Prompt::Text(_) | Prompt::Tokens(_) => &[],
-        };
-        subject.tokenizer.guide(guide, tools).map(Some).map_err(|e| e.to_string())
+        let mut check = TokenCheck::new(record, subject.root, form);
+        execution.replay(&fed(record), logits_from(record), &mut |row| check.row(&row));
+        check.report(self);
     }
 
     /// Replays text and end of the answer from its ids.
-    fn text(&mut self, record: &AnswerRecord, subject: &Subject<'_>) {
+    pub(crate) fn text(&mut self, record: &AnswerRecord, subject: &Subject<'_>) {
         let t = &record.transcript;
         let rules = StopRules {
             end_tokens: subject.text.end_tokens.clone(),
@@ -294,26 +244,46 @@ impl Report {
         }
     }
 
-    fn finish(self, record: &AnswerRecord) -> Verdict {
+    pub(crate) fn finish(self, record: &AnswerRecord) -> Verdict {
         self.verdict(record.transcript.nonce_source == NonceSource::Provider)
     }
 
     /// The verdict; `drawn` when the provider chose the nonce.
     pub(crate) fn verdict(self, drawn: bool) -> Verdict {
-        let mut unchecked = vec![
+        let mut unchecked = self.unseen;
+        unchecked.extend([
             "that the receipt stands in the epoch that the provider posted (there is no ledger yet)"
                 .to_owned(),
             "the price: fees are not part of this version".to_owned(),
-        ];
+        ]);
         if drawn {
             unchecked.push(
                 "that the provider did not try several nonces and keep the answer it liked: send a nonce or a seed".into(),
             );
         }
-        let first_with_position = self.failures.iter().find(|f| f.position.is_some());
-        let failure = first_with_position.or(self.failures.first()).cloned();
-        Verdict { holds: self.failures.is_empty(), checks: self.checks, unchecked, failure }
+        judged(self.checks, &self.failures, unchecked)
     }
+
+    /// The verdict on a part of an answer: what it cannot see is what was said so.
+    pub(crate) fn part(self) -> Verdict {
+        judged(self.checks, &self.failures, self.unseen)
+    }
+}
+
+fn judged(checks: Vec<Check>, failures: &[Failure], unchecked: Vec<String>) -> Verdict {
+    let first_with_position = failures.iter().find(|f| f.position.is_some());
+    let failure = first_with_position.or(failures.first()).cloned();
+    Verdict { holds: failures.is_empty(), checks, unchecked, failure }
+}
+
+/// The form that the request asks for; why it cannot be followed.
+pub(crate) fn guided(record: &AnswerRecord, subject: &Subject<'_>) -> Result<Option<Guided>, String> {
+    let Some(guide) = &record.request.guide else { return Ok(None) };
+    let tools: &[Tool] = match &record.request.prompt {
+        Prompt::Chat { tools, .. } => tools,
+        Prompt::Text(_) | Prompt::Tokens(_) => &[],
+    };
+    subject.tokenizer.guide(guide, tools).map(Some).map_err(|e| e.to_string())
 }
 
 pub(crate) fn first_difference<T: PartialEq>(a: &[T], b: &[T]) -> Option<usize> {
