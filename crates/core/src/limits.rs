@@ -1,7 +1,13 @@
 //! Limits on what other parties may send, each with its reason. Tests stand at the limit and one past it.
 
-/// Most bytes of one canonical value: a chat of [`PROMPT_BYTES_MAX`] with its ids and digests fits.
+/// Most bytes of one canonical value, unless its kind has another limit: a chat of [`PROMPT_BYTES_MAX`] with its ids and digests fits.
 pub const CANONICAL_BYTES_MAX: usize = 16 << 20;
+/// Most bytes of a light key: the largest models need tens of millions.
+pub const LIGHT_KEY_BYTES_MAX: usize = 256 << 20;
+/// Most bytes of a light opening: eight tokens of the largest models, with the keys and values of a few thousand positions.
+pub const LIGHT_OPENING_BYTES_MAX: usize = 1 << 30;
+/// Most tokens that one light audit opens.
+pub const LIGHT_TOKENS_MAX: u32 = 64;
 /// Most bytes of text in a prompt, all messages together.
 pub const PROMPT_BYTES_MAX: usize = 4 << 20;
 /// Most messages of a conversation.

@@ -104,7 +104,7 @@ pub fn root(leaves: impl IntoIterator<Item = Hash>) -> Hash {
     b.root()
 }
 
-/// That one leaf stands under a root.
+/// That one leaf stands under a root. No root has leaves enough for a path longer than 64.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Proof {
@@ -132,22 +132,27 @@ pub fn prove(leaves: &[Hash], index: usize) -> Option<Proof> {
     Some(Proof { index: u64::try_from(index).ok()?, count: u64::try_from(leaves.len()).ok()?, path })
 }
 
-/// Whether `proof` shows that a leaf with `leaf` as its hash stands under `root`.
-pub fn verify(root: &Hash, leaf: Hash, proof: &Proof) -> bool {
+/// The root under which `proof` puts a leaf with `leaf` as its hash; `None` if the path does not fit index and count.
+pub fn root_from(leaf: Hash, proof: &Proof) -> Option<Hash> {
     if proof.index >= proof.count {
-        return false;
+        return None;
     }
     let (mut index, mut width, mut hash) = (proof.index, proof.count, leaf);
     let mut path = proof.path.iter();
     while width > 1 {
         if index ^ 1 < width {
-            let Some(sibling) = path.next() else { return false };
+            let sibling = path.next()?;
             hash = if index & 1 == 0 { node(&hash, sibling) } else { node(sibling, &hash) };
         }
         index >>= 1;
         width = width.div_ceil(2);
     }
-    path.next().is_none() && seal(proof.count, &hash) == *root
+    path.next().is_none().then(|| seal(proof.count, &hash))
+}
+
+/// Whether `proof` shows that a leaf with `leaf` as its hash stands under `root`.
+pub fn verify(root: &Hash, leaf: Hash, proof: &Proof) -> bool {
+    root_from(leaf, proof).as_ref() == Some(root)
 }
 
 #[cfg(test)]

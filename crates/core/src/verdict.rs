@@ -43,7 +43,7 @@ pub enum Outcome {
 pub struct Failure {
     /// Stable code.
     pub code: FailureCode,
-    /// Where: an index into the prompt ids, the output ids, or the digests, as the code says.
+    /// Where: an index into the prompt ids, the output ids, the digests or the sequence, as the code says.
     pub position: Option<u32>,
     /// For people.
     pub message: String,
@@ -81,6 +81,19 @@ pub enum FailureCode {
     Logprobs,
     /// A vector is not the model's; the position is the index of the input.
     Vector,
+    /// The opening is not of the positions drawn, or not of the program's shapes; the position is a position of the
+    /// sequence or the index of a block.
+    Opening,
+    /// What was opened is not what was committed.
+    TraceRoot,
+    /// A row of an embedding table is not the model's; the position is that of the sequence.
+    Row,
+    /// The accumulators of a matrix product are not those of its matrix and input; the position is that of the sequence.
+    Product,
+    /// Keys or values are not the committed ones; the position is that of the sequence.
+    KeyValue,
+    /// The hidden vector is not the committed one; the position is that of the sequence.
+    Hidden,
     /// The ids are another text.
     Text,
     /// The answer ends elsewhere or for another reason.
@@ -105,6 +118,12 @@ impl FailureCode {
             FailureCode::Boundary => "boundary",
             FailureCode::Logprobs => "logprobs",
             FailureCode::Vector => "vector",
+            FailureCode::Opening => "opening",
+            FailureCode::TraceRoot => "trace_root",
+            FailureCode::Row => "row",
+            FailureCode::Product => "product",
+            FailureCode::KeyValue => "key_value",
+            FailureCode::Hidden => "hidden",
             FailureCode::Text => "text",
             FailureCode::StopReason => "stop_reason",
         }

@@ -29,6 +29,7 @@ pub mod layer;
 mod mapped;
 pub mod opening;
 pub mod root;
+pub mod tree;
 #[cfg(feature = "native")]
 pub mod writer;
 

@@ -24,6 +24,7 @@ mod matmul;
 mod watched;
 
 pub use layer::LayerOutput;
+pub use matmul::products;
 pub use watched::{Companion, Values};
 
 /// Most rows that one batch may have.

@@ -9,6 +9,7 @@ pub mod keccak;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
+pub mod wide;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -107,6 +108,15 @@ pub(crate) struct Functions {
     pub(crate) weights: Weights,
     /// Hashes of many messages.
     pub(crate) keccak: keccak::Keccak,
+    /// Sums of numbers below 2^23 in size, times two weights each.
+    pub(crate) weigh: unsafe fn(&[i32], &[i32], &[i32]) -> (i128, i128),
+    /// The same for int8 numbers.
+    pub(crate) weigh_bytes: unsafe fn(&[i8], &[i32], &[i32]) -> (i64, i64),
+    /// Adds numbers, times two weights that all share, to two rows of sums.
+    pub(crate) spread: unsafe fn(&[i32], i32, i32, &mut [i64], &mut [i64]),
+    /// Adds the rows of a stored row tile, times two weights each, to sums by column. Weights stand four times, once for each
+    /// column of a group.
+    pub(crate) fold_tile: FoldTile,
 }
 
 impl<'a> HeadScales<'a> {
@@ -116,6 +126,7 @@ impl<'a> HeadScales<'a> {
     }
 }
 
+type FoldTile = unsafe fn(&[u8], &[i32], &[i32], &mut [i64], &mut [i64]);
 type Gate = unsafe fn(&[i32], &[i32], Scale, &[i32], u32, &mut [i32]);
 type Weights = unsafe fn(&[i32], i32, HeadScales<'_>, i16, &mut [i8], &mut [i8]) -> WeightSums;
 

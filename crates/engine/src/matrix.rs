@@ -48,6 +48,11 @@ impl<'a> Matrix<'a> {
         })
     }
 
+    /// A matrix of which only shape and row scales are known: for who is given its products. Asking it for weights panics.
+    pub fn without_weights(cols: usize, shift: i16, scales: &'a [u16]) -> Self {
+        Matrix { rows: scales.len(), cols, shift, bytes: &[], scales }
+    }
+
     /// Outputs.
     pub fn rows(&self) -> usize {
         self.rows

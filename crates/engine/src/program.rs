@@ -46,6 +46,34 @@ pub struct Program {
     pub head: Head,
 }
 
+/// What holds for a whole program: what stands under a model root before its tensors and operations.
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Facts {
+    /// [`Program::context`].
+    pub context: u32,
+    /// [`Program::vocabulary`].
+    pub vocabulary: u32,
+    /// [`Program::residual_frac`].
+    pub residual_frac: u8,
+    /// [`Program::head`].
+    pub head: Head,
+    /// How many operations there are.
+    pub ops: u16,
+    /// [`Program::carried`].
+    pub carried: Vec<ValueId>,
+}
+
+/// What stands under a model root of an operation: enough to execute it without the rest of the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Declared {
+    /// The operation.
+    pub op: Op,
+    /// Type of its value.
+    pub made: ValueType,
+    /// Whether attention reads its value as values.
+    pub attended: bool,
+}
+
 /// What a program computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub enum Head {
@@ -65,6 +93,34 @@ pub enum Head {
 }
 
 impl Program {
+    /// What holds for all of it.
+    pub fn facts(&self) -> Facts {
+        let Program { context, vocabulary, residual_frac, head, .. } = *self;
+        let ops = u16::try_from(self.ops.len()).unwrap_or(u16::MAX);
+        Facts { context, vocabulary, residual_frac, head, ops, carried: self.carried() }
+    }
+
+    /// Operations that later tokens or the receipt depend on: keys and values of every attend operation, and the hidden vector;
+    /// in rising order.
+    pub fn carried(&self) -> Vec<ValueId> {
+        let cached = |op: &Op| match op {
+            Op::Attend { k, v, .. } => Some([*k, *v]),
+            _ => None,
+        };
+        let mut all: Vec<ValueId> = self.ops.iter().filter_map(cached).flatten().collect();
+        if let Head::Tokens { hidden, .. } = self.head {
+            all.push(hidden);
+        }
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// Whether attention reads a value as values.
+    pub fn is_attended(&self, value: ValueId) -> bool {
+        self.ops.iter().any(|op| matches!(op, Op::Attend { v, .. } if *v == value))
+    }
+
     /// Hidden vector and logits.
     ///
     /// # Panics

@@ -1,11 +1,10 @@
-//! The artifact: what it holds comes back, what was altered is refused, single weights open under the root.
+//! The artifact: what it holds comes back, what was altered is refused.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
 use std::sync::Arc;
 
 use assay_core::canonical::Canonical as _;
-use assay_engine::artifact::opening::{Opening, Place};
 use assay_engine::artifact::writer::Writer;
 use assay_engine::artifact::{Artifact, Manifest, Provenance, TextModel};
 use assay_engine::constants::Constants as _;
@@ -207,43 +206,4 @@ fn damaged_files_are_refused_with_one_error() {
     let large =
         |m: &mut Manifest| m.program.tensors[2].shape = Shape::Rotary { positions: 131_072, pairs: 256 };
     assert_eq!(relabel(large), Err("artifact_length"));
-}
-
-#[test]
-fn weights_open_under_the_root_and_nothing_else_does() {
-    let bytes = file();
-    let a = Artifact::from_bytes("x", &bytes).unwrap();
-    let prove = |t, row, tile| Opening::prove(&a, a.text(), a.tokenizer_json(), t, row, tile);
-    for (t, row, tile, first, len) in
-        [(0, 0, 0, 0, 256), (1, 63, 1, 256, 5), (1, 69, 0, 0, 256), (1, 64, 1, 256, 5)]
-    {
-        let opening = prove(t, row, tile).unwrap();
-        let place = Place { tensor: u64::from(t), row: row as u64, col: first as u64 };
-        assert_eq!(opening.verify(&a.root()), Some(place));
-        let expected: Vec<i8> = (first..first + len).map(|c| weight(row, c)).collect();
-        assert_eq!(opening.weights, expected);
-        let changes: [fn(&mut Opening); 9] = [
-            |o| o.weights[0] ^= 1,
-            |o| o.weights.push(0),
-            |o| o.row_proof.index ^= 1,
-            |o| o.tile_proof.index ^= 1,
-            |o| o.tensor_proof.index ^= 1,
-            |o| o.declaration.name.push('x'),
-            |o| o.declaration_proof.index ^= 1,
-            |o| o.scales = o.matrix,
-            |o| o.program = o.tile,
-        ];
-        for change in changes {
-            let mut other = opening.clone();
-            change(&mut other);
-            assert_eq!(other.verify(&a.root()), None);
-        }
-        assert_eq!(opening.verify(&assay_core::id::ModelRoot::ZERO), None);
-    }
-    assert!(
-        prove(0, 70, 0).is_none()
-            && prove(0, 0, 2).is_none()
-            && prove(2, 0, 0).is_none()
-            && prove(9, 0, 0).is_none()
-    );
 }

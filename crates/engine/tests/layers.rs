@@ -7,7 +7,8 @@ use std::sync::{Arc, LazyLock};
 
 use assay_core::id::ModelRoot;
 use assay_engine::artifact::Artifact;
-use assay_engine::artifact::layer::{LayerModel, extract, leaves};
+use assay_engine::artifact::layer::{LayerModel, extract};
+use assay_engine::artifact::tree::ModelTree;
 use assay_engine::constants::Constants;
 use assay_engine::forward::Executor;
 use assay_engine::import::{ImportOptions, import};
@@ -143,10 +144,10 @@ fn the_built_in_model_has_its_layers() {
 }
 
 fn extracted(artifact: &Artifact) -> Vec<Vec<u8>> {
-    let leaves = leaves(artifact);
+    let tree = ModelTree::new(artifact, artifact.text(), artifact.tokenizer_json());
     let count = Layers::of(artifact.program()).all().len();
-    assert_eq!(extract(artifact, &leaves, count), None);
-    (0..count).map(|l| extract(artifact, &leaves, l).unwrap()).collect()
+    assert_eq!(extract(artifact, &tree, count), None);
+    (0..count).map(|l| extract(artifact, &tree, l).unwrap()).collect()
 }
 
 #[test]

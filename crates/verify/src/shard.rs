@@ -18,8 +18,10 @@
 
 mod boundary;
 mod check;
+#[cfg(feature = "native")]
 mod join;
 
 pub use boundary::{Boundary, boundaries, boundary};
 pub use check::{AnswerHashes, Difference, Evidence, Shard, ShardError, ShardVerdict, check_shard};
+#[cfg(feature = "native")]
 pub use join::join;

@@ -11,9 +11,9 @@ use assay_engine::replay::Row;
 use assay_engine::semantics::adjust::History;
 use assay_engine::semantics::logprobs::logprobs;
 use assay_engine::semantics::sample::choose;
-use assay_engine::text::guide::Guided;
 
-use crate::reexecution::{Report, first_difference};
+use crate::report::{Report, first_difference};
+use crate::subject::{Guided, Subject, guided};
 
 /// The ids that the execution of an answer feeds: the prompt's, and all of the answer's but the last.
 pub(crate) fn fed(record: &AnswerRecord) -> Vec<u32> {
@@ -35,6 +35,20 @@ pub(crate) enum Form {
     Guided(Box<Guided>),
     /// A guide that cannot be followed here, and why: ids are not checked.
     Unknown(String),
+}
+
+impl Form {
+    /// That of a record's request, for whoever has a tokenizer or not; why it is none.
+    pub(crate) fn of(record: &AnswerRecord, subject: Option<&Subject<'_>>) -> Result<Form, String> {
+        match (&record.request.guide, subject) {
+            (None, _) => Ok(Form::Free),
+            (Some(_), None) => Ok(Form::Unknown("the guide needs the tokenizer".into())),
+            (Some(_), Some(subject)) => {
+                let guide = guided(record, subject)?;
+                Ok(guide.map_or(Form::Free, |g| Form::Guided(Box::new(g))))
+            }
+        }
+    }
 }
 
 /// A record's tokens and digests, as far as they have been seen.

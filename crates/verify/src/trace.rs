@@ -6,7 +6,7 @@
 //!
 //! - An operation's commitment is the Keccak of its parts' roots, in order.
 //! - A block's *carry* is the root over the commitments of the operations that later blocks or the receipt depend on
-//!   ([`carried`]): keys, values, and the hidden vector that the execution digests hash.
+//!   ([`Program::carried`]): keys, values, and the hidden vector that the execution digests hash.
 //! - The trace root is the root over the carries of all blocks. So it costs no more than hashing the KV cache, and the
 //!   rest of a block is committed only when a dispute walks into it.
 
@@ -14,7 +14,7 @@ use assay_core::digest::DIGEST_TOKENS;
 use assay_core::id::Hash;
 use assay_core::keccak::keccak256;
 use assay_core::merkle;
-use assay_engine::program::{Head, Op, Program, ValueId};
+use assay_engine::program::{Head, Program};
 
 pub mod part;
 pub mod walk;
@@ -23,31 +23,6 @@ pub mod walk;
 pub fn operation(parts: &[Hash]) -> Hash {
     let bytes: Vec<&[u8]> = parts.iter().map(|h| h.as_bytes().as_slice()).collect();
     keccak256(&bytes)
-}
-
-/// Operations that later blocks or the receipt depend on: keys and values of every attend operation, and the hidden vector;
-/// in rising order.
-pub fn carried(program: &Program) -> Vec<ValueId> {
-    let mut all: Vec<ValueId> = program.ops.iter().filter_map(cached).flatten().collect();
-    if let Head::Tokens { hidden, .. } = program.head {
-        all.push(hidden);
-    }
-    all.sort_unstable();
-    all.dedup();
-    all
-}
-
-/// Keys and values that an operation reads through the cache.
-fn cached(op: &Op) -> Option<[ValueId; 2]> {
-    match op {
-        Op::Attend { k, v, .. } => Some([*k, *v]),
-        _ => None,
-    }
-}
-
-/// Whether an operation makes values for attention, whose numbers are laid out by columns.
-pub fn is_attended(program: &Program, op: ValueId) -> bool {
-    program.ops.iter().filter_map(cached).any(|[_, v]| v == op)
 }
 
 /// Carry of a block, from the commitments of its carried operations in order.

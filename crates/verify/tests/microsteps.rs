@@ -105,7 +105,7 @@ fn what_a_block_carries_is_what_it_holds() {
         let trace = Trace::new(model.as_ref(), subject(tokens, 9, plain(), vec![]), &mut execution);
         for b in 0..trace.blocks() {
             let block = trace.block(&mut execution, b);
-            for op in assay_verify::trace::carried(program) {
+            for op in program.carried() {
                 assert_eq!(trace.carried_parts(b, op).unwrap(), block.parts(op).unwrap(), "block {b}, {op}");
             }
         }

@@ -21,8 +21,9 @@ use assay_core::keccak::keccak256;
 use assay_core::merkle;
 use borsh::{BorshDeserialize, BorshSerialize};
 
-use super::root::{self, Branch};
-use super::{Artifact, PROFILE, check_tensor};
+use super::root::{self, BEFORE_TENSORS, Branch, PROGRAM};
+use super::tree::ModelTree;
+use super::{PROFILE, check_tensor};
 use crate::constants::Constants;
 use crate::matrix::{GROUP, Matrix, TILE_ROWS};
 use crate::program::layers::Layers;
@@ -34,10 +35,8 @@ pub const LAYER_BYTES_MAX: usize = 3 << 30;
 pub const LAYER_HEADER_BYTES_MAX: usize = 4 << 20;
 const TAG: &[u8; 14] = b"\x0dassay/layer/1";
 
-/// Leaves of the model root before the tensors, and which of them are the profile and the program.
-const BEFORE_TENSORS: usize = 4;
+/// Which of the leaves of the model root is the profile.
 const PROFILE_INDEX: usize = 0;
-const PROGRAM_INDEX: usize = 1;
 
 /// Why bytes are no layer of the model.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -144,22 +143,20 @@ impl std::fmt::Debug for LayerModel {
     }
 }
 
-/// The leaf hashes of an artifact's root: what every extract of it carries. Costs as much as checking the root.
-pub fn leaves(artifact: &Artifact) -> Vec<Hash> {
-    root::model_leaves(artifact, artifact.text(), artifact.tokenizer_json())
-}
-
-/// The bytes of layer `layer` of a model whose root has these leaves; `None` when there is no such layer, or it has more than
+/// The bytes of layer `layer` of a model with this tree; `None` when there is no such layer, or it has more than
 /// [`LAYER_BYTES_MAX`] bytes.
-pub fn extract(constants: &dyn Constants, leaves: &[Hash], layer: usize) -> Option<Vec<u8>> {
+pub fn extract(constants: &dyn Constants, tree: &ModelTree, layer: usize) -> Option<Vec<u8>> {
     let checked = constants.program();
     let layers = Layers::of(checked);
     layers.all().get(layer)?;
     let program = checked.program();
     let tensors = layers.tensors(checked, layer);
     let shapes = || tensors.iter().map(|t| (*t, program.tensors[usize::from(*t)].shape));
-    let header =
-        Header { program: program.clone(), leaves: leaves.to_vec(), layer: u32::try_from(layer).ok()? };
+    let header = Header {
+        program: program.clone(),
+        leaves: tree.leaves().to_vec(),
+        layer: u32::try_from(layer).ok()?,
+    };
     let header = borsh::to_vec(&header).expect("borsh writes to memory");
     let length: u64 = shapes().map(|(_, shape)| length(shape)).sum();
     let length = usize::try_from(length).ok()?.checked_add(TAG.len() + 4 + header.len())?;
@@ -282,13 +279,14 @@ fn authenticate(program: Program, leaves: &[Hash], expected: ModelRoot) -> Resul
     if !is(PROFILE_INDEX, "profile", keccak256(&[PROFILE.as_bytes()])) {
         return Err(leaf("profile"));
     }
-    if !is(PROGRAM_INDEX, "program", merkle::root(root::program_leaves(&program))) {
+    let program = program.check()?;
+    if !is(PROGRAM, "program", merkle::root(root::program_leaves(&program))) {
         return Err(leaf("program"));
     }
-    if leaves.len() != BEFORE_TENSORS + program.tensors.len() {
+    if leaves.len() != BEFORE_TENSORS + program.program().tensors.len() {
         return Err(leaf("number of tensors"));
     }
-    Ok(program.check()?)
+    Ok(program)
 }
 
 fn read_tensors(

@@ -6,7 +6,7 @@
 //! | name | hash |
 //! |---|---|
 //! | `profile` | Keccak of `int8-v1` |
-//! | `program` | Merkle root over, each in borsh: the program's numbers (context u32, vocabulary u32, residual fraction bits u8, head), each tensor's declaration, each operation |
+//! | `program` | Merkle root over, each in borsh: the program's facts (context u32, vocabulary u32, residual fraction bits u8, head, number of operations u16, what is carried: a list of u16), each tensor's declaration, each operation as declared |
 //! | `text` | Keccak of the canonical [`TextModel`] |
 //! | `tokenizer` | Keccak of the tokenizer's bytes |
 //! | `tensor`, once per tensor | see below |
@@ -16,7 +16,7 @@
 //! row in that tile, as two's complement bytes. (Tile roots stand in the tree as they are, without being hashed as leaves.)
 //! So one leaf is what a contract needs to check one part of a dot product, and hashing a model is
 //! parallel. Scales are leaves of 128 numbers of 2 bytes, tables and vectors leaves of 64 numbers of 4 bytes, angles leaves of 128 of 2,
-//! big-endian.
+//! big-endian. [`super::opening`] proves each of these leaves under the root.
 //!
 //! Not under the root: the model's name, licence and source files. The same weights from another file format are the same
 //! model.
@@ -30,7 +30,7 @@ use super::{PROFILE, TextModel};
 use crate::constants::Constants;
 use crate::kernel::keccak;
 use crate::matrix::{BIAS, GROUP, Matrix, TILE_COLS, TILE_ROWS};
-use crate::program::{Program, Shape, TensorId};
+use crate::program::{Checked, Shape, TensorId, ValueId};
 
 /// Row scales in one leaf.
 pub(super) const SCALES_RUN: usize = 128;
@@ -51,15 +51,7 @@ pub fn model_root(
         progress(t.shape.parameters());
         hash
     });
-    assemble(c.program().program(), text, tokenizer, tensors)
-}
-
-/// The leaf hashes of a model's root, in order.
-pub fn model_leaves(c: &dyn Constants, text: &TextModel, tokenizer: &[u8]) -> Vec<Hash> {
-    let program = c.program().program();
-    let tensors = program.tensors.iter().enumerate();
-    let tensors = tensors.map(|(i, t)| Branch::of(c, i as TensorId, t.shape).hash());
-    component_leaves(program, text, tokenizer, tensors).collect()
+    assemble(c.program(), text, tokenizer, tensors)
 }
 
 /// The hashes that stand under one tensor's.
@@ -102,17 +94,18 @@ impl Branch {
     }
 
     /// The tensor's hash.
-    pub(super) fn hash(self) -> Hash {
+    pub(super) fn hash(&self) -> Hash {
+        let root = |hashes: &Vec<Hash>| keccak::root(hashes.clone());
         match self {
-            Branch::Matrix { tiles, scales } => join(&keccak::root(tiles), &keccak::root(scales)),
-            Branch::Runs(runs) => keccak::root(runs),
+            Branch::Matrix { tiles, scales } => join(&root(tiles), &root(scales)),
+            Branch::Runs(runs) => root(runs),
         }
     }
 }
 
 /// The root from the hashes of all tensors, in order.
 pub(super) fn assemble(
-    program: &Program,
+    program: &Checked,
     text: &TextModel,
     tokenizer: &[u8],
     tensors: impl Iterator<Item = Hash>,
@@ -121,9 +114,14 @@ pub(super) fn assemble(
     ModelRoot::from_bytes(*root.as_bytes())
 }
 
+/// Leaves of the root before the tensors.
+pub(super) const BEFORE_TENSORS: usize = 4;
+/// Which of them is the program.
+pub(super) const PROGRAM: usize = 1;
+
 /// The leaves of the root.
 pub(super) fn component_leaves(
-    program: &Program,
+    program: &Checked,
     text: &TextModel,
     tokenizer: &[u8],
     tensors: impl Iterator<Item = Hash>,
@@ -145,14 +143,19 @@ pub(super) fn component(name: &str, hash: &Hash) -> Hash {
     merkle::leaf(&bytes)
 }
 
-/// The leaves of a program: its numbers, then every tensor's declaration, then every operation.
-pub(super) fn program_leaves(p: &Program) -> Vec<Hash> {
-    let leaf = |bytes: std::io::Result<Vec<u8>>| merkle::leaf(&bytes.expect("borsh writes to memory"));
-    let numbers = (p.context, p.vocabulary, p.residual_frac, p.head);
-    std::iter::once(leaf(borsh::to_vec(&numbers)))
-        .chain(p.tensors.iter().map(|t| leaf(borsh::to_vec(t))))
-        .chain(p.ops.iter().map(|o| leaf(borsh::to_vec(o))))
-        .collect()
+/// What a program says, leaf after leaf: its numbers, then every tensor's declaration, then every operation.
+pub(super) fn statements(checked: &Checked) -> impl Iterator<Item = Vec<u8>> {
+    let bytes = |written: std::io::Result<Vec<u8>>| written.expect("borsh writes to memory");
+    let p = checked.program();
+    let ops = (0..p.ops.len()).filter_map(|i| checked.declared(i as ValueId));
+    std::iter::once(bytes(borsh::to_vec(&p.facts())))
+        .chain(p.tensors.iter().map(move |t| bytes(borsh::to_vec(t))))
+        .chain(ops.map(move |o| bytes(borsh::to_vec(&o))))
+}
+
+/// The leaves of a program.
+pub(super) fn program_leaves(p: &Checked) -> Vec<Hash> {
+    statements(p).map(|s| merkle::leaf(&s)).collect()
 }
 
 /// Columns of a column tile.
@@ -223,10 +226,7 @@ fn leaves<T: Copy, const N: usize>(numbers: &[T], run: usize, bytes: fn(T) -> [u
     // In parts, so that a long table is not in memory a second time.
     let parts = numbers.chunks(run << 10);
     parts
-        .flat_map(|part| {
-            let bytes: Vec<u8> = part.iter().flat_map(|n| bytes(*n)).collect();
-            keccak::leaves(&bytes, run * N)
-        })
+        .flat_map(|part| keccak::leaves(&part.iter().flat_map(|n| bytes(*n)).collect::<Vec<u8>>(), run * N))
         .collect()
 }
 

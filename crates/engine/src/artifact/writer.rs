@@ -115,12 +115,15 @@ impl Writer {
     }
 
     /// Seals the file, makes it durable and gives it its name.
+    ///
+    /// # Panics
+    /// When the program is not valid: importers build programs that are.
     pub fn finish(mut self) -> Result<ModelRoot, ArtifactError> {
         assert_eq!(self.tensors.len(), self.places.len(), "every constant of the program was written");
         let io = |source| ArtifactError::Io { path: self.path.clone(), source };
         let tensors = std::mem::take(&mut self.tensors);
-        let root =
-            root::assemble(&self.manifest.program, &self.manifest.text, &self.tokenizer, tensors.into_iter());
+        let program = self.manifest.program.clone().check().expect("an importer's program is valid");
+        let root = root::assemble(&program, &self.manifest.text, &self.tokenizer, tensors.into_iter());
         let temp = self.file.into_inner().map_err(|e| io(e.into_error()))?;
         let mut file = temp.as_file();
         file.seek(SeekFrom::Start(MAGIC.len() as u64)).map_err(io)?;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::Executor;
 use crate::kernel::{Dot, Kernel};
 use crate::matrix::{GROUP, Matrix, TILE_ROWS};
-use crate::pool::Parts;
+use crate::pool::{Parts, Pool};
 use crate::program::{TensorId, ValueId};
 use crate::reference::headroom;
 
@@ -60,28 +60,74 @@ impl Executor {
             });
         }
         self.put_integers(i, out);
-        let change = h as i32 - i32::from(w.shift());
+        self.scale_product(i, &w, x, rows);
+    }
+
+    /// The accumulators of a matrix product (semantics 6.4) for `rows` of `x`: `rows × W.rows`, row by row.
+    pub(super) fn accumulators(&self, weights: TensorId, x: ValueId, rows: Range<usize>) -> Vec<i32> {
+        let stride = self.width(x);
+        let x = Rows {
+            q: &self.int8(x)[rows.start * stride..],
+            stride,
+            sums: &self.buffers.sums[usize::from(x)][rows.start..],
+            count: rows.len(),
+        };
+        multiply(self.kernel, &self.pool, &self.constants.matrix(weights), &x)
+    }
+
+    /// Makes value `i`, a matrix product, of accumulators that someone else computed.
+    pub(super) fn finish_product(
+        &mut self,
+        i: usize,
+        weights: TensorId,
+        x: ValueId,
+        sums: &[i32],
+        rows: usize,
+    ) {
+        let constants = Arc::clone(&self.constants);
+        let w = constants.matrix(weights);
+        assert_eq!(sums.len(), rows * w.rows(), "every row has its accumulators");
+        let h = headroom(w.cols());
+        let mut out = self.take_integers(i, rows);
+        for (out, sums) in out.chunks_exact_mut(w.rows()).zip(sums.chunks_exact(w.rows())) {
+            // SAFETY: the kernel runs here.
+            unsafe { (self.kernel.functions.apply_row_scales)(sums, 0, w.scales(), h, out) };
+        }
+        self.put_integers(i, out);
+        self.scale_product(i, &w, x, rows);
+    }
+
+    fn scale_product(&mut self, i: usize, w: &Matrix<'_>, x: ValueId, rows: usize) {
+        let change = headroom(w.cols()) as i32 - i32::from(w.shift());
         let scales = self.buffers.scales[usize::from(x)][..rows].iter().map(|s| s.shifted(change)).collect();
         self.buffers.scales[i] = scales;
     }
+}
 
-    /// The accumulators of a matrix product (semantics 6.4) for the first `rows` rows of `x`: `rows × W.rows`, row by row.
-    pub(super) fn accumulators(&self, weights: TensorId, x: ValueId, rows: usize) -> Vec<i32> {
-        let w = self.constants.matrix(weights);
-        let x = Rows {
-            q: self.int8(x),
-            stride: self.width(x),
-            sums: &self.buffers.sums[usize::from(x)],
-            count: rows,
-        };
-        let mut out = vec![0; rows * w.rows()];
-        let parts = Parts::new(&mut out);
-        let plain = |sums: &[i32], correction: i32, _: Range<usize>, out: &mut [i32]| {
-            out.iter_mut().zip(sums).for_each(|(o, s)| *o = s.wrapping_sub(correction));
-        };
-        self.pool.run(w.tiles(), &|tile| multiply_tile(self.kernel, &w, tile, &x, &plain, &parts));
-        out
-    }
+/// The accumulators of `w` times rows of int8 numbers, each row as long as `w` has columns: as many rows of `w.rows()` sums.
+///
+/// # Panics
+/// When `rows` is no whole number of rows.
+pub fn products(kernel: Kernel, pool: &Pool, w: &Matrix<'_>, rows: &[i8]) -> Vec<i32> {
+    let (cols, stride) = (w.cols(), w.cols().next_multiple_of(GROUP));
+    assert!(rows.len().is_multiple_of(cols), "rows are as long as the matrix has columns");
+    let count = rows.len() / cols;
+    let mut q = vec![0i8; count * stride];
+    q.chunks_exact_mut(stride)
+        .zip(rows.chunks_exact(cols))
+        .for_each(|(q, row)| q[..cols].copy_from_slice(row));
+    let sums: Vec<i32> = rows.chunks_exact(cols).map(|r| r.iter().map(|v| i32::from(*v)).sum()).collect();
+    multiply(kernel, pool, w, &Rows { q: &q, stride, sums: &sums, count })
+}
+
+fn multiply(kernel: Kernel, pool: &Pool, w: &Matrix<'_>, x: &Rows<'_>) -> Vec<i32> {
+    let mut out = vec![0; x.count * w.rows()];
+    let parts = Parts::new(&mut out);
+    let plain = |sums: &[i32], correction: i32, _: Range<usize>, out: &mut [i32]| {
+        out.iter_mut().zip(sums).for_each(|(o, s)| *o = s.wrapping_sub(correction));
+    };
+    pool.run(w.tiles(), &|tile| multiply_tile(kernel, w, tile, x, &plain, &parts));
+    out
 }
 
 /// One row tile for all rows of `x`; `finish` makes outputs of sums of biased products, their correction and the tile's rows.

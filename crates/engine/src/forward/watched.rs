@@ -57,7 +57,12 @@ impl<'a> Values<'a> {
 
     /// Accumulators of a matrix times the int8 numbers of `x`, for all rows: rows × outputs.
     pub fn accumulators(&self, weights: TensorId, x: ValueId) -> Vec<i32> {
-        self.executor.accumulators(weights, x, self.rows)
+        self.executor.accumulators(weights, x, 0..self.rows)
+    }
+
+    /// Accumulators of a matrix times the int8 numbers of `x` in one row.
+    pub fn accumulators_at(&self, weights: TensorId, x: ValueId, row: usize) -> Vec<i32> {
+        self.executor.accumulators(weights, x, row..row + 1)
     }
 
     /// Makes value `v` of all rows: rows × length numbers, one scale per row.
@@ -71,5 +76,14 @@ impl<'a> Values<'a> {
         out[..numbers.len()].copy_from_slice(numbers);
         e.put_integers(i, out);
         e.buffers.scales[i] = scales;
+    }
+
+    /// Makes value `v`, the product of `weights` and `x` (semantics 6.4), of the accumulators of all rows: rows × outputs. Of the
+    /// matrix only the row scales are read.
+    ///
+    /// # Panics
+    /// When there are more or fewer accumulators.
+    pub fn put_product(&mut self, v: ValueId, weights: TensorId, x: ValueId, accumulators: &[i32]) {
+        self.executor.finish_product(usize::from(v), weights, x, accumulators, self.rows);
     }
 }

@@ -2,6 +2,7 @@
 //! vectorises them for it; what they compute is written once.
 
 use super::{HeadScales, WeightSums};
+use crate::matrix::{BIAS, GROUP, TILE_ROWS};
 use crate::program::ROTARY_FRAC;
 use crate::reference::{Affine, GATE_FRAC, activation, gate_product, score, value_weight};
 use crate::semantics::exp2::exp2_weight;
@@ -226,6 +227,70 @@ pub(super) fn weights(
     sums
 }
 
+/// Numbers of a run whose sums stay within 64 bits: 2^8 products below 2^54.
+const RUN: usize = 256;
+
+#[inline(always)]
+pub(super) fn weigh(a: &[i32], low: &[i32], high: &[i32]) -> (i128, i128) {
+    let n = a.len();
+    let (low, high) = (&low[..n], &high[..n]);
+    let mut sums = (0i128, 0i128);
+    for ((a, low), high) in a.chunks(RUN).zip(low.chunks(RUN)).zip(high.chunks(RUN)) {
+        let (mut l, mut h) = (0i64, 0i64);
+        for i in 0..a.len().min(low.len()).min(high.len()) {
+            l = l.wrapping_add(i64::from(a[i]).wrapping_mul(i64::from(low[i])));
+            h = h.wrapping_add(i64::from(a[i]).wrapping_mul(i64::from(high[i])));
+        }
+        sums.0 += i128::from(l);
+        sums.1 += i128::from(h);
+    }
+    sums
+}
+
+#[inline(always)]
+pub(super) fn weigh_bytes(a: &[i8], low: &[i32], high: &[i32]) -> (i64, i64) {
+    let n = a.len();
+    let (low, high) = (&low[..n], &high[..n]);
+    let (mut l, mut h) = (0i64, 0i64);
+    for i in 0..n {
+        l = l.wrapping_add(i64::from(a[i]).wrapping_mul(i64::from(low[i])));
+        h = h.wrapping_add(i64::from(a[i]).wrapping_mul(i64::from(high[i])));
+    }
+    (l, h)
+}
+
+#[inline(always)]
+pub(super) fn spread(a: &[i32], low: i32, high: i32, sums_low: &mut [i64], sums_high: &mut [i64]) {
+    let n = a.len();
+    let (sums_low, sums_high) = (&mut sums_low[..n], &mut sums_high[..n]);
+    for i in 0..n {
+        sums_low[i] = sums_low[i].wrapping_add(i64::from(a[i]).wrapping_mul(i64::from(low)));
+        sums_high[i] = sums_high[i].wrapping_add(i64::from(a[i]).wrapping_mul(i64::from(high)));
+    }
+}
+
+#[inline(always)]
+pub(super) fn fold_tile(tile: &[u8], low: &[i32], high: &[i32], sums_low: &mut [i64], sums_high: &mut [i64]) {
+    // Eight sums at once: two rows of a group's four columns.
+    const LANES: usize = 2 * GROUP;
+    let (low, high) = (&low[..TILE_ROWS * GROUP], &high[..TILE_ROWS * GROUP]);
+    let sums = sums_low.chunks_mut(GROUP).zip(sums_high.chunks_mut(GROUP));
+    for (group, (sums_low, sums_high)) in tile.chunks_exact(TILE_ROWS * GROUP).zip(sums) {
+        let (mut l, mut h) = ([0i64; LANES], [0i64; LANES]);
+        for from in (0..TILE_ROWS * GROUP).step_by(LANES) {
+            for i in 0..LANES {
+                let w = i64::from((group[from + i] ^ BIAS) as i8);
+                l[i] = l[i].wrapping_add(w.wrapping_mul(i64::from(low[from + i])));
+                h[i] = h[i].wrapping_add(w.wrapping_mul(i64::from(high[from + i])));
+            }
+        }
+        for (i, (low, high)) in sums_low.iter_mut().zip(sums_high).enumerate() {
+            *low = low.wrapping_add(l[i]).wrapping_add(l[i + GROUP]);
+            *high = high.wrapping_add(h[i]).wrapping_add(h[i + GROUP]);
+        }
+    }
+}
+
 /// Makes a module of functions with the given processor features from the bodies above.
 macro_rules! instantiate {
     (@ $(#[$feature:meta])* $name:ident($($arg:ident: $type:ty),*) -> $result:ty) => {
@@ -257,10 +322,14 @@ macro_rules! instantiate {
         instantiate!(@ $(#[$feature])* hadamard(v: &[i32], shift: u32, block: usize, out: &mut [i32]) -> ());
         instantiate!(@ $(#[$feature])* scores(dots: &mut [i32], correction: i32, keys: HeadScales<'_>, query: Scale) -> i32);
         instantiate!(@ $(#[$feature])* weights(scores: &[i32], top: i32, values: HeadScales<'_>, highest: i16, high: &mut [i8], low: &mut [i8]) -> WeightSums);
+        instantiate!(@ $(#[$feature])* weigh(a: &[i32], low: &[i32], high: &[i32]) -> (i128, i128));
+        instantiate!(@ $(#[$feature])* weigh_bytes(a: &[i8], low: &[i32], high: &[i32]) -> (i64, i64));
+        instantiate!(@ $(#[$feature])* spread(a: &[i32], low: i32, high: i32, sums_low: &mut [i64], sums_high: &mut [i64]) -> ());
+        instantiate!(@ $(#[$feature])* fold_tile(tile: &[u8], low: &[i32], high: &[i32], sums_low: &mut [i64], sums_high: &mut [i64]) -> ());
 
         pub(in crate::kernel) static FUNCTIONS: Functions = Functions {
             dot: $dot, max_abs, sum_squares, quantise, apply_row_scales, add_scaled, to_fixed, rotate, gate, sum, shift_by, affine,
-            activate, bend, hadamard, scores, weights, keccak: $keccak,
+            activate, bend, hadamard, scores, weights, keccak: $keccak, weigh, weigh_bytes, spread, fold_tile,
         };
     };
 }

@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 
 use assay_core::id::Hash;
 use assay_core::keccak::keccak256;
-use assay_core::merkle::{self, LEAF, NODE, ROOT};
+use assay_core::merkle::{self, LEAF, NODE, Proof, ROOT};
 
 use super::Kernel;
 
@@ -63,6 +63,20 @@ pub fn root(leaves: Vec<Hash>) -> Hash {
 /// When the leaves are no whole number of runs.
 pub fn roots(leaves: Vec<Hash>, width: usize) -> Vec<Hash> {
     named(roots_by(*KERNEL, leaves, width))
+}
+
+/// [`merkle::prove`]: the proof for the leaf at `index`, or `None` if there is none.
+pub fn prove(leaves: &[Hash], index: usize) -> Option<Proof> {
+    leaves.get(index)?;
+    let mut level: Vec<Digest> = leaves.iter().map(|l| *l.as_bytes()).collect();
+    let mut path = Vec::new();
+    let mut i = index;
+    while level.len() > 1 {
+        path.extend(level.get(i ^ 1).copied().map(Hash::from_bytes));
+        level = above(*KERNEL, &level, level.len());
+        i /= 2;
+    }
+    Some(Proof { index: index as u64, count: leaves.len() as u64, path })
 }
 
 fn roots_by(kernel: Kernel, leaves: Vec<Hash>, width: usize) -> Vec<Digest> {
@@ -165,7 +179,10 @@ mod tests {
             let bytes = bytes(len);
             let want: Vec<Hash> = bytes.chunks(256).map(merkle::leaf).collect();
             assert_eq!(leaves(&bytes, 256), want);
-            assert_eq!(root(want.clone()), merkle::root(want));
+            assert_eq!(root(want.clone()), merkle::root(want.iter().copied()));
+            for index in 0..=want.len() {
+                assert_eq!(prove(&want, index), merkle::prove(&want, index));
+            }
             let want: Vec<Hash> = bytes.chunks(100).map(|m| keccak256(&[m])).collect();
             assert_eq!(keccak_equal(&bytes, 100), want);
         }

@@ -1,6 +1,8 @@
 //! The check of a foreign program: after it, no operation can meet a missing value, a wrong shape or an overflow.
 
-use super::{Head, LOGIT_FRAC, Op, Program, Reach, Shape, SoftCap, Tensor, TensorId, ValueId};
+use borsh::{BorshDeserialize, BorshSerialize};
+
+use super::{Declared, Head, LOGIT_FRAC, Op, Program, Reach, Shape, SoftCap, Tensor, TensorId, ValueId};
 
 /// Largest dimension of any value or matrix: keeps every accumulator within i32 (semantics 5.5).
 pub const DIMENSION_MAX: u32 = 131_072;
@@ -10,6 +12,8 @@ pub const ROWS_MAX: u32 = 1 << 20;
 pub const OPS_MAX: usize = 8_192;
 /// Most constants of a program.
 pub const TENSORS_MAX: usize = 8_192;
+/// Most bytes of a constant's name.
+pub const NAME_BYTES_MAX: usize = 256;
 /// Most positions of a sequence.
 pub const CONTEXT_MAX: u32 = 131_072;
 /// Largest head.
@@ -26,7 +30,7 @@ pub const HADAMARD_MAX: u32 = 4096;
 pub const WHOLE_CONTEXT_MAX: u32 = 4096;
 
 /// Type of a value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub enum ValueType {
     /// Integers with a constant scale of `2^-frac`.
     Fixed {
@@ -100,6 +104,13 @@ impl Checked {
     /// The program.
     pub fn program(&self) -> &Program {
         &self.program
+    }
+
+    /// An operation as a model root declares it.
+    pub fn declared(&self, op: ValueId) -> Option<Declared> {
+        let i = usize::from(op);
+        let attended = self.program.is_attended(op);
+        Some(Declared { op: *self.program.ops.get(i)?, made: *self.types.get(i)?, attended })
     }
 
     /// Type of a value.
@@ -229,7 +240,7 @@ fn range(what: &str, got: u64, min: u64, max: u64) -> Result<(), ProgramError> {
 
 fn check_tensor(t: &Tensor) -> Result<(), ProgramError> {
     let what = |part: &str| format!("{part} of tensor `{}`", t.name);
-    range(&what("name length"), t.name.len() as u64, 1, 256)?;
+    range(&what("name length"), t.name.len() as u64, 1, NAME_BYTES_MAX as u64)?;
     match t.shape {
         Shape::Matrix { rows, cols, shift } => {
             range(&what("rows"), u64::from(rows), 1, u64::from(ROWS_MAX))?;

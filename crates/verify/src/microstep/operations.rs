@@ -357,7 +357,7 @@ pub(super) fn map(src: &mut impl Source, cell: Cell) -> Option<i64> {
 
 /// Mantissa or exponent of a scale, as an even or odd column.
 fn pick(scale: Scale, column: u32) -> Option<i64> {
-    Some(if column % 2 == 0 { i64::from(scale.mantissa) } else { i64::from(scale.exponent) })
+    Some(if column.is_multiple_of(2) { i64::from(scale.mantissa) } else { i64::from(scale.exponent) })
 }
 
 /// The maps of attention (semantics 6.6).

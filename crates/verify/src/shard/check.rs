@@ -11,7 +11,8 @@ use assay_engine::replay::{LayerExecution, LayerRow, LayerRun};
 use serde::{Deserialize, Serialize};
 
 use super::Boundary;
-use crate::reexecution::{Report, Subject, first_difference, guided};
+use crate::report::{Report, first_difference};
+use crate::subject::Subject;
 use crate::tokens::{Form, TokenCheck, fed, logits_from};
 
 /// The layer that an auditor checks, of a model that it vouches for.
@@ -281,16 +282,12 @@ fn ids(
     (record, subject): (&AnswerRecord, Option<&Subject<'_>>),
     execution: &mut dyn LayerExecution,
 ) {
-    let form = match (&record.request.guide, subject) {
-        (None, _) => Form::Free,
-        (Some(_), None) => Form::Unknown("the guide needs the tokenizer".into()),
-        (Some(_), Some(subject)) => match guided(record, subject) {
-            Ok(guide) => guide.map_or(Form::Free, |g| Form::Guided(Box::new(g))),
-            Err(message) => {
-                report.fail("tokens", FailureCode::Limits, None, message);
-                return;
-            }
-        },
+    let form = match Form::of(record, subject) {
+        Ok(form) => form,
+        Err(message) => {
+            report.fail("tokens", FailureCode::Limits, None, message);
+            return;
+        }
     };
     let mut check = TokenCheck::new(record, shard.model, form);
     execution.execute_layer(run, &mut |row| {

@@ -7,7 +7,8 @@ use assay_engine::program::Checked;
 use assay_engine::program::layers::Layers;
 
 use super::check::{AnswerHashes, ShardVerdict, embeds};
-use crate::reexecution::{Report, Subject};
+use crate::reexecution::Subject;
+use crate::report::Report;
 use crate::tokens::fed;
 
 /// Joins what the auditors of all layers found, and checks beside it what needs no weights: signature, hashes, prompt, text and

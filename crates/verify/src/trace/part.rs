@@ -125,6 +125,11 @@ impl Part {
         self.shape
     }
 
+    /// Its numbers, row by row.
+    pub fn into_numbers(self) -> Numbers {
+        self.numbers
+    }
+
     /// The number of a row and column.
     ///
     /// # Panics

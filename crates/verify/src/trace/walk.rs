@@ -19,7 +19,7 @@ use assay_engine::semantics::quantise::max_abs;
 use assay_engine::semantics::scale::Scale;
 
 use super::part::{Numbers, Part, Width};
-use super::{block_positions, blocks, carried, carry, is_attended, operation, root};
+use super::{block_positions, blocks, carry, operation, root};
 use crate::microstep::{
     Cell, Choice, Extent, PartSpec, Source, adjust, choice_parts, choose, evaluate, parts, seen,
 };
@@ -132,7 +132,7 @@ impl<'a> Trace<'a> {
             prompt: subject.prompt,
         };
         let mut trace = Trace { constants, subject, extent, carried: Vec::new() };
-        let wanted = carried(program);
+        let wanted = program.carried();
         let run = block_positions(program, positions, 0).len().max(1);
         // Logits are not carried: none are computed.
         let (tokens, none) = (trace.subject.tokens.clone(), positions as usize);
@@ -271,7 +271,7 @@ impl<'t, 'a> Walker<'t, 'a> {
         let checked = self.trace.constants.program();
         let program = checked.program();
         match program.ops.get(usize::from(op)) {
-            Some(o) => parts(o, checked.value_type(op), is_attended(program, op)),
+            Some(o) => parts(o, checked.value_type(op), program.is_attended(op)),
             None => {
                 let [adjusting, choosing] = choice_parts(&self.trace.subject.choice, program.vocabulary);
                 if op == adjust(program.ops.len()) { adjusting } else { choosing }

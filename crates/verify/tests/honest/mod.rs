@@ -1,4 +1,5 @@
 //! An honest provider in a few lines: generates with the engine, signs, and can sign again what was altered.
+#![allow(dead_code)]
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,6 +8,7 @@ use alloy_primitives::B256;
 use alloy_signer::SignerSync as _;
 use alloy_signer_local::PrivateKeySigner;
 use assay_core::answer::{AnswerRecord, Format};
+use assay_core::digest::ExecutionDigests;
 use assay_core::id::{ChannelId, NodeAddress, Nonce, SignatureBytes};
 use assay_core::receipt::{Domain, Receipt, SignedReceipt};
 use assay_core::request::{Message, Prompt, Request, Role, Sampling, Tool, sampler_seed};
@@ -20,6 +22,57 @@ use assay_engine::kernel::Kernel;
 use assay_engine::pool::Pool;
 use assay_engine::text::Tokenizer;
 use assay_verify::reexecution::{Subject, check_by_reexecution};
+
+/// The provider's key.
+pub fn provider() -> PrivateKeySigner {
+    PrivateKeySigner::from_bytes(&B256::repeat_byte(7)).unwrap()
+}
+
+/// The signed record of an answer.
+pub fn record(
+    key: &PrivateKeySigner,
+    request: Request,
+    transcript: Transcript,
+    digests: ExecutionDigests,
+) -> AnswerRecord {
+    let receipt = Receipt {
+        provider: NodeAddress::from_bytes(key.address().into_array()),
+        sequence: 1,
+        model_root: request.model,
+        request_hash: request.hash(),
+        transcript_root: transcript.root(),
+        digest_root: digests.root(),
+        prompt_tokens: transcript.usage().prompt_tokens,
+        completion_tokens: transcript.usage().completion_tokens,
+        fee_micro_usd: 0,
+        payer_channel: ChannelId::ZERO,
+        client_nonce: transcript.nonce,
+        epoch: 0,
+    };
+    let signature = SignatureBytes::from_bytes([0; 65]);
+    let receipt = SignedReceipt { receipt, domain: Domain::DEVELOPMENT, signature };
+    let mut record =
+        AnswerRecord { format: Format::V1, receipt, request, transcript, digests, generation: None };
+    sign(key, &mut record);
+    record
+}
+
+/// Makes the receipt fit what the record says, and signs it: what a provider who cheats would do.
+pub fn sign(key: &PrivateKeySigner, record: &mut AnswerRecord) {
+    record.transcript.request_hash = record.request.hash();
+    let usage = record.transcript.usage();
+    let receipt = &mut record.receipt.receipt;
+    receipt.model_root = record.request.model;
+    receipt.client_nonce = record.transcript.nonce;
+    receipt.request_hash = record.request.hash();
+    receipt.transcript_root = record.transcript.root();
+    receipt.digest_root = record.digests.root();
+    receipt.prompt_tokens = usage.prompt_tokens;
+    receipt.completion_tokens = usage.completion_tokens;
+    let hash = receipt.signing_hash(&record.receipt.domain);
+    let signature = key.sign_hash_sync(&B256::from(*hash.as_bytes())).unwrap();
+    record.receipt.signature = SignatureBytes::from_bytes(signature.as_bytes());
+}
 
 fn tools(request: &Request) -> &[Tool] {
     match &request.prompt {
@@ -41,11 +94,11 @@ impl Node {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/stories-1.7m.assay");
         let artifact = Arc::new(Artifact::open(&path).unwrap());
         let tokenizer = Tokenizer::new(artifact.text(), artifact.tokenizer_json()).unwrap();
-        let key = PrivateKeySigner::from_bytes(&B256::repeat_byte(7)).unwrap();
-        Node { artifact, tokenizer, key }
+        Node { artifact, tokenizer, key: provider() }
     }
 
-    fn executor(&self) -> Executor {
+    /// The fast engine with the model.
+    pub fn executor(&self) -> Executor {
         Executor::new(self.artifact.shared(), Kernel::from_environment().unwrap(), Arc::new(Pool::new(1)))
     }
 
@@ -72,6 +125,11 @@ impl Node {
 
     /// Answers and signs.
     pub fn answer(&self, request: Request) -> AnswerRecord {
+        self.answer_by(self.executor(), request)
+    }
+
+    /// Answers with an engine that may hold another model, and signs.
+    pub fn answer_by(&self, executor: Executor, request: Request) -> AnswerRecord {
         let prompt = self.tokenizer.encode_prompt(&request.prompt).unwrap();
         let nonce = Nonce::ZERO;
         let job = Job {
@@ -85,7 +143,7 @@ impl Node {
             logprobs: request.logprobs,
         };
         let end_tokens = self.artifact.text().end_tokens.clone();
-        let mut batcher = Batcher::new(self.executor(), &self.tokenizer, end_tokens, BatchLimits::default());
+        let mut batcher = Batcher::new(executor, &self.tokenizer, end_tokens, BatchLimits::default());
         batcher.submit(job).unwrap();
         let mut answer: Option<Answer> = None;
         while answer.is_none() {
@@ -106,49 +164,12 @@ impl Node {
             stop: answer.stop,
             logprobs: answer.logprobs,
         };
-        let receipt = Receipt {
-            provider: NodeAddress::from_bytes(self.key.address().into_array()),
-            sequence: 1,
-            model_root: request.model,
-            request_hash: request.hash(),
-            transcript_root: transcript.root(),
-            digest_root: answer.digests.root(),
-            prompt_tokens: transcript.usage().prompt_tokens,
-            completion_tokens: transcript.usage().completion_tokens,
-            fee_micro_usd: 0,
-            payer_channel: ChannelId::ZERO,
-            client_nonce: nonce,
-            epoch: 0,
-        };
-        let signature = SignatureBytes::from_bytes([0; 65]);
-        let receipt = SignedReceipt { receipt, domain: Domain::DEVELOPMENT, signature };
-        let mut record = AnswerRecord {
-            format: Format::V1,
-            receipt,
-            request,
-            transcript,
-            digests: answer.digests,
-            generation: None,
-        };
-        self.sign(&mut record);
-        record
+        record(&self.key, request, transcript, answer.digests)
     }
 
-    /// Makes the receipt fit what the record says, and signs it: what a provider who cheats would do.
+    /// See [`sign`].
     pub fn sign(&self, record: &mut AnswerRecord) {
-        record.transcript.request_hash = record.request.hash();
-        let usage = record.transcript.usage();
-        let receipt = &mut record.receipt.receipt;
-        receipt.model_root = record.request.model;
-        receipt.client_nonce = record.transcript.nonce;
-        receipt.request_hash = record.request.hash();
-        receipt.transcript_root = record.transcript.root();
-        receipt.digest_root = record.digests.root();
-        receipt.prompt_tokens = usage.prompt_tokens;
-        receipt.completion_tokens = usage.completion_tokens;
-        let hash = receipt.signing_hash(&record.receipt.domain);
-        let signature = self.key.sign_hash_sync(&B256::from(*hash.as_bytes())).unwrap();
-        record.receipt.signature = SignatureBytes::from_bytes(signature.as_bytes());
+        sign(&self.key, record);
     }
 
     /// Checks with the fast engine.

@@ -1,0 +1,540 @@
+//! The referee: takes messages in turn, checks that each is under what was said before, and computes the last step.
+
+use assay_core::id::Hash;
+use assay_core::request::Sampling;
+use assay_engine::artifact::opening::{Content, Item, ModelOpening};
+use assay_engine::program::{Declared, Facts, Head, ValueId};
+
+use super::proof::{Target, check_digest, check_step};
+use super::{Claim, Descent, Message, Outcome, Party, Pick, Reason, Statement};
+use crate::microstep::{Cell, Choice, Extent, PartSpec, adjust, choice_parts, choose, parts};
+use crate::trace::part::{Shape, read_leaf};
+use crate::trace::{block_count, block_range, carry, operation};
+
+/// Levels of a tree that one round may go down.
+pub(super) const TREE_BITS: u32 = 7;
+/// Likewise in the tree of a part.
+pub(super) const PART_BITS: u32 = 8;
+/// Most nodes of each part that are claimed in the first round of a step: two to this.
+pub(super) const FIRST_PART_BITS: u32 = 6;
+
+/// Whose turn it is, and what is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// The defender: [`Claim::Trace`].
+    Trace,
+    /// The defender: [`Claim::Steps`] of the picked block.
+    Steps,
+    /// The defender: [`Claim::Parts`] of the picked step.
+    Parts,
+    /// The defender: [`Claim::Nodes`] below the picked node.
+    Nodes,
+    /// The defender: [`Claim::Leaf`].
+    Leaf,
+    /// The defender: [`Claim::Proof`].
+    Proof,
+    /// The defender: [`Claim::Digest`] of this block.
+    Digest(u32),
+    /// The challenger: [`Pick::Node`], or at first [`Pick::Digest`]. The nodes and their height.
+    PickNode(u32, Vec<Hash>),
+    /// The challenger: [`Pick::Part`]. Each part's nodes and their height.
+    PickPart(Vec<(u32, Vec<Hash>)>),
+    /// The challenger: [`Pick::Number`] of these.
+    PickNumber(Vec<i64>),
+    /// It is over.
+    Over(Outcome),
+}
+
+/// Which tree is being walked down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tree {
+    Blocks,
+    Steps,
+    Part,
+}
+
+/// A dispute as the referee knows it.
+#[derive(Clone, Debug)]
+pub struct Referee {
+    statement: Statement,
+    stage: Stage,
+    tree: Tree,
+    at: Descent,
+    hash: Hash,
+    facts: Option<Facts>,
+    trace: Hash,
+    block: u32,
+    carried: Vec<Hash>,
+    steps: Hash,
+    step: ValueId,
+    declared: Option<Declared>,
+    choice: Option<Choice>,
+    shapes: Vec<Shape>,
+    part: u8,
+    leaf: u64,
+    numbers: Vec<i64>,
+    number: u16,
+    partials: Vec<i64>,
+    rounds: u32,
+    bytes: [usize; 2],
+}
+
+impl Referee {
+    /// A dispute over what a receipt says; `None` when it is of no answer. The caller has checked the receipt's signature.
+    pub fn new(statement: Statement) -> Option<Referee> {
+        if statement.prompt == 0 || statement.output == 0 {
+            return None;
+        }
+        let blocks = block_count(statement.positions());
+        Some(Referee {
+            statement,
+            stage: Stage::Trace,
+            tree: Tree::Blocks,
+            at: Descent::top(u64::from(blocks)),
+            hash: Hash::ZERO,
+            facts: None,
+            trace: Hash::ZERO,
+            block: 0,
+            carried: vec![],
+            steps: Hash::ZERO,
+            step: 0,
+            declared: None,
+            choice: None,
+            shapes: vec![],
+            part: 0,
+            leaf: 0,
+            numbers: vec![],
+            number: 0,
+            partials: vec![],
+            rounds: 0,
+            bytes: [0; 2],
+        })
+    }
+
+    /// What is asked for.
+    pub fn stage(&self) -> &Stage {
+        &self.stage
+    }
+
+    /// What is disputed.
+    pub fn statement(&self) -> &Statement {
+        &self.statement
+    }
+
+    /// Whose turn it is; nobody's when it is over.
+    pub fn turn(&self) -> Option<Party> {
+        match self.stage {
+            Stage::Over(_) => None,
+            Stage::PickNode(..) | Stage::PickPart(_) | Stage::PickNumber(_) => Some(Party::Challenger),
+            _ => Some(Party::Defender),
+        }
+    }
+
+    /// How it ended.
+    pub fn outcome(&self) -> Option<Outcome> {
+        match self.stage {
+            Stage::Over(outcome) => Some(outcome),
+            _ => None,
+        }
+    }
+
+    /// Rounds so far: claims that the challenger had to answer.
+    pub fn rounds(&self) -> u32 {
+        self.rounds
+    }
+
+    /// Bytes that the defender and the challenger sent.
+    pub fn bytes(&self) -> [usize; 2] {
+        self.bytes
+    }
+
+    /// The block that was picked.
+    pub fn block(&self) -> u32 {
+        self.block
+    }
+
+    /// The step that was picked.
+    pub fn step(&self) -> ValueId {
+        self.step
+    }
+
+    /// The part that was picked.
+    pub fn part(&self) -> u8 {
+        self.part
+    }
+
+    /// The leaf that was picked, and the number in it.
+    pub fn picked(&self) -> (u64, u16) {
+        (self.leaf, self.number)
+    }
+
+    /// What the challenger says the accumulators are.
+    pub fn partials(&self) -> &[i64] {
+        &self.partials
+    }
+
+    /// Where the walk stands in its tree.
+    pub fn at(&self) -> Descent {
+        self.at
+    }
+
+    /// Commitments of what the picked block carries, as the defender claims them.
+    pub fn carried(&self) -> &[Hash] {
+        &self.carried
+    }
+
+    /// Shapes of the picked step's parts.
+    pub fn shapes(&self) -> &[Shape] {
+        &self.shapes
+    }
+
+    /// The party whose turn it is did not answer in time.
+    pub fn timeout(&mut self) {
+        if let Some(party) = self.turn() {
+            self.lose(party, Reason::Timeout);
+        }
+    }
+
+    /// Takes the next message, as it came from `party`. Messages out of turn change nothing and are refused.
+    pub fn receive(&mut self, party: Party, message: &Message) -> bool {
+        if self.turn() != Some(party) {
+            return false;
+        }
+        let sent = borsh::object_length(message).unwrap_or(0);
+        let which = usize::from(party == Party::Challenger);
+        if let Some(bytes) = self.bytes.get_mut(which) {
+            *bytes = bytes.saturating_add(sent);
+        }
+        let taken = match message {
+            Message::Claim(claim) if party == Party::Defender => self.claim(claim),
+            Message::Pick(pick) if party == Party::Challenger => self.pick(pick),
+            _ => Err(Reason::Malformed),
+        };
+        if let Err(reason) = taken {
+            self.lose(party, reason);
+        }
+        true
+    }
+
+    fn lose(&mut self, party: Party, reason: Reason) {
+        self.stage = Stage::Over(Outcome { winner: party.other(), reason });
+    }
+
+    fn win(&mut self, party: Party, reason: Reason) {
+        self.stage = Stage::Over(Outcome { winner: party, reason });
+    }
+
+    fn claim(&mut self, claim: &Claim) -> Result<(), Reason> {
+        match (&self.stage, claim) {
+            (Stage::Trace, Claim::Trace { facts, nodes }) => self.claim_trace(facts, nodes),
+            (Stage::Steps, Claim::Steps { carried, nodes }) => self.claim_steps(carried, nodes),
+            (Stage::Parts, Claim::Parts { op, terms, lists }) => {
+                self.declare(op.as_ref(), terms.as_ref())?;
+                self.claim_parts(lists)
+            }
+            (Stage::Nodes, Claim::Nodes(nodes)) => {
+                let height = self.at.next(self.bits());
+                if self.at.lead(height, nodes) != Some(self.hash) {
+                    return Err(Reason::Contradiction);
+                }
+                self.claimed(height, nodes)
+            }
+            (Stage::Leaf, Claim::Leaf(bytes)) => self.claim_leaf(bytes),
+            (Stage::Proof, Claim::Proof(proof)) => {
+                let target = self.target().ok_or(Reason::Malformed)?;
+                let (winner, reason) = check_step(proof, &target);
+                self.win(winner, reason);
+                Ok(())
+            }
+            (Stage::Digest(block), Claim::Digest(proof)) => {
+                let facts = self.facts.as_ref().ok_or(Reason::Malformed)?;
+                if !check_digest(proof, &self.statement, facts, self.trace, *block) {
+                    return Err(Reason::DigestFails);
+                }
+                self.win(Party::Defender, Reason::DigestHolds);
+                Ok(())
+            }
+            _ => Err(Reason::Malformed),
+        }
+    }
+
+    /// The step in whose part the walk is, once it is in one.
+    pub(super) fn tree_step(&self) -> Option<ValueId> {
+        (self.tree == Tree::Part).then_some(self.step)
+    }
+
+    /// Whether the walk is still among blocks.
+    pub(super) fn in_blocks(&self) -> bool {
+        self.tree == Tree::Blocks
+    }
+
+    /// The disputed number.
+    pub(super) fn cell(&self) -> Option<Cell> {
+        self.target().map(|t| t.cell)
+    }
+
+    /// Levels that one round may go down here.
+    pub(super) fn bits(&self) -> u32 {
+        if self.tree == Tree::Part { PART_BITS } else { TREE_BITS }
+    }
+
+    /// Nodes that were found to be under what was said before.
+    fn claimed(&mut self, height: u32, nodes: &[Hash]) -> Result<(), Reason> {
+        // What the block carries is part of its steps: where both are known, they are the same.
+        if self.tree == Tree::Steps && height == 0 {
+            let facts = self.facts.as_ref().ok_or(Reason::Malformed)?;
+            let first = self.at.first(0);
+            for (op, commitment) in facts.carried.iter().zip(&self.carried) {
+                let at = u64::from(*op).checked_sub(first).and_then(|i| nodes.get(usize::try_from(i).ok()?));
+                if at.is_some_and(|node| node != commitment) {
+                    return Err(Reason::Contradiction);
+                }
+            }
+        }
+        self.rounds = self.rounds.saturating_add(1);
+        self.stage = Stage::PickNode(height, nodes.to_vec());
+        Ok(())
+    }
+
+    fn claim_trace(&mut self, facts: &ModelOpening, nodes: &[Hash]) -> Result<(), Reason> {
+        let opened = facts.verify(&self.statement.model).ok_or(Reason::Contradiction)?;
+        let Content::Facts(facts) = opened.content else { return Err(Reason::Malformed) };
+        if !matches!(facts.head, Head::Tokens { .. }) {
+            return Err(Reason::Malformed);
+        }
+        if self.statement.positions() > facts.context {
+            return Err(Reason::Contradiction);
+        }
+        self.facts = Some(facts);
+        let height = self.at.next(TREE_BITS);
+        self.trace = self.at.root(height, nodes).ok_or(Reason::Malformed)?;
+        self.claimed(height, nodes)
+    }
+
+    fn claim_steps(&mut self, carried: &[Hash], nodes: &[Hash]) -> Result<(), Reason> {
+        let facts = self.facts.as_ref().ok_or(Reason::Malformed)?;
+        if carried.len() != facts.carried.len() || carry(carried) != self.hash {
+            return Err(Reason::Contradiction);
+        }
+        self.carried = carried.to_vec();
+        let height = self.at.next(TREE_BITS);
+        self.steps = self.at.root(height, nodes).ok_or(Reason::Malformed)?;
+        self.claimed(height, nodes)
+    }
+
+    /// Learns what the picked step is.
+    fn declare(
+        &mut self,
+        op: Option<&ModelOpening>,
+        terms: Option<&assay_core::request::Terms>,
+    ) -> Result<(), Reason> {
+        let extent = self.extent().ok_or(Reason::Malformed)?;
+        let specs: Vec<PartSpec> = if usize::from(self.step) < extent.ops {
+            let opened = op.and_then(|o| o.verify(&self.statement.model)).ok_or(Reason::Contradiction)?;
+            let Content::Op(declared) = opened.content else { return Err(Reason::Malformed) };
+            if opened.item != Item::Op(self.step) {
+                return Err(Reason::Malformed);
+            }
+            self.declared = Some(declared);
+            parts(&declared.op, declared.made, declared.attended)
+        } else {
+            let terms = terms.ok_or(Reason::Malformed)?;
+            let guided = terms.verify(&self.statement.request).ok_or(Reason::Contradiction)?;
+            let sampling: Sampling = terms.sampling.clone();
+            let choice = Choice { sampling, guided, seed: self.statement.seed() };
+            let [adjusting, choosing] = choice_parts(&choice, extent.vocabulary);
+            self.choice = Some(choice);
+            if self.step == adjust(extent.ops) { adjusting } else { choosing }
+        };
+        let (positions, rows) = self.rows(self.step).ok_or(Reason::Malformed)?;
+        self.shapes = specs.iter().map(|s| s.shape(rows.len(), positions.end)).collect();
+        Ok(())
+    }
+
+    fn claim_parts(&mut self, lists: &[Vec<Hash>]) -> Result<(), Reason> {
+        if lists.len() != self.shapes.len() {
+            return Err(Reason::Malformed);
+        }
+        let mut roots = Vec::with_capacity(lists.len());
+        let mut claimed = Vec::with_capacity(lists.len());
+        for (shape, nodes) in self.shapes.iter().zip(lists) {
+            let top = Descent::top(shape.leaves() as u64);
+            let height = top.height.saturating_sub(FIRST_PART_BITS);
+            roots.push(top.root(height, nodes).ok_or(Reason::Malformed)?);
+            claimed.push((height, nodes.clone()));
+        }
+        if operation(&roots) != self.hash {
+            return Err(Reason::Contradiction);
+        }
+        self.rounds = self.rounds.saturating_add(1);
+        self.stage = Stage::PickPart(claimed);
+        Ok(())
+    }
+
+    fn claim_leaf(&mut self, bytes: &[u8]) -> Result<(), Reason> {
+        let shape = self.shapes.get(usize::from(self.part)).ok_or(Reason::Malformed)?;
+        if assay_core::merkle::leaf(bytes) != self.hash {
+            return Err(Reason::Contradiction);
+        }
+        // A leaf of other numbers than the part has was never an honest one.
+        let leaf = usize::try_from(self.leaf).map_err(|_| Reason::Malformed)?;
+        let numbers = read_leaf(bytes, shape.width).ok_or(Reason::Malformed)?;
+        if numbers.len() != shape.leaf(leaf).2 {
+            return Err(Reason::Malformed);
+        }
+        self.rounds = self.rounds.saturating_add(1);
+        self.numbers = numbers.clone();
+        self.stage = Stage::PickNumber(numbers);
+        Ok(())
+    }
+
+    fn pick(&mut self, pick: &Pick) -> Result<(), Reason> {
+        match (&self.stage, pick) {
+            (Stage::PickNode(height, nodes), Pick::Node(i)) => {
+                let (height, i) = (*height, *i);
+                self.hash = *nodes.get(i as usize).ok_or(Reason::Malformed)?;
+                self.at = self.at.down(height, u64::from(i)).ok_or(Reason::Malformed)?;
+                self.went_down()
+            }
+            (Stage::PickNode(..), Pick::Digest(block)) if self.tree == Tree::Blocks => {
+                if *block >= block_count(self.statement.positions()) {
+                    return Err(Reason::Malformed);
+                }
+                self.stage = Stage::Digest(*block);
+                Ok(())
+            }
+            (Stage::PickPart(lists), Pick::Part { part, node }) => {
+                let which = usize::from(*part);
+                let (height, nodes) = lists.get(which).ok_or(Reason::Malformed)?;
+                self.hash = *nodes.get(*node as usize).ok_or(Reason::Malformed)?;
+                let shape = self.shapes.get(which).ok_or(Reason::Malformed)?;
+                let top = Descent::top(shape.leaves() as u64);
+                self.at = top.down(*height, u64::from(*node)).ok_or(Reason::Malformed)?;
+                self.part = *part;
+                self.tree = Tree::Part;
+                self.went_down()
+            }
+            (Stage::PickNumber(numbers), Pick::Number { index, partials }) => {
+                let claimed = numbers.get(usize::from(*index)).ok_or(Reason::Malformed)?;
+                if partials.last() == Some(claimed) {
+                    return Err(Reason::Malformed);
+                }
+                self.number = *index;
+                self.partials = partials.clone();
+                self.stage = Stage::Proof;
+                Ok(())
+            }
+            _ => Err(Reason::Malformed),
+        }
+    }
+
+    fn went_down(&mut self) -> Result<(), Reason> {
+        if self.at.height > 0 {
+            self.stage = Stage::Nodes;
+            return Ok(());
+        }
+        match self.tree {
+            Tree::Blocks => {
+                self.block = u32::try_from(self.at.index).map_err(|_| Reason::Malformed)?;
+                let ops = self.facts.as_ref().ok_or(Reason::Malformed)?.ops;
+                self.tree = Tree::Steps;
+                self.at = Descent::top(u64::from(ops).saturating_add(2));
+                self.stage = Stage::Steps;
+            }
+            Tree::Steps => {
+                self.step = ValueId::try_from(self.at.index).map_err(|_| Reason::Malformed)?;
+                self.stage = Stage::Parts;
+            }
+            Tree::Part => {
+                self.leaf = self.at.index;
+                self.stage = Stage::Leaf;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the picked part holds chosen tokens.
+    pub(super) fn is_chosen(&self) -> bool {
+        self.facts.as_ref().is_some_and(|f| {
+            self.step == choose(usize::from(f.ops)) && usize::from(self.part) + 1 == self.shapes.len()
+        })
+    }
+
+    fn extent(&self) -> Option<Extent> {
+        Some(self.facts.as_ref()?.extent(&self.statement))
+    }
+
+    /// Positions of the picked block, and those that a step has rows for.
+    fn rows(&self, step: ValueId) -> Option<(std::ops::Range<u32>, std::ops::Range<u32>)> {
+        self.facts.as_ref()?.rows(&self.statement, self.block, step)
+    }
+
+    /// What the last step is about.
+    fn target(&self) -> Option<Target<'_>> {
+        let facts = self.facts.as_ref()?;
+        let shape = self.shapes.get(usize::from(self.part))?;
+        let (_, rows) = self.rows(self.step)?;
+        Some(Target {
+            statement: &self.statement,
+            facts,
+            choice: self.choice.as_ref(),
+            trace: self.trace,
+            block: self.block,
+            steps: self.steps,
+            cell: shape.cell(
+                self.step,
+                self.part,
+                rows.start,
+                usize::try_from(self.leaf).ok()?,
+                self.number,
+            )?,
+            claimed: *self.numbers.get(usize::from(self.number))?,
+            partials: &self.partials,
+            chosen: self.is_chosen(),
+        })
+    }
+}
+
+/// What follows from the facts of a program and a statement.
+pub(super) trait Situated {
+    fn extent(&self, statement: &Statement) -> Extent;
+    /// Positions of a block, and those that a step has rows for.
+    fn rows(
+        &self,
+        statement: &Statement,
+        block: u32,
+        step: ValueId,
+    ) -> Option<(std::ops::Range<u32>, std::ops::Range<u32>)>;
+}
+
+impl Situated for Facts {
+    fn extent(&self, statement: &Statement) -> Extent {
+        Extent {
+            ops: usize::from(self.ops),
+            vocabulary: self.vocabulary,
+            residual_frac: self.residual_frac,
+            logits: match self.head {
+                Head::Tokens { logits, .. } => Some(logits),
+                Head::Vector { .. } => None,
+            },
+            positions: statement.positions(),
+            prompt: statement.prompt,
+        }
+    }
+
+    fn rows(
+        &self,
+        statement: &Statement,
+        block: u32,
+        step: ValueId,
+    ) -> Option<(std::ops::Range<u32>, std::ops::Range<u32>)> {
+        let positions = block_range(statement.positions(), block);
+        let Head::Tokens { hidden, .. } = self.head else { return None };
+        let first = if step > hidden {
+            positions.start.max(statement.prompt.saturating_sub(1)).min(positions.end)
+        } else {
+            positions.start
+        };
+        Some((positions.clone(), first..positions.end))
+    }
+}

@@ -1,0 +1,651 @@
+//! The verifier's side: an opening, a record and a key become a verdict.
+//!
+//! In this order: the record's own bindings, the shapes of the opening, the commitments, then token by token in rising order: embedded
+//! rows, products, keys, values and hidden vectors, and the choice. The first mistake in an opening ends its check, since what
+//! comes after it would be computed from numbers that nobody vouches for.
+
+use std::sync::Arc;
+
+use assay_core::answer::AnswerRecord;
+use assay_core::digest::block_digest;
+use assay_core::id::{Hash, ModelRoot};
+use assay_core::limits::LIGHT_TOKENS_MAX;
+use assay_core::merkle;
+use assay_core::request::sampler_seed;
+use assay_core::verdict::{FailureCode, Verdict};
+use assay_engine::cache::Sequence;
+use assay_engine::constants::Constants;
+use assay_engine::forward::{Companion, Executor, Segment, Values};
+use assay_engine::kernel::Kernel;
+use assay_engine::pool::Pool;
+use assay_engine::semantics::adjust::{History, Mask};
+use assay_engine::semantics::fixed::shift_sat;
+use assay_engine::semantics::logprobs::logprobs;
+use assay_engine::semantics::sample::choose;
+use assay_engine::semantics::scale::Scale;
+
+use super::draw::Challenge;
+use super::form::{Form, Role, Roots};
+use super::key::{Expanded, Key, KeyError, row_leaf};
+use super::open::Fed;
+use super::opening::{Block, Kept, Opening, Packed, Row, Token};
+use crate::freivalds::{SOUNDNESS_BITS, soundness_of};
+use crate::report::Report;
+use crate::subject::{Guided, Subject, guided};
+use crate::trace;
+
+/// Why a record is not checked at all: nothing that its provider did.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The key, or the model that the text is checked with, is of another model than the receipt.
+    #[error("the receipt is for model {receipt}, but the key or the text model is of {held}")]
+    Model {
+        /// The receipt's.
+        receipt: ModelRoot,
+        /// The verifier's.
+        held: ModelRoot,
+    },
+    /// The answer is longer than the key covers.
+    #[error("the answer has {got} positions, the key covers {covered}: make a longer key")]
+    Positions {
+        /// The answer's.
+        got: u64,
+        /// The key's.
+        covered: u32,
+    },
+    /// The challenge asks for no token, or for too many.
+    #[error("a light audit opens 1 to {LIGHT_TOKENS_MAX} tokens, not {got}")]
+    Tokens {
+        /// Tokens asked for.
+        got: u32,
+    },
+}
+
+/// What a verifier knows beside the key.
+#[derive(Clone, Copy, Default)]
+pub struct Known<'a> {
+    /// Text settings and tokenizer: with them prompt, text, end and guides are replayed.
+    pub subject: Option<&'a Subject<'a>>,
+    /// Without these, the ids that a guide left for the output token of an index, if the caller knows them.
+    pub mask: Option<&'a dyn Fn(usize) -> Option<Mask>>,
+}
+
+/// A verdict, and what it took.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Audit {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// The work.
+    pub cost: Cost,
+}
+
+/// Counts of what was read and done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Tokens executed.
+    pub tokens: u64,
+    /// Matrix products checked.
+    pub products: u64,
+    /// Accumulators in them.
+    pub accumulators: u64,
+    /// Bytes of packed accumulators and embedded rows read.
+    pub token_bytes: u64,
+    /// Bytes of keys, values and hidden vectors read and hashed, with their scales.
+    pub block_bytes: u64,
+    /// Positions whose keys and values were taken from the opening.
+    pub restored: u64,
+    /// Choices of output ids computed again.
+    pub choices: u64,
+}
+
+/// A mistake in an opening, or in what it opens.
+#[derive(Clone, Debug)]
+struct Mistake {
+    check: &'static str,
+    code: FailureCode,
+    position: Option<usize>,
+    message: String,
+}
+
+impl Mistake {
+    fn new(check: &'static str, code: FailureCode, position: u32, message: impl Into<String>) -> Mistake {
+        Mistake { check, code, position: Some(position as usize), message: message.into() }
+    }
+
+    fn shape(position: u32, message: impl Into<String>) -> Mistake {
+        Mistake::new("opening", FailureCode::Opening, position, message)
+    }
+}
+
+const CHECKS: [&str; 5] = ["opening", "commitments", "products", "states", "choices"];
+
+/// Checks openings with one key.
+pub struct Checker {
+    held: Arc<Expanded>,
+    executor: Executor,
+    /// Accumulators of one product.
+    sums: Vec<i32>,
+}
+
+impl Checker {
+    /// A checker: checks the shape of the key and expands its randomness.
+    pub fn new(key: &Key, kernel: Kernel, pool: Arc<Pool>) -> Result<Checker, KeyError> {
+        let held = Arc::new(Expanded::new(key)?);
+        let constants: Arc<dyn Constants> = held.clone();
+        Ok(Checker { held, executor: Executor::new(constants, kernel, pool), sums: Vec::new() })
+    }
+
+    /// Checks a record by what its provider opened for a challenge.
+    pub fn check(
+        &mut self,
+        record: &AnswerRecord,
+        challenge: &Challenge,
+        opening: Opening,
+        known: Known<'_>,
+    ) -> Result<Audit, Refusal> {
+        self.refuse(record, challenge, known)?;
+        let mut report = Report::default();
+        let mut cost = Cost::default();
+        report.bindings(record);
+        report.pass("model", format!("{}, by a key", self.held.model));
+        if let Some(subject) = known.subject {
+            report.prompt(record, subject);
+        }
+        let runnable = report.runnable(record, self.held.program().program());
+        if let Some(fed) = Fed::of(&record.transcript).filter(|_| runnable) {
+            let audited = Audited { record, challenge, known, fed };
+            self.opened(&mut report, &mut cost, &audited, opening);
+        } else {
+            CHECKS.iter().for_each(|name| report.not_run(name, "the transcript cannot be executed"));
+        }
+        match known.subject {
+            Some(subject) => report.text(record, subject),
+            None => report.unseen("prompt rendering, text and end of the answer: no tokenizer was given"),
+        }
+        report.unseen("whether the trace was committed before the beacon was known: the caller knows");
+        report
+            .unseen("whether the key's commitment was published before its epoch, and the key's seed secret");
+        Ok(Audit { verdict: report.finish(record), cost })
+    }
+
+    fn refuse(&self, record: &AnswerRecord, challenge: &Challenge, known: Known<'_>) -> Result<(), Refusal> {
+        let receipt = record.receipt.receipt.model_root;
+        for held in std::iter::once(self.held.model).chain(known.subject.map(|s| s.root())) {
+            if held != receipt {
+                return Err(Refusal::Model { receipt, held });
+            }
+        }
+        if !(1..=LIGHT_TOKENS_MAX).contains(&challenge.tokens) {
+            return Err(Refusal::Tokens { got: challenge.tokens });
+        }
+        let t = &record.transcript;
+        let got = t.prompt_ids.len().saturating_add(t.output_ids.len()).saturating_sub(1) as u64;
+        if got > u64::from(self.held.positions) && got <= u64::from(self.held.program().program().context) {
+            return Err(Refusal::Positions { got, covered: self.held.positions });
+        }
+        Ok(())
+    }
+
+    /// Everything that the opening is needed for.
+    fn opened(&mut self, report: &mut Report, cost: &mut Cost, audited: &Audited<'_>, opening: Opening) {
+        let held = Arc::clone(&self.held);
+        let drawn = audited.challenge.draw(audited.record.receipt.receipt.id(), &audited.fed);
+        let mut done = 0;
+        let steps = || -> Result<Tokens, Mistake> {
+            shapes(&held, audited, &drawn, &opening)?;
+            done = 1;
+            let Opening { blocks, rest, tokens } = opening;
+            let blocks = commitments(&held.form, audited, blocks, rest, cost)?;
+            done = 2;
+            self.tokens(&held, audited, &blocks, &tokens, cost)
+        };
+        match steps() {
+            Ok(tokens) => {
+                let blocks = drawn.last().map_or(0, |p| p / assay_core::digest::DIGEST_TOKENS + 1);
+                let of = audited.fed.positions();
+                report.pass("opening", format!("positions {drawn:?} of {of}, drawn by the beacon"));
+                report.pass(
+                    "commitments",
+                    format!("{blocks} blocks hash to the trace root and to their digests"),
+                );
+                report.pass(
+                    "products",
+                    format!(
+                        "{} in {} tokens, {} numbers; each wrong one is missed with a chance below 2^-{SOUNDNESS_BITS}, any with one \
+                         below 2^-{}",
+                        cost.products,
+                        cost.tokens,
+                        cost.accumulators,
+                        soundness_of(cost.products)
+                    ),
+                );
+                report.pass(
+                    "states",
+                    "keys, values and hidden vectors come out as committed; all else was recomputed",
+                );
+                tokens.report(report, cost);
+            }
+            Err(m) => {
+                for (i, name) in CHECKS.iter().enumerate() {
+                    if *name == m.check {
+                        report.fail(name, m.code, m.position, m.message.clone());
+                    } else if i < done {
+                        report.pass(name, "as drawn and as committed".to_owned());
+                    } else {
+                        report.not_run(name, "the opening holds a mistake");
+                    }
+                }
+            }
+        }
+        let unopened = (audited.fed.positions() as usize).saturating_sub(drawn.len());
+        report.unseen(format!(
+            "{unopened} of {} positions, which were not drawn: their keys and values are the committed ones, right or wrong",
+            audited.fed.positions()
+        ));
+    }
+
+    fn tokens(
+        &mut self,
+        held: &Expanded,
+        audited: &Audited<'_>,
+        blocks: &[Vec<Option<Rows>>],
+        tokens: &[Token],
+        cost: &mut Cost,
+    ) -> Result<Tokens, Mistake> {
+        let capacity = tokens.last().map_or(0, |t| t.position as usize + 1);
+        let mut sequence = Sequence::new(held.program().caches(), capacity);
+        let mut choices = Choices::new(audited)?;
+        for token in tokens {
+            let position = token.position as usize;
+            cost.restored += (position - sequence.position()) as u64;
+            restore(&held.form, blocks, &mut sequence, position);
+            let Some(id) = audited.fed.tokens().get(position) else { continue };
+            let chooses = token.position >= audited.fed.choices_from();
+            let mut given = Given {
+                held,
+                kernel: self.executor.kernel(),
+                token,
+                id: *id,
+                block: blocks.get(position / BLOCK).map_or(&[][..], Vec::as_slice),
+                sums: &mut self.sums,
+                cost,
+                mistake: None,
+            };
+            let ids = [*id];
+            let segment =
+                Segment { sequence: &mut sequence, tokens: &ids, logits_from: usize::from(!chooses) };
+            let output = self.executor.forward_beside(&mut [segment], &mut given);
+            if let Some(mistake) = given.mistake {
+                return Err(mistake);
+            }
+            cost.tokens += 1;
+            if chooses {
+                let index = (token.position - audited.fed.choices_from()) as usize;
+                choices.check(index, output.logits(0), cost)?;
+            }
+        }
+        Ok(choices.done())
+    }
+}
+
+/// Positions of a block.
+const BLOCK: usize = assay_core::digest::DIGEST_TOKENS as usize;
+
+/// What is checked.
+struct Audited<'a> {
+    record: &'a AnswerRecord,
+    challenge: &'a Challenge,
+    known: Known<'a>,
+    fed: Fed,
+}
+
+/// A carried operation's rows of one block, as they were opened.
+struct Rows {
+    scales: Vec<Scale>,
+    numbers: Vec<i8>,
+}
+
+impl Rows {
+    /// Scales and numbers of a row.
+    fn row(&self, row: usize, len: usize, groups: usize) -> Option<(&[i8], &[Scale])> {
+        Some((
+            self.numbers.get(row * len..(row + 1) * len)?,
+            self.scales.get(row * groups..(row + 1) * groups)?,
+        ))
+    }
+}
+
+/// Whether everything has the shape that program, draw and transcript ask for. What this lets pass is never out of bounds below.
+fn shapes(held: &Expanded, audited: &Audited<'_>, drawn: &[u32], opening: &Opening) -> Result<(), Mistake> {
+    let (form, fed, program) = (&held.form, &audited.fed, held.program().program());
+    let opened: Vec<u32> = opening.tokens.iter().map(|t| t.position).collect();
+    let last = drawn.last().copied().unwrap_or(0);
+    if opened != drawn {
+        return Err(Mistake::shape(last, format!("opens positions {opened:?}, drawn were {drawn:?}")));
+    }
+    let all = trace::blocks(program, fed.positions());
+    let whole = last / assay_core::digest::DIGEST_TOKENS + 1;
+    if opening.blocks.len() != whole as usize || opening.rest.len() != (all - whole) as usize {
+        let (blocks, rest) = (opening.blocks.len(), opening.rest.len());
+        let message = format!("has {blocks} blocks and {rest} carries, not {whole} and {}", all - whole);
+        return Err(Mistake::shape(whole - 1, message));
+    }
+    for (b, block) in (0u32..).zip(&opening.blocks) {
+        let positions = trace::block_positions(program, fed.positions(), b);
+        let open = drawn.iter().any(|p| positions.contains(p));
+        if !is_block(form, block, positions.len(), open) {
+            let message = format!("block {b} does not hold what the program carries");
+            return Err(Mistake::shape(b, message));
+        }
+    }
+    for token in &opening.tokens {
+        let fits = |row: &Row, cols: usize| row.weights.0.len() == cols;
+        let rows = token.rows.len() == form.embedded.len()
+            && token.rows.iter().zip(&form.embedded).all(|(r, e)| fits(r, e.cols));
+        let products = form.products_of(token.position >= fed.choices_from());
+        if !rows || token.products.len() != products {
+            let message = "the token does not hold the rows and products of the program";
+            return Err(Mistake::shape(token.position, message));
+        }
+    }
+    Ok(())
+}
+
+fn is_block(form: &Form, block: &Block, rows: usize, open: bool) -> bool {
+    let one = |(i, kept): (usize, &Kept)| match kept {
+        Kept::Roots(_) => !form.is_whole(i, open),
+        Kept::Whole { scales, numbers, .. } => {
+            let Some(c) = form.carried.get(i) else { return false };
+            form.is_whole(i, open)
+                && scales.len() == rows * c.groups
+                && numbers.0.len() == rows * c.len
+                // No execution makes other scales or numbers.
+                && scales.iter().all(|s| s.is_canonical())
+                && !numbers.0.contains(&i8::MIN)
+        }
+    };
+    block.kept.len() == form.carried.len() && block.kept.iter().enumerate().all(one)
+}
+
+/// Hashes the blocks to the trace root and to the receipted digests; gives back what they hold.
+fn commitments(
+    form: &Form,
+    audited: &Audited<'_>,
+    blocks: Vec<Block>,
+    rest: Vec<Hash>,
+    cost: &mut Cost,
+) -> Result<Vec<Vec<Option<Rows>>>, Mistake> {
+    let mut carries = Vec::with_capacity(blocks.len() + rest.len());
+    let mut digests = Vec::with_capacity(blocks.len());
+    let mut held = Vec::with_capacity(blocks.len());
+    for block in blocks {
+        let mut commitments = Vec::with_capacity(form.carried.len());
+        let mut rows = Vec::with_capacity(form.carried.len());
+        for (i, (kept, carried)) in block.kept.into_iter().zip(&form.carried).enumerate() {
+            let (roots, opened) = match kept {
+                Kept::Roots(roots) => (roots, None),
+                Kept::Whole { largest, scales, numbers } => {
+                    cost.block_bytes += (numbers.0.len() + 8 * scales.len()) as u64;
+                    let (root, numbers) = carried.numbers_root(numbers.0);
+                    let roots = Roots { largest, scales: carried.scales_root(&scales), numbers: root };
+                    (roots, Some(Rows { scales, numbers }))
+                }
+            };
+            if i == form.hidden {
+                digests.push(roots);
+            }
+            commitments.push(roots.commitment());
+            rows.push(opened);
+        }
+        carries.push(trace::carry(&commitments));
+        held.push(rows);
+    }
+    carries.extend(rest);
+    let got = trace::root(&carries);
+    if got != audited.challenge.trace {
+        let message = format!("the opened blocks hash to {got}, committed was {}", audited.challenge.trace);
+        return Err(Mistake { check: "commitments", code: FailureCode::TraceRoot, position: None, message });
+    }
+    let receipted = &audited.record.digests.0;
+    if receipted.len() != carries.len() {
+        let message = format!("there are {} digests for {} blocks", receipted.len(), carries.len());
+        let at = receipted.len().min(carries.len());
+        return Err(Mistake { check: "commitments", code: FailureCode::Digest, position: Some(at), message });
+    }
+    for (b, (roots, digest)) in (0u32..).zip(digests.iter().zip(receipted)) {
+        if block_digest(u64::from(b), &roots.scales, &roots.numbers) != *digest {
+            let message = format!("digest {b} is not of the committed hidden vectors");
+            return Err(Mistake::new("commitments", FailureCode::Digest, b, message));
+        }
+    }
+    Ok(held)
+}
+
+/// Fills the caches with the committed keys and values up to a position.
+fn restore(form: &Form, blocks: &[Vec<Option<Rows>>], sequence: &mut Sequence, position: usize) {
+    let from = sequence.position();
+    for (layer, attended) in form.attended.iter().enumerate() {
+        let row = |p: usize, index: usize| {
+            let carried = form.carried.get(index)?;
+            blocks.get(p / BLOCK)?.get(index)?.as_ref()?.row(p % BLOCK, carried.len, carried.groups)
+        };
+        for p in from..position {
+            let (Some(key), Some(value)) = (row(p, attended.keys), row(p, attended.values)) else {
+                unreachable!("the shapes were checked")
+            };
+            sequence.restore(layer, key, value);
+        }
+    }
+    sequence.resume(position - from);
+}
+
+/// Beside the executor: makes products and embedded rows of what was opened, and compares what comes out with what was committed.
+struct Given<'a> {
+    held: &'a Expanded,
+    kernel: Kernel,
+    token: &'a Token,
+    id: u32,
+    block: &'a [Option<Rows>],
+    sums: &'a mut Vec<i32>,
+    cost: &'a mut Cost,
+    mistake: Option<Mistake>,
+}
+
+impl Companion for Given<'_> {
+    fn make(&mut self, op: usize, values: &mut Values<'_>) -> bool {
+        let made = match self.held.form.role(op) {
+            Role::Embedded(i) => self.embedded(i, values),
+            Role::Product(i) => self.product(i, values),
+            Role::Plain | Role::Carried(_) => return false,
+        };
+        if let Err(mistake) = made {
+            self.mistake.get_or_insert(mistake);
+        }
+        true
+    }
+
+    fn made(&mut self, op: usize, values: &Values<'_>) {
+        if let Role::Carried(i) = self.held.form.role(op)
+            && self.mistake.is_none()
+        {
+            self.mistake = self.carried(i, values).err();
+        }
+    }
+}
+
+impl Given<'_> {
+    /// Makes the value whatever was opened: after a mistake of zeros, which nobody reads.
+    fn embedded(&self, i: usize, values: &mut Values<'_>) -> Result<(), Mistake> {
+        let position = self.token.position;
+        let (Some(e), Some(row)) = (self.held.form.embedded.get(i), self.token.rows.get(i)) else {
+            unreachable!("the shapes were checked")
+        };
+        let (_, _, shift) = self.held.program().matrix_shape(e.table);
+        let frac = self.held.program().program().residual_frac;
+        let shift = i32::from(shift) - i32::from(frac);
+        let made: Vec<i32> =
+            row.weights.0.iter().map(|w| shift_sat(i64::from(*w) * i64::from(row.scale), shift)).collect();
+        values.put_integers(e.op, &made, vec![Scale::power(-i16::from(frac))]);
+        let index = u64::from(if e.by_position { position } else { self.id });
+        let leaf = row_leaf(row.scale, row.weights.0.iter().copied());
+        let stands = row.proof.index == index
+            && self.held.rows_of(e.table).is_some_and(|root| merkle::verify(root, leaf, &row.proof));
+        if stands {
+            return Ok(());
+        }
+        let message =
+            format!("the row opened for position {position} is not row {index} of the model's table");
+        Err(Mistake::new("products", FailureCode::Row, position, message))
+    }
+
+    fn product(&mut self, i: usize, values: &mut Values<'_>) -> Result<(), Mistake> {
+        let position = self.token.position;
+        let (Some(p), Some(packed)) = (self.held.form.products.get(i), self.token.products.get(i)) else {
+            unreachable!("the shapes were checked")
+        };
+        self.sums.resize(self.sums.len().max(p.rows), 0);
+        let sums = self.sums.get_mut(..p.rows).unwrap_or_default();
+        let checked = match self.mistake {
+            Some(_) => Err(()),
+            None => Given::believe(self.held, self.kernel, packed, p, sums, values),
+        };
+        if checked.is_err() {
+            sums.fill(0);
+        }
+        values.put_product(p.op, p.weights, p.x, sums);
+        self.cost.products += 1;
+        self.cost.accumulators += p.rows as u64;
+        self.cost.token_bytes += packed.bytes.len() as u64;
+        checked.map_err(|()| {
+            let names = &self.held.program().program().tensors;
+            let name = names.get(usize::from(p.weights)).map_or("", |t| t.name.as_str());
+            let message = format!("the accumulators of `{name}` at position {position} are not its products");
+            Mistake::new("products", FailureCode::Product, position, message)
+        })
+    }
+
+    /// Unpacks the accumulators and checks that they are the product.
+    fn believe(
+        held: &Expanded,
+        kernel: Kernel,
+        packed: &Packed,
+        p: &super::form::Product,
+        sums: &mut [i32],
+        values: &Values<'_>,
+    ) -> Result<(), ()> {
+        let holds = packed.unpack(sums)
+            && held.check_of(p.weights).is_some_and(|c| c.holds(kernel, values.int8(p.x, 0).0, sums));
+        if holds { Ok(()) } else { Err(()) }
+    }
+
+    fn carried(&self, i: usize, values: &Values<'_>) -> Result<(), Mistake> {
+        let position = self.token.position;
+        let Some(c) = self.held.form.carried.get(i) else { return Ok(()) };
+        let committed = self.block.get(i).and_then(Option::as_ref);
+        let committed = committed.and_then(|r| r.row(position as usize % BLOCK, c.len, c.groups));
+        if committed == Some(values.int8(c.op, 0)) {
+            return Ok(());
+        }
+        let (code, what) = match i == self.held.form.hidden {
+            true => (FailureCode::Hidden, "hidden vector"),
+            false => (FailureCode::KeyValue, "keys or values"),
+        };
+        let message =
+            format!("the {what} of position {position} (operation {}) are not those committed", c.op);
+        Err(Mistake::new("states", code, position, message))
+    }
+}
+
+/// The choices of output ids.
+struct Choices<'a> {
+    audited: &'a Audited<'a>,
+    seed: [u8; 32],
+    history: History,
+    guide: Option<Guided>,
+    /// Output ids that history and guide have taken in.
+    taken: usize,
+    without_mask: u64,
+}
+
+/// How the choices came out.
+struct Tokens {
+    without_mask: u64,
+    probabilities: bool,
+}
+
+impl<'a> Choices<'a> {
+    fn new(audited: &'a Audited<'a>) -> Result<Choices<'a>, Mistake> {
+        let (record, known) = (audited.record, audited.known);
+        let t = &record.transcript;
+        let guide = match known.subject.map(|s| guided(record, s)).transpose() {
+            Ok(guide) => guide.flatten(),
+            Err(message) => {
+                return Err(Mistake { check: "choices", code: FailureCode::Limits, position: None, message });
+            }
+        };
+        let seed = sampler_seed(t.nonce, record.request.hash(), record.receipt.receipt.model_root);
+        Ok(Choices { audited, seed, history: History::new(&t.prompt_ids), guide, taken: 0, without_mask: 0 })
+    }
+
+    /// Whether `logits` choose the answer's token `index`.
+    fn check(&mut self, index: usize, logits: &[i32], cost: &mut Cost) -> Result<(), Mistake> {
+        let record = self.audited.record;
+        let (t, request) = (&record.transcript, &record.request);
+        for id in t.output_ids.iter().take(index).skip(self.taken) {
+            self.history.push(*id);
+            if let Some(guide) = &mut self.guide {
+                guide.push(*id);
+            }
+        }
+        self.taken = index;
+        let Some(got) = t.output_ids.get(index).copied() else { return Ok(()) };
+        let at = u32::try_from(index).unwrap_or(u32::MAX);
+        if let Some(count) = request.logprobs
+            && t.logprobs.get(index) != Some(&logprobs(logits, got, count))
+        {
+            let message = format!("the probabilities of output token {index} are not the model's");
+            return Err(Mistake::new("choices", FailureCode::Logprobs, at, message));
+        }
+        let mask = match (&mut self.guide, self.audited.known.mask) {
+            (Some(guide), _) => Some(guide.mask()),
+            (None, Some(mask)) if request.guide.is_some() => mask(index),
+            (None, _) => None,
+        };
+        if request.guide.is_some() && mask.is_none() {
+            self.without_mask += 1;
+            return Ok(());
+        }
+        cost.choices += 1;
+        let want = choose(logits, &self.history, mask.as_ref(), &request.sampling, &self.seed, at);
+        if want == got {
+            return Ok(());
+        }
+        let message = format!("output token {index}: the model chooses {want}, the transcript has {got}");
+        Err(Mistake::new("choices", FailureCode::OutputId, at, message))
+    }
+
+    fn done(self) -> Tokens {
+        Tokens {
+            without_mask: self.without_mask,
+            probabilities: self.audited.record.request.logprobs.is_some(),
+        }
+    }
+}
+
+impl Tokens {
+    fn report(self, report: &mut Report, cost: &Cost) {
+        let probabilities = if self.probabilities { ", probabilities included" } else { "" };
+        let detail =
+            format!("{} follow from the logits, the request and the seed{probabilities}", cost.choices);
+        if self.without_mask == 0 {
+            report.pass("choices", detail);
+            return;
+        }
+        let message = format!("{detail}; {} depend on a mask, which was not checked", self.without_mask);
+        match cost.choices {
+            0 => report.not_run("choices", &message),
+            _ => report.pass("choices", message),
+        }
+        report.unseen("the mask of the guide was not checked: neither a tokenizer nor masks were given");
+    }
+}

@@ -1,0 +1,196 @@
+//! What a program asks of an opening: which values blocks are committed by, which products and embedded rows a token has.
+
+use assay_core::id::Hash;
+use assay_engine::program::{Checked, Head, Op, TensorId, ValueId};
+use assay_engine::semantics::scale::Scale;
+use borsh::{BorshDeserialize, BorshSerialize};
+
+use crate::trace;
+use crate::trace::part::{Layout, Numbers, Part};
+
+/// Roots of the three parts of a quantise operation in one block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
+pub struct Roots {
+    /// Of the largest absolute values of its groups.
+    pub largest: Hash,
+    /// Of its scales.
+    pub scales: Hash,
+    /// Of its int8 numbers.
+    pub numbers: Hash,
+}
+
+impl Roots {
+    /// The commitment of the operation.
+    pub fn commitment(&self) -> Hash {
+        trace::operation(&[self.largest, self.scales, self.numbers])
+    }
+}
+
+/// A value that blocks are committed by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Carried {
+    pub(super) op: ValueId,
+    /// int8 numbers of a row.
+    pub(super) len: usize,
+    /// Scales of a row.
+    pub(super) groups: usize,
+    /// Whether attention reads it through the cache.
+    pub(super) cached: bool,
+    pub(super) layout: Layout,
+}
+
+impl Carried {
+    /// Root of the largest absolute values of some rows.
+    pub(super) fn largest_root(&self, largest: Vec<i64>) -> Hash {
+        let rows = largest.len() / self.groups.max(1);
+        Part::new(rows, self.groups, Layout::Columns, Numbers::Long(largest)).root()
+    }
+
+    /// Root of the scales of some rows.
+    pub(super) fn scales_root(&self, scales: &[Scale]) -> Hash {
+        let rows = scales.len() / self.groups.max(1);
+        let words = scales.iter().flat_map(|s| [i32::from(s.mantissa), i32::from(s.exponent)]).collect();
+        Part::new(rows, 2 * self.groups, Layout::Columns, Numbers::Word(words)).root()
+    }
+
+    /// Root of the numbers of some rows, and the numbers.
+    pub(super) fn numbers_root(&self, numbers: Vec<i8>) -> (Hash, Vec<i8>) {
+        let rows = numbers.len() / self.len.max(1);
+        let part = Part::new(rows, self.len, self.layout, Numbers::Byte(numbers));
+        let root = part.root();
+        match part.into_numbers() {
+            Numbers::Byte(numbers) => (root, numbers),
+            Numbers::Word(_) | Numbers::Long(_) => unreachable!("a part keeps its width"),
+        }
+    }
+}
+
+/// Where a value is read from at one attend operation: indices into [`Form::carried`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Attended {
+    pub(super) keys: usize,
+    pub(super) values: usize,
+}
+
+/// A matrix product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Product {
+    pub(super) op: ValueId,
+    pub(super) weights: TensorId,
+    pub(super) x: ValueId,
+    pub(super) rows: usize,
+}
+
+/// A row of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Embedded {
+    pub(super) op: ValueId,
+    pub(super) table: TensorId,
+    pub(super) cols: usize,
+    /// Whether it is the row of the position rather than of the token.
+    pub(super) by_position: bool,
+}
+
+/// What an operation is to an opening; the index is into the list of its kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// It is executed, and nothing else.
+    Plain,
+    Carried(usize),
+    Product(usize),
+    Embedded(usize),
+}
+
+/// The shapes of a decoder's openings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Form {
+    pub(super) carried: Vec<Carried>,
+    pub(super) attended: Vec<Attended>,
+    pub(super) products: Vec<Product>,
+    pub(super) embedded: Vec<Embedded>,
+    /// Index of the hidden vector in `carried`.
+    pub(super) hidden: usize,
+    /// Products made at every position; those after them only where a token is chosen.
+    pub(super) products_always: usize,
+    roles: Vec<Role>,
+}
+
+impl Form {
+    /// Of a program; `None` for encoders, whose tokens cannot be checked one by one.
+    pub(super) fn new(checked: &Checked) -> Option<Form> {
+        let program = checked.program();
+        let Head::Tokens { hidden, logits } = program.head else { return None };
+        let attends: Vec<[ValueId; 2]> = program
+            .ops
+            .iter()
+            .filter_map(|op| match op {
+                Op::Attend { k, v, .. } => Some([*k, *v]),
+                _ => None,
+            })
+            .collect();
+        let carried: Vec<Carried> = program
+            .carried()
+            .into_iter()
+            .map(|op| {
+                let (len, groups) = checked.int8_shape(op);
+                let attended = program.is_attended(op);
+                Carried {
+                    op,
+                    len: len as usize,
+                    groups: groups as usize,
+                    cached: attends.iter().flatten().any(|v| *v == op),
+                    layout: if attended { Layout::Columns } else { Layout::Rows },
+                }
+            })
+            .collect();
+        let index = |op: ValueId| carried.iter().position(|c| c.op == op);
+        let attended: Option<Vec<Attended>> =
+            attends.iter().map(|[k, v]| Some(Attended { keys: index(*k)?, values: index(*v)? })).collect();
+        let hidden_index = index(hidden)?;
+        let mut form = Form {
+            attended: attended?,
+            hidden: hidden_index,
+            products: vec![],
+            products_always: 0,
+            embedded: vec![],
+            roles: vec![Role::Plain; program.ops.len()],
+            carried,
+        };
+        for (op, o) in (0u16..=logits).zip(&program.ops) {
+            let role = match *o {
+                Op::MatMul { weights, x } => {
+                    let rows = checked.matrix_shape(weights).0 as usize;
+                    form.products.push(Product { op, weights, x, rows });
+                    form.products_always += usize::from(op < hidden);
+                    Role::Product(form.products.len() - 1)
+                }
+                Op::Embed { table } | Op::Position { table } => {
+                    let cols = checked.matrix_shape(table).1 as usize;
+                    let by_position = matches!(o, Op::Position { .. });
+                    form.embedded.push(Embedded { op, table, cols, by_position });
+                    Role::Embedded(form.embedded.len() - 1)
+                }
+                _ => form.carried.iter().position(|c| c.op == op).map_or(Role::Plain, Role::Carried),
+            };
+            if let Some(r) = form.roles.get_mut(usize::from(op)) {
+                *r = role;
+            }
+        }
+        Some(form)
+    }
+
+    /// What an operation is.
+    pub(super) fn role(&self, op: usize) -> Role {
+        self.roles.get(op).copied().unwrap_or(Role::Plain)
+    }
+
+    /// Number of products of a token.
+    pub(super) fn products_of(&self, chooses: bool) -> usize {
+        if chooses { self.products.len() } else { self.products_always }
+    }
+
+    /// Whether an opening holds all numbers of a carried value in a block, and not only their roots.
+    pub(super) fn is_whole(&self, index: usize, block_is_opened: bool) -> bool {
+        self.carried.get(index).is_some_and(|c| c.cached) || (index == self.hidden && block_is_opened)
+    }
+}

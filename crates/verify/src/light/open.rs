@@ -1,0 +1,220 @@
+//! The provider's side: commits to a trace, and opens positions of it, by executing the answer again.
+//!
+//! One teacher-forced pass, block by block; what is held in memory beyond the opening itself is one block and the caches of
+//! the sequence. Nothing has to be kept from when the answer was made.
+
+use std::collections::BTreeMap;
+
+use assay_core::id::Hash;
+use assay_core::merkle;
+use assay_core::transcript::Transcript;
+use assay_engine::cache::Sequence;
+use assay_engine::forward::{Companion, Executor, Segment, Values};
+use assay_engine::program::{Op, Program, TensorId};
+use assay_engine::semantics::scale::Scale;
+
+use super::form::{Form, Role, Roots};
+use super::key::{KeyError, row_leaves};
+use super::opening::{Block, Int8s, Kept, Opening, Packed, Row, Token};
+use crate::trace;
+
+/// The tokens that an answer's execution is fed (semantics 8.1): the prompt and every output id but the last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fed {
+    tokens: Vec<u32>,
+    first: u32,
+}
+
+impl Fed {
+    /// From prompt and output ids; `None` when either is empty or they are more than 32 bits count.
+    pub fn new(prompt: Vec<u32>, output: Vec<u32>) -> Option<Fed> {
+        let first = u32::try_from(prompt.len().checked_sub(1)?).ok()?;
+        let written = output.len().checked_sub(1)?;
+        let mut tokens = prompt;
+        tokens.extend(output.into_iter().take(written));
+        u32::try_from(tokens.len()).ok()?;
+        Some(Fed { tokens, first })
+    }
+
+    /// Of a transcript.
+    pub fn of(transcript: &Transcript) -> Option<Fed> {
+        Fed::new(transcript.prompt_ids.clone(), transcript.output_ids.clone())
+    }
+
+    /// The tokens.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// How many positions the execution has.
+    pub fn positions(&self) -> u32 {
+        u32::try_from(self.tokens.len()).unwrap_or(u32::MAX)
+    }
+
+    /// The first position whose logits choose an output id.
+    pub fn choices_from(&self) -> u32 {
+        self.first
+    }
+}
+
+/// Commits and opens, with the engine that made the answer.
+pub struct Prover<'a> {
+    executor: &'a mut Executor,
+    form: Form,
+    /// Leaf hashes of the tables that tokens are embedded by, made when a row is first opened.
+    tables: BTreeMap<TensorId, Vec<Hash>>,
+}
+
+impl<'a> Prover<'a> {
+    /// A prover for the executor's model.
+    pub fn new(executor: &'a mut Executor) -> Result<Prover<'a>, KeyError> {
+        let form = Form::new(executor.constants().program()).ok_or(KeyError::Encoder)?;
+        Ok(Prover { executor, form, tables: BTreeMap::new() })
+    }
+
+    /// The root of the trace: what is published before positions are drawn.
+    ///
+    /// # Panics
+    /// When a token is not below the vocabulary or there are more than the context.
+    pub fn commit(&mut self, fed: &Fed) -> Hash {
+        self.walk(fed, &[]).1
+    }
+
+    /// Opens positions, which rise and are below the execution's.
+    ///
+    /// # Panics
+    /// As [`Prover::commit`], and when the positions are others.
+    pub fn open(&mut self, fed: &Fed, positions: &[u32]) -> Opening {
+        assert!(positions.is_sorted_by(|a, b| a < b), "positions rise");
+        assert!(positions.last().is_none_or(|p| *p < fed.positions()), "positions are the execution's");
+        self.walk(fed, positions).0
+    }
+
+    fn walk(&mut self, fed: &Fed, opened: &[u32]) -> (Opening, Hash) {
+        let constants = std::sync::Arc::clone(self.executor.constants());
+        let program = constants.program().program();
+        let mut sequence = Sequence::new(constants.program().caches(), fed.tokens.len());
+        let mut opening = Opening { blocks: vec![], rest: vec![], tokens: vec![] };
+        let mut carries = Vec::new();
+        for block in 0..trace::blocks(program, fed.positions()) {
+            let positions = trace::block_positions(program, fed.positions(), block);
+            let mut gathered = vec![Gathered::default(); self.form.carried.len()];
+            // A pass ends behind each opened position: its products are those of the pass's last row.
+            let here: Vec<u32> = opened.iter().copied().filter(|p| positions.contains(p)).collect();
+            let mut ends: Vec<u32> = here.iter().map(|p| p + 1).collect();
+            ends.push(positions.end);
+            ends.dedup();
+            let mut from = positions.start;
+            for end in ends {
+                let last = end - 1;
+                let open = here.contains(&last);
+                let tokens = &fed.tokens[from as usize..end as usize];
+                let logits_from = tokens.len() - usize::from(open && last >= fed.first);
+                let mut capture = Capture {
+                    form: &self.form,
+                    program,
+                    gathered: &mut gathered,
+                    products: open.then(Vec::new),
+                };
+                let segment = Segment { sequence: &mut sequence, tokens, logits_from };
+                self.executor.forward_beside(&mut [segment], &mut capture);
+                if let Some(products) = capture.products {
+                    let token = fed.tokens[last as usize];
+                    opening.tokens.push(Token { position: last, rows: self.rows(token, last), products });
+                }
+                from = end;
+            }
+            let kept: Vec<(Roots, Kept)> = gathered
+                .into_iter()
+                .enumerate()
+                .map(|(i, g)| g.keep(&self.form, i, !here.is_empty()))
+                .collect();
+            let commitments: Vec<Hash> = kept.iter().map(|(roots, _)| roots.commitment()).collect();
+            let carry = trace::carry(&commitments);
+            carries.push(carry);
+            if opened.last().is_some_and(|p| *p >= positions.start) {
+                opening.blocks.push(Block { kept: kept.into_iter().map(|(_, k)| k).collect() });
+            } else {
+                opening.rest.push(carry);
+            }
+        }
+        (opening, trace::root(&carries))
+    }
+
+    /// The rows that a token at a position is embedded by.
+    fn rows(&mut self, token: u32, position: u32) -> Vec<Row> {
+        let constants = std::sync::Arc::clone(self.executor.constants());
+        let (embedded, pool) = (&self.form.embedded, self.executor.pool());
+        let rows = embedded.iter().map(|e| {
+            let w = constants.matrix(e.table);
+            let leaves = self.tables.entry(e.table).or_insert_with(|| row_leaves(&w, pool));
+            let row = if e.by_position { position } else { token } as usize;
+            Row {
+                scale: w.scales()[row],
+                weights: Int8s((0..w.cols()).map(|c| w.weight(row, c)).collect()),
+                proof: merkle::prove(leaves, row).expect("a checked program has a row for every token"),
+            }
+        });
+        rows.collect()
+    }
+}
+
+/// A carried operation's rows of one block.
+#[derive(Clone, Default)]
+struct Gathered {
+    largest: Vec<i64>,
+    scales: Vec<Scale>,
+    numbers: Vec<i8>,
+}
+
+impl Gathered {
+    fn keep(self, form: &Form, index: usize, block_is_opened: bool) -> (Roots, Kept) {
+        let carried = &form.carried[index];
+        let (numbers_root, numbers) = carried.numbers_root(self.numbers);
+        let largest = carried.largest_root(self.largest);
+        let roots = Roots { largest, scales: carried.scales_root(&self.scales), numbers: numbers_root };
+        let kept = match form.is_whole(index, block_is_opened) {
+            true => Kept::Whole { largest, scales: self.scales, numbers: Int8s(numbers) },
+            false => Kept::Roots(roots),
+        };
+        (roots, kept)
+    }
+}
+
+/// Beside the executor: gathers what blocks are committed by, and the products of the last row if it is opened.
+struct Capture<'a> {
+    form: &'a Form,
+    program: &'a Program,
+    gathered: &'a mut [Gathered],
+    products: Option<Vec<Packed>>,
+}
+
+impl Companion for Capture<'_> {
+    fn made(&mut self, op: usize, values: &Values<'_>) {
+        match self.form.role(op) {
+            Role::Carried(i) => {
+                let (v, into) = (self.form.carried[i].op, &mut self.gathered[i]);
+                let Op::Quantise { x, offset, len, groups } = self.program.ops[op] else {
+                    unreachable!("int8 values are made by quantise operations")
+                };
+                let run = (len / groups) as usize;
+                for row in 0..values.rows() {
+                    let (numbers, scales) = values.int8(v, row);
+                    into.numbers.extend_from_slice(numbers);
+                    into.scales.extend_from_slice(scales);
+                    let input = &values.integers(x, row).0[offset as usize..][..len as usize];
+                    let largest = |group: &[i32]| group.iter().map(|v| i64::from(*v).abs()).max();
+                    into.largest.extend(input.chunks_exact(run).filter_map(largest));
+                }
+            }
+            Role::Product(i) => {
+                if let Some(products) = &mut self.products {
+                    let p = self.form.products[i];
+                    let last = values.rows() - 1;
+                    products.push(Packed::new(&values.accumulators_at(p.weights, p.x, last)));
+                }
+            }
+            Role::Plain | Role::Embedded(_) => {}
+        }
+    }
+}

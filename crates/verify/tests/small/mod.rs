@@ -1,0 +1,277 @@
+//! Small random models in memory, and their honest answers.
+#![allow(dead_code)]
+
+use std::sync::Arc;
+
+use assay_core::answer::AnswerRecord;
+use assay_core::digest::{ExecutionDigests, block_digest};
+use assay_core::id::{ModelRoot, Nonce};
+use assay_core::request::{Prompt, Request, Sampling, sampler_seed};
+use assay_core::transcript::{NonceSource, StopReason, Transcript};
+use assay_engine::constants::Constants;
+use assay_engine::forward::Executor;
+use assay_engine::kernel::Kernel;
+use assay_engine::matrix::{Matrix, store};
+use assay_engine::pool::Pool;
+use assay_engine::program::{Checked, Head, Op, Program, Reach, Shape, TABLE_LEN, Tensor};
+use assay_engine::replay::Execution;
+use assay_engine::semantics::adjust::History;
+use assay_engine::semantics::logprobs::logprobs;
+use assay_engine::semantics::sample::choose;
+use assay_engine::semantics::scale::Scale;
+use assay_verify::trace::part::{Layout, Numbers, Part};
+use proptest::prelude::*;
+
+use crate::honest::{provider, record};
+
+pub const VOCABULARY: u32 = 19;
+pub const CONTEXT: u32 = 160;
+
+/// A model in memory.
+#[derive(Clone)]
+pub struct Small {
+    pub program: Checked,
+    pub matrices: Vec<(Vec<u8>, Vec<u16>)>,
+    table: Vec<i32>,
+    rotary: Vec<i16>,
+    bias: Vec<i32>,
+}
+
+impl Constants for Small {
+    fn program(&self) -> &Checked {
+        &self.program
+    }
+
+    fn matrix(&self, t: u16) -> Matrix<'_> {
+        let (rows, cols, shift) = self.program.matrix_shape(t);
+        let (bytes, scales) = &self.matrices[usize::from(t)];
+        Matrix::new(rows as usize, cols as usize, shift, bytes, scales).unwrap()
+    }
+
+    fn table(&self, _: u16) -> &[i32] {
+        &self.table
+    }
+
+    fn vector(&self, _: u16) -> &[i32] {
+        &self.bias
+    }
+
+    fn rotary(&self, _: u16) -> &[i16] {
+        &self.rotary
+    }
+}
+
+/// What a random model looks like.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub d: u32,
+    pub heads: u32,
+    pub per_kv: u32,
+    pub head_dim: u32,
+    pub ff: u32,
+    pub layers: u32,
+    pub reach: Reach,
+    /// Whether positions are embedded by a table, and logits made by the embedding's matrix.
+    pub positions: bool,
+    pub tied: bool,
+    pub seed: u64,
+}
+
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+}
+
+pub fn plans() -> impl Strategy<Value = Plan> {
+    let heads = prop_oneof![Just((1, 1)), Just((2, 1)), Just((4, 2)), Just((6, 3))];
+    let head_dim = prop_oneof![Just(4u32), Just(8), Just(20), Just(64), Just(132)];
+    let reach = prop_oneof![Just(Reach::Past), (1u32..50).prop_map(Reach::Window)];
+    let kinds = (any::<bool>(), any::<bool>());
+    (1u32..300, heads, head_dim, 1u32..150, 1u32..3, reach, kinds, any::<u64>()).prop_map(
+        |(d, (heads, per_kv), head_dim, ff, layers, reach, (positions, tied), seed)| Plan {
+            d,
+            heads,
+            per_kv,
+            head_dim,
+            ff,
+            layers,
+            reach,
+            positions,
+            tied,
+            seed: seed | 1,
+        },
+    )
+}
+
+/// The program's ops, one after the other.
+struct Ops(Vec<Op>);
+
+impl Ops {
+    fn push(&mut self, op: Op) -> u16 {
+        self.0.push(op);
+        self.0.len() as u16 - 1
+    }
+}
+
+pub fn small(p: &Plan) -> Small {
+    let mut random = Random(p.seed);
+    let (mut tensors, mut matrices) = (Vec::new(), Vec::new());
+    let mut matrix = |name: String, rows: u32, cols: u32| {
+        let w: Vec<i8> = (0..rows * cols).map(|_| random.next() as i8).collect();
+        let scales = (0..rows).map(|_| random.next() as u16 | 1 << 15).collect();
+        matrices.push((store(rows as usize, cols as usize, &w), scales));
+        tensors.push(Tensor { name, shape: Shape::Matrix { rows, cols, shift: 24 } });
+        tensors.len() as u16 - 1
+    };
+    let kv = p.heads / p.per_kv;
+    let (q_len, kv_len) = (p.heads * p.head_dim, kv * p.head_dim);
+    let embed = matrix("embed".into(), VOCABULARY, p.d);
+    let places = p.positions.then(|| matrix("positions".into(), CONTEXT, p.d));
+    let layers: Vec<[u16; 4]> = (0..p.layers)
+        .map(|l| {
+            [
+                matrix(format!("{l}.qkv"), q_len + 2 * kv_len, p.d),
+                matrix(format!("{l}.out"), p.d, q_len),
+                matrix(format!("{l}.gate_up"), 2 * p.ff, p.d),
+                matrix(format!("{l}.down"), p.d, p.ff),
+            ]
+        })
+        .collect();
+    let head = if p.tied { embed } else { matrix("head".into(), VOCABULARY, p.d) };
+    let rotary = tensors.len() as u16;
+    tensors.push(Tensor {
+        name: "rotary".into(),
+        shape: Shape::Rotary { positions: CONTEXT, pairs: p.head_dim / 2 },
+    });
+    tensors.push(Tensor { name: "silu".into(), shape: Shape::Table });
+    tensors.push(Tensor { name: "bias".into(), shape: Shape::Vector { len: VOCABULARY, frac: 16 } });
+    let mut ops = Ops(vec![]);
+    let mut x = ops.push(Op::Embed { table: embed });
+    if let Some(table) = places {
+        let y = ops.push(Op::Position { table });
+        x = ops.push(Op::Add { x, y });
+    }
+    for (l, [qkv, out, gate_up, down]) in layers.into_iter().enumerate() {
+        let n = ops.push(Op::RmsNorm { x, epsilon: 42_950 });
+        let a = ops.push(Op::Quantise { x: n, offset: 0, len: p.d, groups: 1 });
+        let m = ops.push(Op::MatMul { weights: qkv, x: a });
+        let q = ops.push(Op::Rotary { x: m, offset: 0, heads: p.heads, head_dim: p.head_dim, table: rotary });
+        let k = ops.push(Op::Rotary { x: m, offset: q_len, heads: kv, head_dim: p.head_dim, table: rotary });
+        let q = ops.push(Op::Quantise { x: q, offset: 0, len: q_len, groups: p.heads });
+        let k = ops.push(Op::Quantise { x: k, offset: 0, len: kv_len, groups: kv });
+        let v = ops.push(Op::Quantise { x: m, offset: q_len + kv_len, len: kv_len, groups: kv });
+        let a = ops.push(Op::Attend {
+            q,
+            k,
+            v,
+            layer: l as u16,
+            heads: p.heads,
+            kv_heads: kv,
+            head_dim: p.head_dim,
+            reach: p.reach,
+            scale: Scale::from_u64(94_548, -18),
+            cap: None,
+            frac: 20,
+        });
+        let a = ops.push(Op::Quantise { x: a, offset: 0, len: q_len, groups: 1 });
+        let a = ops.push(Op::MatMul { weights: out, x: a });
+        x = ops.push(Op::Add { x, y: a });
+        let n = ops.push(Op::RmsNorm { x, epsilon: 42_950 });
+        let a = ops.push(Op::Quantise { x: n, offset: 0, len: p.d, groups: 1 });
+        let m = ops.push(Op::MatMul { weights: gate_up, x: a });
+        let g = ops.push(Op::Gate { x: m, gate: 0, up: p.ff, len: p.ff, table: rotary + 1 });
+        let a = ops.push(Op::Quantise { x: g, offset: 0, len: p.ff, groups: 1 });
+        let a = ops.push(Op::MatMul { weights: down, x: a });
+        x = ops.push(Op::Add { x, y: a });
+    }
+    let n = ops.push(Op::RmsNorm { x, epsilon: 42_950 });
+    let hidden = ops.push(Op::Quantise { x: n, offset: 0, len: p.d, groups: 1 });
+    let m = ops.push(Op::MatMul { weights: head, x: hidden });
+    let logits = ops.push(Op::Bias { x: m, bias: rotary + 2 });
+    let head = Head::Tokens { hidden, logits };
+    let program =
+        Program { context: CONTEXT, vocabulary: VOCABULARY, residual_frac: 16, tensors, ops: ops.0, head };
+    let rotary =
+        (0..CONTEXT * p.head_dim).map(|_| ((random.next() % 32_769) as i32 - 16_384) as i16).collect();
+    Small {
+        program: program.check().unwrap(),
+        matrices,
+        table: (0..TABLE_LEN as i32).map(|i| 32_768 + i * 32).collect(),
+        rotary,
+        bias: (0..VOCABULARY).map(|_| random.next() as i32 >> 15).collect(),
+    }
+}
+
+impl Small {
+    pub fn executor(self: &Arc<Self>, kernel: Kernel) -> Executor {
+        Executor::new(self.clone(), kernel, Arc::new(Pool::new(1)))
+    }
+
+    /// A root that stands for the model; the tests of roots are elsewhere.
+    pub fn root(&self) -> ModelRoot {
+        ModelRoot::from_bytes([self.matrices[0].0[0]; 32])
+    }
+
+    /// An honest answer of `count` tokens.
+    pub fn answer(self: &Arc<Self>, prompt: Vec<u32>, count: usize, sampling: Sampling) -> AnswerRecord {
+        let request = Request {
+            model: self.root(),
+            prompt: Prompt::Tokens(prompt.clone()),
+            sampling: Sampling { seed: Some(5), ..sampling },
+            max_tokens: count as u32,
+            stop: vec![],
+            choice: 0,
+            guide: None,
+            logprobs: Some(2),
+        };
+        let seed = sampler_seed(Nonce::ZERO, request.hash(), request.model);
+        let mut executor = self.executor(Kernel::available()[0]);
+        let (mut history, mut output, mut likely) = (History::new(&prompt), Vec::new(), Vec::new());
+        for i in 0..count {
+            let tokens = [&prompt[..], &output].concat();
+            executor.replay(&tokens, tokens.len() - 1, &mut |row| {
+                if let Some(logits) = row.logits {
+                    let id = choose(logits, &history, None, &request.sampling, &seed, i as u32);
+                    likely.push(logprobs(logits, id, 2));
+                    output.push(id);
+                    history.push(id);
+                }
+            });
+        }
+        let digests = digests(&mut executor, &[&prompt[..], &output[..count - 1]].concat());
+        let transcript = Transcript {
+            request_hash: request.hash(),
+            nonce: Nonce::ZERO,
+            nonce_source: NonceSource::Seed,
+            prompt_ids: prompt,
+            output_ids: output,
+            text: String::new(),
+            stop: StopReason::Length,
+            logprobs: likely,
+        };
+        record(&provider(), request, transcript, digests)
+    }
+}
+
+/// The digests of an execution, by the roots of each block's scales and numbers.
+pub fn digests(executor: &mut Executor, tokens: &[u32]) -> ExecutionDigests {
+    let mut rows: Vec<(Vec<i8>, Scale)> = Vec::new();
+    executor.replay(tokens, tokens.len(), &mut |row| rows.push((row.hidden.0.to_vec(), row.hidden.1)));
+    let blocks = rows.chunks(32).zip(0u32..);
+    ExecutionDigests(blocks.map(|(rows, block)| block_digest(block, rows)).collect())
+}
+
+fn block_digest(block: u32, rows: &[(Vec<i8>, Scale)]) -> assay_core::id::Hash {
+    let numbers: Vec<i8> = rows.iter().flat_map(|(n, _)| n.clone()).collect();
+    let scales = rows.iter().flat_map(|(_, s)| [i32::from(s.mantissa), i32::from(s.exponent)]).collect();
+    let len = rows[0].0.len();
+    let scales = Part::new(rows.len(), 2, Layout::Columns, Numbers::Word(scales)).root();
+    let numbers = Part::new(rows.len(), len, Layout::Rows, Numbers::Byte(numbers)).root();
+    block_digest(u64::from(block), &scales, &numbers)
+}
