@@ -88,8 +88,11 @@ pub enum FailureCode {
     TraceRoot,
     /// A row of an embedding table is not the model's; the position is that of the sequence.
     Row,
-    /// The accumulators of a matrix product are not those of its matrix and input; the position is that of the sequence.
+    /// The accumulators of a matrix product are not those of its matrix and input; the position is that of the sequence, where
+    /// one is known.
     Product,
+    /// The input of a matrix product is not what the execution makes; the position is that of the sequence.
+    Input,
     /// Keys or values are not the committed ones; the position is that of the sequence.
     KeyValue,
     /// The hidden vector is not the committed one; the position is that of the sequence.
@@ -122,6 +125,7 @@ impl FailureCode {
             FailureCode::TraceRoot => "trace_root",
             FailureCode::Row => "row",
             FailureCode::Product => "product",
+            FailureCode::Input => "input",
             FailureCode::KeyValue => "key_value",
             FailureCode::Hidden => "hidden",
             FailureCode::Text => "text",

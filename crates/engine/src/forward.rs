@@ -25,6 +25,7 @@ mod watched;
 
 pub use layer::LayerOutput;
 pub use matmul::products;
+pub(crate) use watched::Alone;
 pub use watched::{Companion, Values};
 
 /// Most rows that one batch may have.

@@ -7,6 +7,8 @@
 //! rungs also run in a browser.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "native")]
+pub mod batch;
 pub mod dispute;
 #[cfg(feature = "native")]
 pub mod embedding;

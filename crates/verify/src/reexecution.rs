@@ -5,7 +5,7 @@
 
 use assay_core::answer::AnswerRecord;
 use assay_core::verdict::{FailureCode, Verdict};
-use assay_engine::replay::Execution;
+use assay_engine::replay::{Execution, Row};
 
 use crate::report::Report;
 pub use crate::subject::Subject;
@@ -34,14 +34,17 @@ pub fn check_by_reexecution(
     report.model(record.receipt.receipt.model_root, subject);
     report.prompt(record, subject);
     if report.runnable(record, subject.program) {
-        report.execution(record, subject, execution);
+        report.execution(record, subject, &mut |tokens, from, visit| execution.replay(tokens, from, visit));
     }
     report.text(record, subject);
     report.finish(record)
 }
 
+/// A way to execute tokens from position 0, with logits from a position on: see [`Execution::replay`].
+pub(crate) type Replay<'a> = &'a mut dyn FnMut(&[u32], usize, &mut dyn FnMut(Row<'_>));
+
 impl Report {
-    fn execution(&mut self, record: &AnswerRecord, subject: &Subject<'_>, execution: &mut dyn Execution) {
+    pub(crate) fn execution(&mut self, record: &AnswerRecord, subject: &Subject<'_>, replay: Replay<'_>) {
         let form = match Form::of(record, Some(subject)) {
             Ok(form) => form,
             Err(message) => {
@@ -50,7 +53,7 @@ impl Report {
             }
         };
         let mut check = TokenCheck::new(record, subject.root, form);
-        execution.replay(&fed(record), logits_from(record), &mut |row| check.row(&row));
+        replay(&fed(record), logits_from(record), &mut |row| check.row(&row));
         check.report(self);
     }
 }

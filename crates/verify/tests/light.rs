@@ -688,6 +688,9 @@ static SMALL: LazyLock<(Arc<Small>, Key, Case)> = LazyLock::new(|| {
         reach: assay_engine::program::Reach::Past,
         positions: true,
         tied: true,
+        vocabulary: VOCABULARY,
+        context: small::CONTEXT,
+        alike: false,
         seed: 77,
     };
     honest(&plan, Sampling { temperature_micro: 800_000, ..Sampling::GREEDY }, 30, 9, 3)

@@ -9,8 +9,6 @@
 //! A key that was decoded is not trusted to have any shape: [`Expanded`] is what has been checked. That it belongs to its model, only
 //! who has the weights can say ([`Key::check_against`]).
 
-use std::sync::OnceLock;
-
 use assay_core::canonical::Canonical;
 use assay_core::id::{Hash, ModelRoot};
 use assay_core::keccak::keccak256;
@@ -173,7 +171,7 @@ impl Key {
         let form = Form::new(checked).ok_or(KeyError::Encoder)?;
         let program = checked.program();
         covers(positions, program.context)?;
-        let tensors = each(model.pool, program.tensors.len(), &|i| {
+        let tensors = model.pool.map(program.tensors.len(), &|i| {
             let t = TensorId::try_from(i).unwrap_or(TensorId::MAX);
             match program.tensors.get(i).map(|t| t.shape) {
                 Some(Shape::Matrix { .. }) => Held::Matrix {
@@ -263,7 +261,7 @@ pub(super) fn row_leaf(scale: u16, row: impl IntoIterator<Item = i8>) -> Hash {
 
 /// Hashes of the leaves of all rows of a matrix.
 pub(super) fn row_leaves(w: &Matrix<'_>, pool: &Pool) -> Vec<Hash> {
-    let runs = each(pool, w.rows().div_ceil(LEAF_ROWS), &|run| {
+    let runs = pool.map(w.rows().div_ceil(LEAF_ROWS), &|run| {
         let rows = run * LEAF_ROWS..((run + 1) * LEAF_ROWS).min(w.rows());
         w.scales()
             .get(rows.clone())
@@ -274,17 +272,6 @@ pub(super) fn row_leaves(w: &Matrix<'_>, pool: &Pool) -> Vec<Hash> {
             .collect::<Vec<Hash>>()
     });
     runs.concat()
-}
-
-/// `make(0)` to `make(count - 1)`, made by all threads of a pool.
-fn each<T: Send + Sync>(pool: &Pool, count: usize, make: &(dyn Fn(usize) -> T + Sync)) -> Vec<T> {
-    let made: Vec<OnceLock<T>> = (0..count).map(|_| OnceLock::new()).collect();
-    pool.run(count, &|i| {
-        if let Some(one) = made.get(i) {
-            one.get_or_init(|| make(i));
-        }
-    });
-    made.into_iter().filter_map(OnceLock::into_inner).collect()
 }
 
 impl Form {
