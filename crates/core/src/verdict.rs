@@ -75,6 +75,8 @@ pub enum FailureCode {
     OutputId,
     /// The execution differs; the position is the index of the digest.
     Digest,
+    /// What a layer hands on is not what it makes of the state before it; the position is that of the sequence.
+    Boundary,
     /// The probabilities are not the model's; the position is an index into the output ids.
     Logprobs,
     /// A vector is not the model's; the position is the index of the input.
@@ -116,6 +118,7 @@ impl FailureCode {
             FailureCode::PromptIds => "prompt_ids",
             FailureCode::OutputId => "output_id",
             FailureCode::Digest => "digest",
+            FailureCode::Boundary => "boundary",
             FailureCode::Logprobs => "logprobs",
             FailureCode::Vector => "vector",
             FailureCode::Opening => "opening",

@@ -11,6 +11,7 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use crate::semantics::scale::Scale;
 
 pub mod check;
+pub mod layers;
 
 pub use check::{Checked, ProgramError, ValueType};
 

@@ -9,6 +9,10 @@ use crate::program::{Head, Op, ValueId, ValueType};
 use crate::reference::{Reference, Value, accumulators};
 use crate::semantics::scale::Scale;
 
+mod layer;
+
+pub use layer::{LayerExecution, LayerRow, LayerRun};
+
 /// Rows of a pass: enough to be fast, few enough that their logits stay small.
 const CHUNK: usize = 128;
 /// Tokens of one pass of an encoder: enough to be fast, few enough that their values stay in the caches.

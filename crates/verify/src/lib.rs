@@ -19,9 +19,11 @@ pub mod receipts;
 #[cfg(feature = "native")]
 pub mod reexecution;
 mod report;
+pub mod shard;
 #[cfg(feature = "native")]
 mod subject;
 #[cfg(not(feature = "native"))]
 #[path = "textless.rs"]
 mod subject;
+mod tokens;
 pub mod trace;

@@ -30,6 +30,13 @@ impl Report {
         self.checks.push(Check { name: name.into(), outcome: Outcome::NotRun, detail: detail.into() });
     }
 
+    /// Takes over what another check found.
+    #[cfg(feature = "native")]
+    pub(crate) fn take(&mut self, other: &Verdict) {
+        self.checks.extend_from_slice(&other.checks);
+        self.failures.extend(other.failure.clone());
+    }
+
     /// Says what this kind of check cannot see.
     pub(crate) fn unseen(&mut self, what: impl Into<String>) {
         self.unseen.push(what.into());
@@ -112,8 +119,8 @@ impl Report {
     }
 
     /// The verdict; `drawn` when the provider chose the nonce.
-    pub(crate) fn verdict(self, drawn: bool) -> Verdict {
-        let mut unchecked = self.unseen;
+    pub(crate) fn verdict(mut self, drawn: bool) -> Verdict {
+        let mut unchecked = std::mem::take(&mut self.unseen);
         unchecked.extend([
             "that the receipt stands in the epoch that the provider posted (there is no ledger yet)"
                 .to_owned(),
@@ -124,13 +131,17 @@ impl Report {
                 "that the provider did not try several nonces and keep the answer it liked: send a nonce or a seed".into(),
             );
         }
+        Report { unseen: unchecked, ..self }.part()
+    }
+
+    /// The verdict on a part of an answer: what it cannot see is what was said so.
+    pub(crate) fn part(self) -> Verdict {
         let first_with_position = self.failures.iter().find(|f| f.position.is_some());
         let failure = first_with_position.or(self.failures.first()).cloned();
-        Verdict { holds: self.failures.is_empty(), checks: self.checks, unchecked, failure }
+        Verdict { holds: self.failures.is_empty(), checks: self.checks, unchecked: self.unseen, failure }
     }
 }
 
-#[cfg(feature = "native")]
 pub(crate) fn first_difference<T: PartialEq>(a: &[T], b: &[T]) -> Option<usize> {
     let shared = a.iter().zip(b).position(|(a, b)| a != b);
     shared.or_else(|| (a.len() != b.len()).then(|| a.len().min(b.len())))
