@@ -42,3 +42,5 @@ pub const BIASES_MAX: usize = 1024;
 pub const BIAS_MICRO_MAX: i32 = 100_000_000;
 /// Most texts that are embedded by one request: OpenAI's limit.
 pub const EMBEDDING_INPUTS_MAX: usize = 2048;
+/// Most bytes of the state at one layer boundary: 32 Ki positions of 8192 numbers.
+pub const BOUNDARY_BYTES_MAX: usize = (1 << 30) + 64;

@@ -75,6 +75,8 @@ pub enum FailureCode {
     OutputId,
     /// The execution differs; the position is the index of the digest.
     Digest,
+    /// What a layer hands on is not what it makes of the state before it; the position is that of the sequence.
+    Boundary,
     /// The probabilities are not the model's; the position is an index into the output ids.
     Logprobs,
     /// A vector is not the model's; the position is the index of the input.
@@ -86,8 +88,11 @@ pub enum FailureCode {
     TraceRoot,
     /// A row of an embedding table is not the model's; the position is that of the sequence.
     Row,
-    /// The accumulators of a matrix product are not those of its matrix and input; the position is that of the sequence.
+    /// The accumulators of a matrix product are not those of its matrix and input; the position is that of the sequence, where
+    /// one is known.
     Product,
+    /// The input of a matrix product is not what the execution makes; the position is that of the sequence.
+    Input,
     /// Keys or values are not the committed ones; the position is that of the sequence.
     KeyValue,
     /// The hidden vector is not the committed one; the position is that of the sequence.
@@ -113,12 +118,14 @@ impl FailureCode {
             FailureCode::PromptIds => "prompt_ids",
             FailureCode::OutputId => "output_id",
             FailureCode::Digest => "digest",
+            FailureCode::Boundary => "boundary",
             FailureCode::Logprobs => "logprobs",
             FailureCode::Vector => "vector",
             FailureCode::Opening => "opening",
             FailureCode::TraceRoot => "trace_root",
             FailureCode::Row => "row",
             FailureCode::Product => "product",
+            FailureCode::Input => "input",
             FailureCode::KeyValue => "key_value",
             FailureCode::Hidden => "hidden",
             FailureCode::Text => "text",

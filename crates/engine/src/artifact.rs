@@ -20,8 +20,11 @@ use borsh::{BorshDeserialize, BorshSerialize};
 
 use crate::constants::Constants;
 use crate::matrix::{BIAS, GROUP, Matrix, TILE_ROWS};
-use crate::program::{Checked, Program, ProgramError, ROTARY_FRAC, Shape, TABLE_LEN, TensorId, VECTOR_MAX};
+use crate::program::{
+    Checked, Program, ProgramError, ROTARY_FRAC, Shape, TABLE_LEN, Tensor, TensorId, VECTOR_MAX,
+};
 
+pub mod layer;
 #[cfg(feature = "native")]
 mod mapped;
 pub mod opening;
@@ -306,25 +309,9 @@ impl Artifact {
     /// Checks what the arithmetic relies on beyond the program: tables, angles, and ids of the text model.
     fn check_content(&self) -> Result<(), ArtifactError> {
         let fail = |what: String| Err(ArtifactError::Content { path: self.path.clone(), what });
-        let one = 1i16 << ROTARY_FRAC;
         for (i, t) in self.program.program().tensors.iter().enumerate() {
-            let i = i as TensorId;
-            match t.shape {
-                Shape::Table if self.table(i).iter().any(|v| !(32_768..=65_536).contains(v)) => {
-                    return fail(format!("table `{}` has values outside 32768 to 65536", t.name));
-                }
-                Shape::Rotary { .. } if self.rotary(i).iter().any(|v| !(-one..=one).contains(v)) => {
-                    return fail(format!("rotary table `{}` has values outside -{one} to {one}", t.name));
-                }
-                Shape::Vector { .. }
-                    if self.vector(i).iter().any(|v| v.unsigned_abs() >= VECTOR_MAX as u32) =>
-                {
-                    return fail(format!("vector `{}` has numbers of {VECTOR_MAX} or more", t.name));
-                }
-                Shape::Matrix { .. } if !padding_is_zero(&self.matrix(i)) => {
-                    return fail(format!("matrix `{}` has weights beyond its rows and columns", t.name));
-                }
-                _ => {}
+            if let Err(what) = check_tensor(self, i as TensorId, t) {
+                return fail(what);
             }
         }
         let vocabulary = self.program.program().vocabulary;
@@ -408,6 +395,26 @@ impl Artifact {
         let (before, numbers, after) = unsafe { self.bytes[at..at + len].align_to::<T>() };
         assert!(before.is_empty() && after.is_empty(), "constants lie at multiples of 64 bytes");
         numbers
+    }
+}
+
+/// Checks what the arithmetic relies on beyond the program in a constant's numbers; what is wrong with them.
+fn check_tensor(c: &dyn Constants, i: TensorId, t: &Tensor) -> Result<(), String> {
+    let one = 1i16 << ROTARY_FRAC;
+    match t.shape {
+        Shape::Table if c.table(i).iter().any(|v| !(32_768..=65_536).contains(v)) => {
+            Err(format!("table `{}` has values outside 32768 to 65536", t.name))
+        }
+        Shape::Rotary { .. } if c.rotary(i).iter().any(|v| !(-one..=one).contains(v)) => {
+            Err(format!("rotary table `{}` has values outside -{one} to {one}", t.name))
+        }
+        Shape::Vector { .. } if c.vector(i).iter().any(|v| v.unsigned_abs() >= VECTOR_MAX as u32) => {
+            Err(format!("vector `{}` has numbers of {VECTOR_MAX} or more", t.name))
+        }
+        Shape::Matrix { .. } if !padding_is_zero(&c.matrix(i)) => {
+            Err(format!("matrix `{}` has weights beyond its rows and columns", t.name))
+        }
+        _ => Ok(()),
     }
 }
 

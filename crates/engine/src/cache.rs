@@ -1,6 +1,8 @@
 //! The KV cache of one sequence, in the layouts that attention reads: keys as matrix rows by position, values as matrix
 //! columns by position (see [`crate::matrix`] for the layout).
 
+use std::ops::Range;
+
 use crate::kernel::HeadScales;
 use crate::matrix::{BIAS, GROUP, TILE_ROWS};
 use crate::program::check::CacheShape;
@@ -132,6 +134,16 @@ impl Sequence {
             heads.extend((0..c.kv_heads).map(|_| HeadCache::new(c.head_dim as usize, capacity)));
         }
         Sequence { position: 0, capacity, kv_heads, heads }
+    }
+
+    /// An empty sequence with only the caches in `layers`: for whoever executes no other attend operation.
+    pub fn with_caches(caches: &[CacheShape], layers: Range<usize>, capacity: usize) -> Sequence {
+        let own = |(i, c): (usize, &CacheShape)| {
+            let kv_heads = if layers.contains(&i) { c.kv_heads } else { 0 };
+            CacheShape { kv_heads, head_dim: c.head_dim }
+        };
+        let caches: Vec<CacheShape> = caches.iter().enumerate().map(own).collect();
+        Sequence::new(&caches, capacity)
     }
 
     /// Tokens executed so far.

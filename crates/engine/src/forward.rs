@@ -19,10 +19,13 @@ use crate::semantics::scale::Scale;
 
 mod attend;
 mod elementwise;
+mod layer;
 mod matmul;
 mod watched;
 
+pub use layer::LayerOutput;
 pub use matmul::products;
+pub(crate) use watched::Alone;
 pub use watched::{Companion, Values};
 
 /// Most rows that one batch may have.
@@ -151,9 +154,20 @@ impl Executor {
         segments: &mut [Segment<'_>],
         companion: &mut dyn Companion,
     ) -> Output<'_> {
+        let batch = self.enter(segments);
+        self.execute_from(0, &batch, segments, companion)
+    }
+
+    /// Executes the operations from `first` up to the hidden vector, and the rest for the rows that want logits.
+    fn execute_from(
+        &mut self,
+        first: usize,
+        batch: &Batch,
+        segments: &mut [Segment<'_>],
+        companion: &mut dyn Companion,
+    ) -> Output<'_> {
         let constants = Arc::clone(&self.constants);
         let program = constants.program().program();
-        let batch = self.enter(segments);
         let mut wanted = Vec::new();
         for (s, run) in segments.iter().zip(&batch.runs) {
             wanted.extend((s.logits_from..s.tokens.len()).map(|i| run.first_row + i));
@@ -161,14 +175,14 @@ impl Executor {
 
         let (hidden_value, logits_value) = program.tokens();
         let (hidden, logits) = (usize::from(hidden_value), usize::from(logits_value));
-        self.execute_all(0..hidden + 1, &batch, segments, batch.tokens.len(), companion);
+        self.execute_all(first..hidden + 1, batch, segments, batch.tokens.len(), companion);
         for s in segments.iter_mut() {
             s.sequence.advance(s.tokens.len());
         }
         self.keep_hidden(hidden_value, batch.tokens.len());
         if !wanted.is_empty() {
             self.carry(&wanted);
-            self.execute_all(hidden + 1..logits + 1, &batch, segments, wanted.len(), companion);
+            self.execute_all(hidden + 1..logits + 1, batch, segments, wanted.len(), companion);
         }
         let vocabulary = program.vocabulary as usize;
         let logits = match self.plan.places[logits] {
@@ -178,29 +192,6 @@ impl Executor {
             _ => &[],
         };
         Output { hidden: &self.hidden, logits, vocabulary }
-    }
-
-    /// Executes only the operations `ops`, from the fixed-point numbers `x` (rows × length) of value `value`, which must be
-    /// the only value made before `ops` that they read; `companion` sees what they make. None may come after the hidden
-    /// vector.
-    ///
-    /// # Panics
-    /// As [`Executor::forward`], and when `value` is not fixed point or `x` has another length.
-    pub fn forward_part(
-        &mut self,
-        segments: &mut [Segment<'_>],
-        ops: Range<usize>,
-        (value, x): (ValueId, &[i32]),
-        companion: &mut dyn Companion,
-    ) {
-        let batch = self.enter(segments);
-        let rows = batch.tokens.len();
-        let scale = Scale::power(-(self.constants.program().frac(value) as i16));
-        Values::new(self, rows).put_integers(value, x, vec![scale; rows]);
-        self.execute_all(ops, &batch, segments, rows, companion);
-        for s in segments.iter_mut() {
-            s.sequence.advance(s.tokens.len());
-        }
     }
 
     fn execute_all(

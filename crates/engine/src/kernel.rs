@@ -109,11 +109,11 @@ pub(crate) struct Functions {
     /// Hashes of many messages.
     pub(crate) keccak: keccak::Keccak,
     /// Sums of numbers below 2^23 in size, times two weights each.
-    pub(crate) weigh: unsafe fn(&[i32], &[i32], &[i32]) -> (i128, i128),
+    pub(crate) weigh: Weigh,
     /// The same for int8 numbers.
-    pub(crate) weigh_bytes: unsafe fn(&[i8], &[i32], &[i32]) -> (i64, i64),
-    /// Adds numbers, times two weights that all share, to two rows of sums.
-    pub(crate) spread: unsafe fn(&[i32], i32, i32, &mut [i64], &mut [i64]),
+    pub(crate) weigh_bytes: WeighBytes,
+    /// Sums of rows of numbers, each row times two weights, into two rows of sums as long as a row.
+    pub(crate) weigh_rows: WeighRows,
     /// Adds the rows of a stored row tile, times two weights each, to sums by column. Weights stand four times, once for each
     /// column of a group.
     pub(crate) fold_tile: FoldTile,
@@ -126,6 +126,9 @@ impl<'a> HeadScales<'a> {
     }
 }
 
+type Weigh = unsafe fn(&[i32], &[i32], &[i32]) -> (i128, i128);
+type WeighBytes = unsafe fn(&[i8], &[i32], &[i32]) -> (i64, i64);
+type WeighRows = unsafe fn(&[i32], &[i32], &[i32], &mut [i64], &mut [i64]);
 type FoldTile = unsafe fn(&[u8], &[i32], &[i32], &mut [i64], &mut [i64]);
 type Gate = unsafe fn(&[i32], &[i32], Scale, &[i32], u32, &mut [i32]);
 type Weights = unsafe fn(&[i32], i32, HeadScales<'_>, i16, &mut [i8], &mut [i8]) -> WeightSums;

@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread::JoinHandle;
 
 /// Spins of a worker before it sleeps: some tens of microseconds.
@@ -108,6 +108,20 @@ impl Pool {
             }
         }
         assert!(!s.panicked.swap(false, SeqCst), "a task of the engine panicked; its message stands above");
+    }
+}
+
+impl Pool {
+    /// `make(0)` to `make(tasks - 1)`, made by all threads.
+    ///
+    /// # Panics
+    /// When a task does.
+    pub fn map<T: Send + Sync>(&self, tasks: usize, make: &(dyn Fn(usize) -> T + Sync)) -> Vec<T> {
+        let made: Vec<OnceLock<T>> = (0..tasks).map(|_| OnceLock::new()).collect();
+        self.run(tasks, &|i| {
+            made[i].get_or_init(|| make(i));
+        });
+        made.into_iter().map(|one| one.into_inner().expect("every task ran")).collect()
     }
 }
 
@@ -214,6 +228,7 @@ mod tests {
                 // SAFETY: each task writes its own number.
                 pool.run(tasks, &|i| unsafe { parts.part(i..i + 1)[0] += i as u32 + 1 });
                 assert!(out.iter().enumerate().all(|(i, v)| *v == i as u32 + 1));
+                assert_eq!(pool.map(tasks, &|i| i.to_string()).len(), tasks);
             }
         }
     }

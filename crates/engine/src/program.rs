@@ -11,6 +11,7 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use crate::semantics::scale::Scale;
 
 pub mod check;
+pub mod layers;
 
 pub use check::{Checked, ProgramError, ValueType};
 
@@ -377,4 +378,28 @@ pub enum Op {
         /// How.
         pooling: Pooling,
     },
+}
+
+impl Op {
+    /// What the protocol's list of operations calls it, for people.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::Embed { .. } => "embed",
+            Op::RmsNorm { .. } => "norm",
+            Op::Quantise { .. } => "quantise",
+            Op::MatMul { .. } => "matmul",
+            Op::Rotary { .. } => "rotary",
+            Op::Attend { .. } => "attend",
+            Op::Gate { .. } => "gate",
+            Op::Add { .. } => "add",
+            Op::Fix { .. } => "fix",
+            Op::Position { .. } => "position",
+            Op::Bias { .. } => "bias",
+            Op::Normalise { .. } => "normalise",
+            Op::Activate { .. } => "activate",
+            Op::Hadamard { .. } => "hadamard",
+            Op::Bend { .. } => "bend",
+            Op::Pool { .. } => "pool",
+        }
+    }
 }

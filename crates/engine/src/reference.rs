@@ -82,12 +82,25 @@ impl<'a> Reference<'a> {
     /// When `token` is not below the vocabulary, the context is full, or the program makes no tokens: the caller checks
     /// all of them.
     pub fn step(&mut self, token: u32, logits: bool) -> Vec<Value> {
-        let program = self.constants.program().program();
-        let (hidden, last) = program.tokens();
+        let (hidden, last) = self.constants.program().program().tokens();
         let last = if logits { last } else { hidden };
+        self.step_part(0..usize::from(last) + 1, None, token)
+    }
+
+    /// Executes only the operations `ops` for the next token. `given` is the one value made before them that they read, and its
+    /// fixed-point numbers. Returns the values up to the end of `ops`; of those made before, all but the given one are empty.
+    ///
+    /// # Panics
+    /// As [`Reference::step`], and when the operations read what they are not given.
+    pub fn step_part(
+        &mut self,
+        ops: Range<usize>,
+        given: Option<(ValueId, &[i32])>,
+        token: u32,
+    ) -> Vec<Value> {
         self.enter(&[token]);
-        let mut values = Vec::with_capacity(usize::from(last) + 1);
-        for op in &program.ops[..=usize::from(last)] {
+        let mut values = self.before(ops.start, given);
+        for op in &self.constants.program().program().ops[ops] {
             if let Op::Attend { .. } = op {
                 self.append(op, &values);
             }
@@ -95,6 +108,15 @@ impl<'a> Reference<'a> {
             values.push(value);
         }
         self.position += 1;
+        values
+    }
+
+    /// Values of `count` operations that were executed elsewhere: empty, but for the given one.
+    fn before(&self, count: usize, given: Option<(ValueId, &[i32])>) -> Vec<Value> {
+        let mut values = vec![fixed(vec![], 0); count];
+        if let Some((v, numbers)) = given {
+            values[usize::from(v)] = fixed(numbers.to_vec(), self.constants.program().frac(v));
+        }
         values
     }
 
@@ -115,13 +137,36 @@ impl<'a> Reference<'a> {
     /// # Panics
     /// As [`Reference::encode`].
     pub fn encode_all(constants: &dyn Constants, tokens: &[u32]) -> Vec<Vec<Value>> {
+        let all = 0..constants.program().program().ops.len();
+        Reference::encode_part(constants, all, None, tokens)
+    }
+
+    /// Executes only the operations `ops` of an encoder over a whole sequence. `given` is the one value made before them that
+    /// they read, and its fixed-point numbers for each token, one token after the other. Returns every token's values, as
+    /// [`Reference::step_part`] does.
+    ///
+    /// # Panics
+    /// As [`Reference::encode`], and when the operations read what they are not given.
+    pub fn encode_part(
+        constants: &dyn Constants,
+        ops: Range<usize>,
+        given: Option<(ValueId, &[i32])>,
+        tokens: &[u32],
+    ) -> Vec<Vec<Value>> {
         let program = constants.program().program();
         assert!(matches!(program.head, Head::Vector { .. }), "only an encoder reads whole sequences");
         assert!(!tokens.is_empty(), "a sequence has a token");
         let mut sequence = Reference::new(constants);
         sequence.enter(tokens);
-        let mut rows: Vec<Vec<Value>> = vec![Vec::new(); tokens.len()];
-        for op in &program.ops {
+        let row = |position: usize| {
+            let row = given.map(|(v, numbers)| {
+                let len = numbers.len() / tokens.len();
+                (v, &numbers[position * len..(position + 1) * len])
+            });
+            sequence.before(ops.start, row)
+        };
+        let mut rows: Vec<Vec<Value>> = (0..tokens.len()).map(row).collect();
+        for op in &program.ops[ops] {
             if let Op::Pool { x, pooling } = *op {
                 let vectors: Vec<&[i32]> = rows.iter().map(|v| v[usize::from(x)].integers().0).collect();
                 let pooled = fixed(pool(&vectors, pooling), constants.program().frac(x));
@@ -137,7 +182,7 @@ impl<'a> Reference<'a> {
                 values.push(value);
             }
         }
-        unreachable!("a checked encoder ends in its pooled vector")
+        rows
     }
 
     /// Tokens executed so far.

@@ -4,10 +4,14 @@ use std::ops::Range;
 
 use crate::cache::Sequence;
 use crate::constants::Constants;
-use crate::forward::{Companion, Executor, Segment, Values};
+use crate::forward::{Alone, Companion, Executor, Segment, Values};
 use crate::program::{Head, Op, ValueId, ValueType};
 use crate::reference::{Reference, Value, accumulators};
 use crate::semantics::scale::Scale;
+
+mod layer;
+
+pub use layer::{LayerExecution, LayerRow, LayerRun};
 
 /// Rows of a pass: enough to be fast, few enough that their logits stay small.
 const CHUNK: usize = 128;
@@ -125,21 +129,37 @@ impl Companion for Tracing<'_> {
     }
 }
 
-impl Execution for Executor {
-    fn replay(&mut self, tokens: &[u32], logits_from: usize, visit: &mut dyn FnMut(Row<'_>)) {
+impl Executor {
+    /// [`Execution::replay`], with someone beside the executor who sees every value, or makes it.
+    ///
+    /// # Panics
+    /// As [`Execution::replay`].
+    pub fn replay_beside(
+        &mut self,
+        tokens: &[u32],
+        logits_from: usize,
+        companion: &mut dyn Companion,
+        visit: &mut dyn FnMut(Row<'_>),
+    ) {
         let constants = std::sync::Arc::clone(self.constants());
         let mut sequence = Sequence::new(constants.program().caches(), tokens.len());
         let mut position = 0;
         for chunk in tokens.chunks(CHUNK) {
             let from = logits_from.saturating_sub(position).min(chunk.len());
             let segment = Segment { sequence: &mut sequence, tokens: chunk, logits_from: from };
-            let output = self.forward(&mut [segment]);
+            let output = self.forward_beside(&mut [segment], companion);
             for i in 0..chunk.len() {
                 let logits = (i >= from).then(|| output.logits(i - from));
                 visit(Row { position: position + i, hidden: output.hidden(i), logits });
             }
             position += chunk.len();
         }
+    }
+}
+
+impl Execution for Executor {
+    fn replay(&mut self, tokens: &[u32], logits_from: usize, visit: &mut dyn FnMut(Row<'_>)) {
+        self.replay_beside(tokens, logits_from, &mut Alone, visit);
     }
 
     fn encode(&mut self, inputs: &[&[u32]]) -> Vec<Vec<i32>> {

@@ -10,9 +10,10 @@ use assay_engine::forward::{Executor, Segment};
 use assay_engine::kernel::Kernel;
 use assay_engine::matrix::{Matrix, store};
 use assay_engine::pool::Pool;
+use assay_engine::program::layers::Layers;
 use assay_engine::program::{Checked, Head, Op, Program, Reach, Shape, TABLE_LEN, Tensor};
 use assay_engine::reference::{Reference, Value};
-use assay_engine::replay::{ByReference, Execution, Made};
+use assay_engine::replay::{ByReference, Execution, LayerExecution, LayerRow, LayerRun, Made};
 use assay_engine::semantics::scale::Scale;
 use proptest::prelude::*;
 
@@ -318,6 +319,51 @@ proptest! {
                 prop_assert_eq!(got, want, "{:?}", kernel);
             }
             prop_assert_eq!(got.len(), want.len());
+        }
+    }
+}
+
+/// What a layer hands on, or what the last one makes.
+fn made(execution: &mut dyn LayerExecution, run: &LayerRun<'_>) -> (Vec<i32>, Trace) {
+    let (mut state, mut hidden, mut logits) = (Vec::new(), Vec::new(), Vec::new());
+    execution.execute_layer(run, &mut |row| match row {
+        LayerRow::State { numbers, .. } => state.extend_from_slice(numbers),
+        LayerRow::Token(row) => {
+            hidden.push((row.hidden.0.to_vec(), row.hidden.1));
+            logits.extend(row.logits.map(<[i32]>::to_vec));
+        }
+        LayerRow::Pooled(_) => unreachable!("these programs make tokens"),
+    });
+    (state, (hidden, logits))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, max_shrink_iters: 20, ..ProptestConfig::default() })]
+
+    /// From any numbers, those included that no execution makes.
+    #[test]
+    fn every_layer_equals_the_reference(
+        plan in plans(),
+        length in 1usize..160,
+        logits_from in 0usize..170,
+        size in 0u32..32,
+        threads in 1usize..3,
+    ) {
+        let model = Arc::new(model(&plan));
+        let mut random = Random(plan.seed | 1);
+        let tokens: Vec<u32> = (0..length).map(|_| (random.next() % u64::from(VOCABULARY)) as u32).collect();
+        let layers = Layers::of(model.program());
+        prop_assert_eq!(layers.all().len(), plan.layers as usize + 2);
+        for (i, layer) in layers.all().iter().enumerate() {
+            let numbers = if i == 0 { 0 } else { length * plan.d as usize };
+            let state: Vec<i32> = (0..numbers).map(|_| (random.next() as i32) >> size).collect();
+            let run = LayerRun { layer, tokens: &tokens, state: &state, logits_from };
+            let want = made(&mut ByReference(model.as_ref()), &run);
+            for kernel in Kernel::available() {
+                let constants: Arc<dyn Constants> = model.clone();
+                let got = made(&mut Executor::new(constants, kernel, Arc::new(Pool::new(threads))), &run);
+                prop_assert_eq!(&got, &want, "{:?}, layer {}", kernel, i);
+            }
         }
     }
 }

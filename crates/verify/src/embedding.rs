@@ -6,7 +6,8 @@ use assay_engine::program::Head;
 use assay_engine::replay::Execution;
 use assay_engine::semantics::embedding::embedding;
 
-use crate::reexecution::{Report, Subject, first_difference};
+use crate::report::{Report, first_difference};
+use crate::subject::Subject;
 
 /// Checks a record of embeddings without a model: that its parts fit together and the provider signed them.
 pub fn check_embedding_record(record: &EmbeddingRecord) -> Verdict {

@@ -27,6 +27,10 @@ pub const PRIME: u64 = (1 << 61) - 1;
 pub const SOUNDNESS_BITS: u32 = 60;
 /// Bits of a low half.
 const LOW_BITS: u32 = 31;
+/// int8 digits of a number of the field: `255^8 > 2 p`.
+pub const DIGITS: usize = 8;
+/// Most rows that are summed before they are reduced.
+const RUN_ROWS: usize = 1024;
 /// Accumulators beyond what the kernel takes are cut here.
 const CUT_BITS: u32 = 12;
 
@@ -140,7 +144,35 @@ impl Weights {
     /// When there are fewer weights than rows.
     pub fn fold(&self, kernel: Kernel, matrix: &Matrix<'_>) -> Vec<u64> {
         let (low, high) = kernel.fold(matrix, self.halves());
-        low.into_iter().zip(high).map(|(l, h)| reduce(l.into(), h.into())).collect()
+        low.into_iter().zip(high).map(|(l, h)| reduce_narrow(l, h)).collect()
+    }
+
+    /// `Σ_t w_t · a_tc mod p` for each column `c` of a table of accumulators with a row for each weight.
+    ///
+    /// # Panics
+    /// When `a` is not as many rows of `columns` numbers as there are weights.
+    pub fn combine_rows(&self, kernel: Kernel, a: &[i32], columns: usize) -> Vec<u64> {
+        assert_eq!(a.len(), columns.saturating_mul(self.len()), "every row has a weight");
+        // Numbers of b bits, weights of 31 and 2^(31 - b) rows make sums below 2^62.
+        let rows = ((1usize << 31) / (kernel.largest(a).max(1) as usize)).clamp(1, RUN_ROWS);
+        let mut sums = vec![0u64; columns];
+        let runs = self.low.chunks(rows).zip(self.high.chunks(rows));
+        for ((low, high), a) in runs.zip(a.chunks(rows.saturating_mul(columns).max(1))) {
+            let (low, high) = kernel.weigh_rows(a, columns, Halves { low, high });
+            for (sum, (l, h)) in sums.iter_mut().zip(low.into_iter().zip(high)) {
+                *sum = add(*sum, reduce_narrow(l, h));
+            }
+        }
+        sums
+    }
+
+    /// The same for a table of int8 numbers.
+    ///
+    /// # Panics
+    /// As [`Weights::combine_rows`].
+    pub fn combine_byte_rows(&self, kernel: Kernel, q: &[i8], columns: usize) -> Vec<u64> {
+        let wide: Vec<i32> = q.iter().map(|v| i32::from(*v)).collect();
+        self.combine_rows(kernel, &wide, columns)
     }
 }
 
@@ -155,6 +187,57 @@ pub fn halves(number: u64) -> (i32, i32) {
 pub fn reduce(low: i128, high: i128) -> u64 {
     let rest = (low + (high << LOW_BITS)).rem_euclid(i128::from(PRIME));
     u64::try_from(rest).unwrap_or_default()
+}
+
+/// The sum of two numbers of the field.
+pub fn add(a: u64, b: u64) -> u64 {
+    let sum = a + b;
+    if sum >= PRIME { sum - PRIME } else { sum }
+}
+
+/// The product of two numbers of the field.
+pub fn multiply(a: u64, b: u64) -> u64 {
+    let product = u128::from(a) * u128::from(b);
+    let (low, high) = (product & u128::from(PRIME), product >> 61);
+    add(u64::try_from(low).unwrap_or_default() % PRIME, u64::try_from(high).unwrap_or_default())
+}
+
+/// [`reduce`] without wide division.
+fn reduce_narrow(low: i64, high: i64) -> u64 {
+    let high = residue(high);
+    // 2^61 is 1: a shift by 31 moves the upper bits to the other end.
+    let moved = (high & ((1 << (61 - LOW_BITS)) - 1)) << LOW_BITS | high >> (61 - LOW_BITS);
+    add(residue(low), moved)
+}
+
+/// A signed number in the field.
+pub fn residue(v: i64) -> u64 {
+    let folded = (v & PRIME.cast_signed()) + (v >> 61);
+    // Between -4 and 2^61 + 2.
+    let positive = if folded < 0 { folded + PRIME.cast_signed() } else { folded }.cast_unsigned();
+    if positive >= PRIME { positive - PRIME } else { positive }
+}
+
+/// Digits of a number of the field: int8 numbers from -127 to 127 with `v ≡ Σ d_i · 255^i`.
+pub fn digits(v: u64) -> [i8; DIGITS] {
+    let mut rest = v.cast_signed();
+    if v > PRIME / 2 {
+        rest -= PRIME.cast_signed();
+    }
+    let mut digits = [0i8; DIGITS];
+    for d in &mut digits {
+        let r = (rest + 127).rem_euclid(255) - 127;
+        rest = (rest - r) / 255;
+        *d = i8::try_from(r).unwrap_or_default();
+    }
+    digits
+}
+
+/// `Σ d_i · 255^i mod p` for 32-bit `d_i`: what a matrix makes of a number's digits, put together.
+pub fn undigit(products: [i32; DIGITS]) -> u64 {
+    let horner = |four: &[i32]| four.iter().rev().fold(0i64, |sum, d| sum * 255 + i64::from(*d));
+    let (low, high) = products.split_at(DIGITS / 2);
+    add(residue(horner(low)), multiply(residue(horner(high)), 255 * 255 * 255 * 255))
 }
 
 /// What checks the products of one matrix: the weights of its rows, and the sums that they make of its columns.
@@ -193,6 +276,58 @@ mod tests {
         }
         assert_eq!(reduce(-1, 0), PRIME - 1);
         assert_eq!(reduce(0, 1 << 30), 1, "2^61 is 1");
+    }
+
+    #[test]
+    fn the_fields_arithmetic_is_that_of_integers() {
+        let mut numbers = vec![0, 1, 2, (1 << 31) - 1, 1 << 31, 1 << 60, PRIME / 2, PRIME / 2 + 1, PRIME - 1];
+        numbers.extend(Coins::new(&[b"numbers"]).numbers().take(50));
+        for a in &numbers {
+            let d = digits(*a);
+            assert!(d.iter().all(|d| *d > i8::MIN));
+            assert_eq!(undigit(d.map(i32::from)), *a);
+            for b in &numbers {
+                let (wide_a, wide_b) = (i128::from(*a), i128::from(*b));
+                assert_eq!(i128::from(multiply(*a, *b)), wide_a * wide_b % i128::from(PRIME));
+                assert_eq!(i128::from(add(*a, *b)), (wide_a + wide_b) % i128::from(PRIME));
+                for (low, high) in [(1, -1), (-1, 1), (-1, -1), (1, 1)] {
+                    let (low, high) = (low * a.cast_signed() * 3, high * b.cast_signed() * 3);
+                    assert_eq!(reduce_narrow(low, high), reduce(low.into(), high.into()));
+                }
+            }
+        }
+        for v in [i64::MIN, i64::MIN + 1, -1, 0, i64::MAX] {
+            assert_eq!(i128::from(residue(v)), i128::from(v).rem_euclid(i128::from(PRIME)));
+        }
+        for ends in [[i32::MIN; DIGITS], [i32::MAX; DIGITS]] {
+            let want = ends.iter().rev().fold(0i128, |sum, d| sum * 255 + i128::from(*d));
+            assert_eq!(i128::from(undigit(ends)), want.rem_euclid(i128::from(PRIME)));
+        }
+    }
+
+    #[test]
+    fn rows_are_combined_exactly() {
+        for (rows, columns, size) in [(1, 1, 8), (5, 20, 31), (70, 17, 24), (3, 40, 0), (1500, 3, 30)] {
+            let w = Coins::new(&[b"rows"]).weights(rows);
+            let number = |i: usize| {
+                ((i as i64 * 7_919_777_333) % (1 << size)) as i32 * if i.is_multiple_of(3) { -1 } else { 1 }
+            };
+            let a: Vec<i32> = (0..rows * columns).map(number).collect();
+            let q: Vec<i8> = a.iter().map(|v| *v as i8).collect();
+            let weight = |t: usize| i128::from(w.get(t).0) + (i128::from(w.get(t).1) << 31);
+            for kernel in Kernel::available() {
+                let (sums, bytes) =
+                    (w.combine_rows(kernel, &a, columns), w.combine_byte_rows(kernel, &q, columns));
+                for c in 0..columns {
+                    let sum = |v: &dyn Fn(usize) -> i128| {
+                        let all: i128 = (0..rows).map(|t| weight(t) * v(t * columns + c)).sum();
+                        all.rem_euclid(i128::from(PRIME))
+                    };
+                    assert_eq!(i128::from(sums[c]), sum(&|i| i128::from(a[i])));
+                    assert_eq!(i128::from(bytes[c]), sum(&|i| i128::from(q[i])));
+                }
+            }
+        }
     }
 
     #[test]

@@ -30,7 +30,7 @@
 
 mod check;
 mod draw;
-mod form;
+pub(crate) mod form;
 mod key;
 mod open;
 mod opening;

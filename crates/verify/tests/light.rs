@@ -69,11 +69,9 @@ struct Case {
 
 impl Case {
     fn new(request: Request, tokens: u32) -> Case {
-        let mut record = NODE.answer(request);
+        let record = NODE.answer(request);
         let mut executor = NODE.executor();
         let fed = Fed::of(&record.transcript).unwrap();
-        record.digests = digests(&mut executor, fed.tokens());
-        NODE.sign(&mut record);
         let mut prover = Prover::new(&mut executor).unwrap();
         let challenge = Challenge { beacon: BEACON, trace: prover.commit(&fed), tokens };
         let opening = prover.open(&fed, &challenge.draw(record.receipt.receipt.id(), &fed));
@@ -563,7 +561,7 @@ fn relation(r: &Weights, i: usize, j: usize) -> Option<(i32, i32)> {
     }
     let (y, x) = b;
     let fits = (1..1 << 31).contains(&x) && y > 0;
-    fits.then(|| (x as i32, y as i32))
+    fits.then_some((x as i32, y as i32))
 }
 
 fn samplings() -> impl Strategy<Value = Sampling> {
@@ -688,6 +686,9 @@ static SMALL: LazyLock<(Arc<Small>, Key, Case)> = LazyLock::new(|| {
         reach: assay_engine::program::Reach::Past,
         positions: true,
         tied: true,
+        vocabulary: VOCABULARY,
+        context: small::CONTEXT,
+        alike: false,
         seed: 77,
     };
     honest(&plan, Sampling { temperature_micro: 800_000, ..Sampling::GREEDY }, 30, 9, 3)

@@ -46,6 +46,11 @@ impl ModelTree {
         ModelRoot::from_bytes(*keccak::root(self.components.clone()).as_bytes())
     }
 
+    /// The leaf hashes of the model root, in order.
+    pub fn leaves(&self) -> &[Hash] {
+        &self.components
+    }
+
     /// Opens an item; `None` if the model has none such. `c` is what the tree was made of: openings of anything else
     /// verify under no root.
     pub fn open(&self, c: &dyn Constants, item: Item) -> Option<ModelOpening> {

@@ -22,7 +22,7 @@ pub trait Companion {
 }
 
 /// Nobody.
-pub(super) struct Alone;
+pub(crate) struct Alone;
 
 impl Companion for Alone {}
 

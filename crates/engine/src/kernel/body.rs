@@ -261,12 +261,30 @@ pub(super) fn weigh_bytes(a: &[i8], low: &[i32], high: &[i32]) -> (i64, i64) {
 }
 
 #[inline(always)]
-pub(super) fn spread(a: &[i32], low: i32, high: i32, sums_low: &mut [i64], sums_high: &mut [i64]) {
-    let n = a.len();
-    let (sums_low, sums_high) = (&mut sums_low[..n], &mut sums_high[..n]);
-    for i in 0..n {
-        sums_low[i] = sums_low[i].wrapping_add(i64::from(a[i]).wrapping_mul(i64::from(low)));
-        sums_high[i] = sums_high[i].wrapping_add(i64::from(a[i]).wrapping_mul(i64::from(high)));
+pub(super) fn weigh_rows(a: &[i32], low: &[i32], high: &[i32], sums_low: &mut [i64], sums_high: &mut [i64]) {
+    // As many columns as stay in registers while all rows go by: one cache line of each row.
+    const LANES: usize = 16;
+    let columns = sums_low.len();
+    let whole = columns / LANES * LANES;
+    for from in (0..whole).step_by(LANES) {
+        let (mut l, mut h) = ([0i64; LANES], [0i64; LANES]);
+        for ((row, low), high) in a.chunks_exact(columns).zip(low).zip(high) {
+            let row = &row[from..from + LANES];
+            for i in 0..LANES {
+                l[i] = l[i].wrapping_add(i64::from(row[i]).wrapping_mul(i64::from(*low)));
+                h[i] = h[i].wrapping_add(i64::from(row[i]).wrapping_mul(i64::from(*high)));
+            }
+        }
+        sums_low[from..from + LANES].copy_from_slice(&l);
+        sums_high[from..from + LANES].copy_from_slice(&h);
+    }
+    for i in whole..columns {
+        let (mut l, mut h) = (0i64, 0i64);
+        for ((row, low), high) in a.chunks_exact(columns).zip(low).zip(high) {
+            l = l.wrapping_add(i64::from(row[i]).wrapping_mul(i64::from(*low)));
+            h = h.wrapping_add(i64::from(row[i]).wrapping_mul(i64::from(*high)));
+        }
+        (sums_low[i], sums_high[i]) = (l, h);
     }
 }
 
@@ -325,12 +343,12 @@ macro_rules! instantiate {
         instantiate!(@ $(#[$feature])* weights(scores: &[i32], top: i32, values: HeadScales<'_>, highest: i16, high: &mut [i8], low: &mut [i8]) -> WeightSums);
         instantiate!(@ $(#[$feature])* weigh(a: &[i32], low: &[i32], high: &[i32]) -> (i128, i128));
         instantiate!(@ $(#[$feature])* weigh_bytes(a: &[i8], low: &[i32], high: &[i32]) -> (i64, i64));
-        instantiate!(@ $(#[$feature])* spread(a: &[i32], low: i32, high: i32, sums_low: &mut [i64], sums_high: &mut [i64]) -> ());
+        instantiate!(@ $(#[$feature])* weigh_rows(a: &[i32], low: &[i32], high: &[i32], sums_low: &mut [i64], sums_high: &mut [i64]) -> ());
         instantiate!(@ $(#[$feature])* fold_tile(tile: &[u8], low: &[i32], high: &[i32], sums_low: &mut [i64], sums_high: &mut [i64]) -> ());
 
         pub(in crate::kernel) static FUNCTIONS: Functions = Functions {
             dot: $dot, max_abs, sum_squares, quantise, apply_row_scales, add_scaled, to_fixed, rotate, gate, sum, shift_by, affine,
-            activate, bend, hadamard, scores, weights, keccak: $keccak, weigh, weigh_bytes, spread, fold_tile,
+            activate, bend, hadamard, scores, weights, keccak: $keccak, weigh, weigh_bytes, weigh_rows, fold_tile,
         };
     };
 }

@@ -43,13 +43,19 @@ impl Kernel {
         unsafe { (self.functions.weigh_bytes)(a, w.low, w.high) }
     }
 
-    /// Adds `a_i · w` to the sums of the low and the high half of one weight `w`. Sums wrap at 64 bits.
+    /// `Σ_r w_r · a_rc` for each column `c` of a table with a row for each weight, for the low and the high halves of `w`. Sums wrap at 64
+    /// bits: they are exact as long as numbers' size times weights' size times rows stays below 2^63.
     ///
     /// # Panics
-    /// When there are fewer sums than numbers.
-    pub fn spread(self, a: &[i32], w: (i32, i32), sums: (&mut [i64], &mut [i64])) {
-        // SAFETY: the kernel runs here.
-        unsafe { (self.functions.spread)(a, w.0, w.1, sums.0, sums.1) }
+    /// When `a` is not so many rows of `columns` numbers.
+    pub fn weigh_rows(self, a: &[i32], columns: usize, w: Halves<'_>) -> (Vec<i64>, Vec<i64>) {
+        let (mut low, mut high) = (vec![0i64; columns], vec![0i64; columns]);
+        assert!(a.len() == columns * w.low.len() && w.low.len() == w.high.len(), "every row has a weight");
+        if columns > 0 {
+            // SAFETY: the kernel runs here.
+            unsafe { (self.functions.weigh_rows)(a, w.low, w.high, &mut low, &mut high) };
+        }
+        (low, high)
     }
 
     /// `Σ_r w_r · W[r][c]` for each column `c`, for the low and the high halves of `w`: exact, since a matrix has at most 2^20 rows.
@@ -109,12 +115,29 @@ mod tests {
                     assert_eq!(kernel.weigh(&a, w), (sum(&wide, &low), sum(&wide, &high)), "{kernel:?} {n}");
                     let (l, h) = kernel.weigh_bytes(&q, w);
                     assert_eq!((i128::from(l), i128::from(h)), (sum(&byte, &low), sum(&byte, &high)));
-                    let (mut l, mut h) = (vec![3i64; n], vec![-5i64; n]);
-                    kernel.spread(&a, (i32::MIN, 77), (&mut l, &mut h));
-                    for i in 0..n {
-                        assert_eq!(l[i], 3 + i64::from(a[i]) * i64::from(i32::MIN), "{kernel:?} {i}");
-                        assert_eq!(h[i], -5 + i64::from(a[i]) * 77, "{kernel:?} {i}");
-                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_kernel_weighs_rows_exactly() {
+        let mut random = random(10);
+        for (rows, columns) in [(0, 3), (1, 1), (3, 15), (5, 16), (40, 33), (7, 0)] {
+            let a: Vec<i32> = (0..rows * columns).map(|_| random() as i32 >> 8).collect();
+            let [low, high] = [0, 1].map(|_| (0..rows).map(|_| random() as i32).collect::<Vec<_>>());
+            let sum = |w: &[i32], c: usize| -> i64 {
+                (0..rows).map(|r| i64::from(w[r]) * i64::from(a[r * columns + c])).sum()
+            };
+            for kernel in Kernel::available() {
+                let (l, h) = kernel.weigh_rows(&a, columns, Halves { low: &low, high: &high });
+                assert_eq!((l.len(), h.len()), (columns, columns));
+                for c in 0..columns {
+                    assert_eq!(
+                        (l[c], h[c]),
+                        (sum(&low, c), sum(&high, c)),
+                        "{kernel:?} {rows} {columns} {c}"
+                    );
                 }
             }
         }

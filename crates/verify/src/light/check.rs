@@ -24,7 +24,6 @@ use assay_engine::semantics::fixed::shift_sat;
 use assay_engine::semantics::logprobs::logprobs;
 use assay_engine::semantics::sample::choose;
 use assay_engine::semantics::scale::Scale;
-use assay_engine::text::guide::Guided;
 
 use super::draw::Challenge;
 use super::form::{Form, Role, Roots};
@@ -33,7 +32,8 @@ use super::open::Fed;
 use super::opening::{Block, Kept, Opening, Packed, Row, Token};
 use super::watch::{Stage, Watch};
 use crate::freivalds::{SOUNDNESS_BITS, soundness_of};
-use crate::reexecution::{Report, Subject, guided};
+use crate::report::Report;
+use crate::subject::{Guided, Subject, guided};
 use crate::trace;
 
 /// Why a record is not checked at all: nothing that its provider did.
@@ -184,7 +184,7 @@ impl Checker {
 
     fn refuse(&self, record: &AnswerRecord, challenge: &Challenge, known: Known<'_>) -> Result<(), Refusal> {
         let receipt = record.receipt.receipt.model_root;
-        for held in std::iter::once(self.held.model).chain(known.subject.map(|s| s.root)) {
+        for held in std::iter::once(self.held.model).chain(known.subject.map(|s| s.root())) {
             if held != receipt {
                 return Err(Refusal::Model { receipt, held });
             }
@@ -521,7 +521,7 @@ impl Given<'_> {
             row.weights.0.iter().map(|w| shift_sat(i64::from(*w) * i64::from(row.scale), shift)).collect();
         values.put_integers(e.op, &made, vec![Scale::power(-i16::from(frac))]);
         let index = u64::from(if e.by_position { position } else { self.id });
-        let leaf = row_leaf(row.scale, row.weights.0.iter().copied());
+        let leaf = row_leaf(row.scale, &row.weights.0);
         let stands = row.proof.index == index
             && self.held.rows_of(e.table).is_some_and(|root| merkle::verify(root, leaf, &row.proof));
         if stands {

@@ -28,33 +28,33 @@ impl Roots {
 
 /// A value that blocks are committed by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Carried {
-    pub(super) op: ValueId,
+pub(crate) struct Carried {
+    pub(crate) op: ValueId,
     /// int8 numbers of a row.
-    pub(super) len: usize,
+    pub(crate) len: usize,
     /// Scales of a row.
-    pub(super) groups: usize,
+    pub(crate) groups: usize,
     /// Whether attention reads it through the cache.
-    pub(super) cached: bool,
-    pub(super) layout: Layout,
+    pub(crate) cached: bool,
+    pub(crate) layout: Layout,
 }
 
 impl Carried {
     /// Root of the largest absolute values of some rows.
-    pub(super) fn largest_root(&self, largest: Vec<i64>) -> Hash {
+    pub(crate) fn largest_root(&self, largest: Vec<i64>) -> Hash {
         let rows = largest.len() / self.groups.max(1);
         Part::new(rows, self.groups, Layout::Columns, Numbers::Long(largest)).root()
     }
 
     /// Root of the scales of some rows.
-    pub(super) fn scales_root(&self, scales: &[Scale]) -> Hash {
+    pub(crate) fn scales_root(&self, scales: &[Scale]) -> Hash {
         let rows = scales.len() / self.groups.max(1);
         let words = scales.iter().flat_map(|s| [i32::from(s.mantissa), i32::from(s.exponent)]).collect();
         Part::new(rows, 2 * self.groups, Layout::Columns, Numbers::Word(words)).root()
     }
 
     /// Root of the numbers of some rows, and the numbers.
-    pub(super) fn numbers_root(&self, numbers: Vec<i8>) -> (Hash, Vec<i8>) {
+    pub(crate) fn numbers_root(&self, numbers: Vec<i8>) -> (Hash, Vec<i8>) {
         let rows = numbers.len() / self.len.max(1);
         let part = Part::new(rows, self.len, self.layout, Numbers::Byte(numbers));
         let root = part.root();
@@ -67,33 +67,33 @@ impl Carried {
 
 /// Where a value is read from at one attend operation: indices into [`Form::carried`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Attended {
-    pub(super) keys: usize,
-    pub(super) values: usize,
+pub(crate) struct Attended {
+    pub(crate) keys: usize,
+    pub(crate) values: usize,
 }
 
 /// A matrix product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Product {
-    pub(super) op: ValueId,
-    pub(super) weights: TensorId,
-    pub(super) x: ValueId,
-    pub(super) rows: usize,
+pub(crate) struct Product {
+    pub(crate) op: ValueId,
+    pub(crate) weights: TensorId,
+    pub(crate) x: ValueId,
+    pub(crate) rows: usize,
 }
 
 /// A row of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Embedded {
-    pub(super) op: ValueId,
-    pub(super) table: TensorId,
-    pub(super) cols: usize,
+pub(crate) struct Embedded {
+    pub(crate) op: ValueId,
+    pub(crate) table: TensorId,
+    pub(crate) cols: usize,
     /// Whether it is the row of the position rather than of the token.
-    pub(super) by_position: bool,
+    pub(crate) by_position: bool,
 }
 
 /// What an operation is to an opening; the index is into the list of its kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Role {
+pub(crate) enum Role {
     /// It is executed, and nothing else.
     Plain,
     Carried(usize),
@@ -103,21 +103,21 @@ pub(super) enum Role {
 
 /// The shapes of a decoder's openings.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Form {
-    pub(super) carried: Vec<Carried>,
-    pub(super) attended: Vec<Attended>,
-    pub(super) products: Vec<Product>,
-    pub(super) embedded: Vec<Embedded>,
+pub(crate) struct Form {
+    pub(crate) carried: Vec<Carried>,
+    pub(crate) attended: Vec<Attended>,
+    pub(crate) products: Vec<Product>,
+    pub(crate) embedded: Vec<Embedded>,
     /// Index of the hidden vector in `carried`.
-    pub(super) hidden: usize,
+    pub(crate) hidden: usize,
     /// Products made at every position; those after them only where a token is chosen.
-    pub(super) products_always: usize,
+    pub(crate) products_always: usize,
     roles: Vec<Role>,
 }
 
 impl Form {
     /// Of a program; `None` for encoders, whose tokens cannot be checked one by one.
-    pub(super) fn new(checked: &Checked) -> Option<Form> {
+    pub(crate) fn new(checked: &Checked) -> Option<Form> {
         let program = checked.program();
         let Head::Tokens { hidden, logits } = program.head else { return None };
         let attends: Vec<[ValueId; 2]> = program
@@ -180,17 +180,17 @@ impl Form {
     }
 
     /// What an operation is.
-    pub(super) fn role(&self, op: usize) -> Role {
+    pub(crate) fn role(&self, op: usize) -> Role {
         self.roles.get(op).copied().unwrap_or(Role::Plain)
     }
 
     /// Number of products of a token.
-    pub(super) fn products_of(&self, chooses: bool) -> usize {
+    pub(crate) fn products_of(&self, chooses: bool) -> usize {
         if chooses { self.products.len() } else { self.products_always }
     }
 
     /// Whether an opening holds all numbers of a carried value in a block, and not only their roots.
-    pub(super) fn is_whole(&self, index: usize, block_is_opened: bool) -> bool {
+    pub(crate) fn is_whole(&self, index: usize, block_is_opened: bool) -> bool {
         self.carried.get(index).is_some_and(|c| c.cached) || (index == self.hidden && block_is_opened)
     }
 }

@@ -9,15 +9,13 @@
 //! A key that was decoded is not trusted to have any shape: [`Expanded`] is what has been checked. That it belongs to its model, only
 //! who has the weights can say ([`Key::check_against`]).
 
-use std::sync::OnceLock;
-
 use assay_core::canonical::Canonical;
 use assay_core::id::{Hash, ModelRoot};
 use assay_core::keccak::keccak256;
 use assay_core::limits::LIGHT_KEY_BYTES_MAX;
 use assay_core::merkle;
 use assay_engine::constants::Constants;
-use assay_engine::kernel::Kernel;
+use assay_engine::kernel::{Kernel, keccak};
 use assay_engine::matrix::Matrix;
 use assay_engine::pool::Pool;
 use assay_engine::program::{
@@ -173,7 +171,7 @@ impl Key {
         let form = Form::new(checked).ok_or(KeyError::Encoder)?;
         let program = checked.program();
         covers(positions, program.context)?;
-        let tensors = each(model.pool, program.tensors.len(), &|i| {
+        let tensors = model.pool.map(program.tensors.len(), &|i| {
             let t = TensorId::try_from(i).unwrap_or(TensorId::MAX);
             match program.tensors.get(i).map(|t| t.shape) {
                 Some(Shape::Matrix { .. }) => Held::Matrix {
@@ -195,7 +193,7 @@ impl Key {
             if let Held::Matrix { rows, .. } = held
                 && form.embeds(t)
             {
-                *rows = Some(merkle::root(row_leaves(&model.constants.matrix(t), model.pool)));
+                *rows = Some(keccak::root(row_leaves(&model.constants.matrix(t), model.pool)));
             }
         }
         Ok(key)
@@ -254,37 +252,30 @@ fn fold(model: &Model<'_>, secret: &Secret, t: TensorId) -> Folded {
     Folded { scales: w.scales().to_vec(), columns }
 }
 
+/// The bytes of the leaf of a row.
+fn write_row(scale: u16, row: impl IntoIterator<Item = i8>, out: &mut Vec<u8>) {
+    out.extend(scale.to_be_bytes());
+    out.extend(row.into_iter().map(i8::cast_unsigned));
+}
+
 /// Hash of the leaf of a row.
-pub(super) fn row_leaf(scale: u16, row: impl IntoIterator<Item = i8>) -> Hash {
-    let mut bytes = scale.to_be_bytes().to_vec();
-    bytes.extend(row.into_iter().map(i8::cast_unsigned));
+pub(super) fn row_leaf(scale: u16, row: &[i8]) -> Hash {
+    let mut bytes = Vec::with_capacity(row.len().saturating_add(2));
+    write_row(scale, row.iter().copied(), &mut bytes);
     merkle::leaf(&bytes)
 }
 
 /// Hashes of the leaves of all rows of a matrix.
 pub(super) fn row_leaves(w: &Matrix<'_>, pool: &Pool) -> Vec<Hash> {
-    let runs = each(pool, w.rows().div_ceil(LEAF_ROWS), &|run| {
+    let runs = pool.map(w.rows().div_ceil(LEAF_ROWS), &|run| {
         let rows = run * LEAF_ROWS..((run + 1) * LEAF_ROWS).min(w.rows());
-        w.scales()
-            .get(rows.clone())
-            .unwrap_or_default()
-            .iter()
-            .zip(rows)
-            .map(|(scale, row)| row_leaf(*scale, (0..w.cols()).map(|c| w.weight(row, c))))
-            .collect::<Vec<Hash>>()
+        let mut bytes = Vec::with_capacity(rows.len() * (w.cols() + 2));
+        for (scale, row) in w.scales().get(rows.clone()).unwrap_or_default().iter().zip(rows) {
+            write_row(*scale, (0..w.cols()).map(|c| w.weight(row, c)), &mut bytes);
+        }
+        keccak::leaves(&bytes, w.cols() + 2)
     });
     runs.concat()
-}
-
-/// `make(0)` to `make(count - 1)`, made by all threads of a pool.
-fn each<T: Send + Sync>(pool: &Pool, count: usize, make: &(dyn Fn(usize) -> T + Sync)) -> Vec<T> {
-    let made: Vec<OnceLock<T>> = (0..count).map(|_| OnceLock::new()).collect();
-    pool.run(count, &|i| {
-        if let Some(one) = made.get(i) {
-            one.get_or_init(|| make(i));
-        }
-    });
-    made.into_iter().filter_map(OnceLock::into_inner).collect()
 }
 
 impl Form {

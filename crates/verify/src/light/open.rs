@@ -6,10 +6,10 @@
 use std::collections::BTreeMap;
 
 use assay_core::id::Hash;
-use assay_core::merkle;
 use assay_core::transcript::Transcript;
 use assay_engine::cache::Sequence;
 use assay_engine::forward::{Companion, Executor, Segment, Values};
+use assay_engine::kernel::keccak;
 use assay_engine::program::{Op, Program, TensorId};
 use assay_engine::semantics::scale::Scale;
 
@@ -152,7 +152,7 @@ impl<'a> Prover<'a> {
             Row {
                 scale: w.scales()[row],
                 weights: Int8s((0..w.cols()).map(|c| w.weight(row, c)).collect()),
-                proof: merkle::prove(leaves, row).expect("a checked program has a row for every token"),
+                proof: keccak::prove(leaves, row).expect("a checked program has a row for every token"),
             }
         });
         rows.collect()

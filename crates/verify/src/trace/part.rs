@@ -126,6 +126,11 @@ impl Part {
     }
 
     /// Its numbers, row by row.
+    pub fn numbers(&self) -> &Numbers {
+        &self.numbers
+    }
+
+    /// Its numbers, row by row.
     pub fn into_numbers(self) -> Numbers {
         self.numbers
     }

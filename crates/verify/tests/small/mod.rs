@@ -1,15 +1,17 @@
 //! Small random models in memory, and their honest answers.
 #![allow(dead_code)]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use assay_core::answer::AnswerRecord;
-use assay_core::digest::{ExecutionDigests, block_digest};
+use assay_core::digest::{DigestBuilder, ExecutionDigests};
 use assay_core::id::{ModelRoot, Nonce};
 use assay_core::request::{Prompt, Request, Sampling, sampler_seed};
 use assay_core::transcript::{NonceSource, StopReason, Transcript};
+use assay_engine::cache::Sequence;
 use assay_engine::constants::Constants;
-use assay_engine::forward::Executor;
+use assay_engine::forward::{Executor, Segment};
 use assay_engine::kernel::Kernel;
 use assay_engine::matrix::{Matrix, store};
 use assay_engine::pool::Pool;
@@ -19,7 +21,6 @@ use assay_engine::semantics::adjust::History;
 use assay_engine::semantics::logprobs::logprobs;
 use assay_engine::semantics::sample::choose;
 use assay_engine::semantics::scale::Scale;
-use assay_verify::trace::part::{Layout, Numbers, Part};
 use proptest::prelude::*;
 
 use crate::honest::{provider, record};
@@ -31,7 +32,7 @@ pub const CONTEXT: u32 = 160;
 #[derive(Clone)]
 pub struct Small {
     pub program: Checked,
-    pub matrices: Vec<(Vec<u8>, Vec<u16>)>,
+    pub matrices: Vec<(Arc<Vec<u8>>, Vec<u16>)>,
     table: Vec<i32>,
     rotary: Vec<i16>,
     bias: Vec<i32>,
@@ -74,6 +75,10 @@ pub struct Plan {
     /// Whether positions are embedded by a table, and logits made by the embedding's matrix.
     pub positions: bool,
     pub tied: bool,
+    pub vocabulary: u32,
+    pub context: u32,
+    /// Whether matrices of one shape have the same weights: large models in little memory.
+    pub alike: bool,
     pub seed: u64,
 }
 
@@ -104,6 +109,9 @@ pub fn plans() -> impl Strategy<Value = Plan> {
             reach,
             positions,
             tied,
+            vocabulary: VOCABULARY,
+            context: CONTEXT,
+            alike: false,
             seed: seed | 1,
         },
     )
@@ -122,17 +130,24 @@ impl Ops {
 pub fn small(p: &Plan) -> Small {
     let mut random = Random(p.seed);
     let (mut tensors, mut matrices) = (Vec::new(), Vec::new());
+    let mut shapes: BTreeMap<(u32, u32), Arc<Vec<u8>>> = BTreeMap::new();
     let mut matrix = |name: String, rows: u32, cols: u32| {
-        let w: Vec<i8> = (0..rows * cols).map(|_| random.next() as i8).collect();
+        let shape = (rows, cols);
+        let known = shapes.get(&shape).filter(|_| p.alike).cloned();
+        let bytes = known.unwrap_or_else(|| {
+            let w: Vec<i8> = (0..u64::from(rows) * u64::from(cols)).map(|_| random.next() as i8).collect();
+            Arc::new(store(rows as usize, cols as usize, &w))
+        });
+        shapes.insert(shape, bytes.clone());
         let scales = (0..rows).map(|_| random.next() as u16 | 1 << 15).collect();
-        matrices.push((store(rows as usize, cols as usize, &w), scales));
+        matrices.push((bytes, scales));
         tensors.push(Tensor { name, shape: Shape::Matrix { rows, cols, shift: 24 } });
         tensors.len() as u16 - 1
     };
     let kv = p.heads / p.per_kv;
     let (q_len, kv_len) = (p.heads * p.head_dim, kv * p.head_dim);
-    let embed = matrix("embed".into(), VOCABULARY, p.d);
-    let places = p.positions.then(|| matrix("positions".into(), CONTEXT, p.d));
+    let embed = matrix("embed".into(), p.vocabulary, p.d);
+    let places = p.positions.then(|| matrix("positions".into(), p.context, p.d));
     let layers: Vec<[u16; 4]> = (0..p.layers)
         .map(|l| {
             [
@@ -143,14 +158,14 @@ pub fn small(p: &Plan) -> Small {
             ]
         })
         .collect();
-    let head = if p.tied { embed } else { matrix("head".into(), VOCABULARY, p.d) };
+    let head = if p.tied { embed } else { matrix("head".into(), p.vocabulary, p.d) };
     let rotary = tensors.len() as u16;
     tensors.push(Tensor {
         name: "rotary".into(),
-        shape: Shape::Rotary { positions: CONTEXT, pairs: p.head_dim / 2 },
+        shape: Shape::Rotary { positions: p.context, pairs: p.head_dim / 2 },
     });
     tensors.push(Tensor { name: "silu".into(), shape: Shape::Table });
-    tensors.push(Tensor { name: "bias".into(), shape: Shape::Vector { len: VOCABULARY, frac: 16 } });
+    tensors.push(Tensor { name: "bias".into(), shape: Shape::Vector { len: p.vocabulary, frac: 16 } });
     let mut ops = Ops(vec![]);
     let mut x = ops.push(Op::Embed { table: embed });
     if let Some(table) = places {
@@ -195,16 +210,22 @@ pub fn small(p: &Plan) -> Small {
     let m = ops.push(Op::MatMul { weights: head, x: hidden });
     let logits = ops.push(Op::Bias { x: m, bias: rotary + 2 });
     let head = Head::Tokens { hidden, logits };
-    let program =
-        Program { context: CONTEXT, vocabulary: VOCABULARY, residual_frac: 16, tensors, ops: ops.0, head };
+    let program = Program {
+        context: p.context,
+        vocabulary: p.vocabulary,
+        residual_frac: 16,
+        tensors,
+        ops: ops.0,
+        head,
+    };
     let rotary =
-        (0..CONTEXT * p.head_dim).map(|_| ((random.next() % 32_769) as i32 - 16_384) as i16).collect();
+        (0..p.context * p.head_dim).map(|_| ((random.next() % 32_769) as i32 - 16_384) as i16).collect();
     Small {
         program: program.check().unwrap(),
         matrices,
         table: (0..TABLE_LEN as i32).map(|i| 32_768 + i * 32).collect(),
         rotary,
-        bias: (0..VOCABULARY).map(|_| random.next() as i32 >> 15).collect(),
+        bias: (0..p.vocabulary).map(|_| random.next() as i32 >> 15).collect(),
     }
 }
 
@@ -233,16 +254,17 @@ impl Small {
         let seed = sampler_seed(Nonce::ZERO, request.hash(), request.model);
         let mut executor = self.executor(Kernel::available()[0]);
         let (mut history, mut output, mut likely) = (History::new(&prompt), Vec::new(), Vec::new());
+        let mut sequence = Sequence::new(self.program.caches(), prompt.len() + count);
+        let mut tokens = prompt.clone();
         for i in 0..count {
-            let tokens = [&prompt[..], &output].concat();
-            executor.replay(&tokens, tokens.len() - 1, &mut |row| {
-                if let Some(logits) = row.logits {
-                    let id = choose(logits, &history, None, &request.sampling, &seed, i as u32);
-                    likely.push(logprobs(logits, id, 2));
-                    output.push(id);
-                    history.push(id);
-                }
-            });
+            let logits_from = tokens.len() - 1;
+            let segment = Segment { sequence: &mut sequence, tokens: &tokens, logits_from };
+            let out = executor.forward(&mut [segment]);
+            let id = choose(out.logits(0), &history, None, &request.sampling, &seed, i as u32);
+            likely.push(logprobs(out.logits(0), id, 2));
+            output.push(id);
+            history.push(id);
+            tokens = vec![id];
         }
         let digests = digests(&mut executor, &[&prompt[..], &output[..count - 1]].concat());
         let transcript = Transcript {
@@ -259,19 +281,12 @@ impl Small {
     }
 }
 
-/// The digests of an execution, by the roots of each block's scales and numbers.
+/// The digests of an execution.
 pub fn digests(executor: &mut Executor, tokens: &[u32]) -> ExecutionDigests {
-    let mut rows: Vec<(Vec<i8>, Scale)> = Vec::new();
-    executor.replay(tokens, tokens.len(), &mut |row| rows.push((row.hidden.0.to_vec(), row.hidden.1)));
-    let blocks = rows.chunks(32).zip(0u32..);
-    ExecutionDigests(blocks.map(|(rows, block)| block_digest(block, rows)).collect())
-}
-
-fn block_digest(block: u32, rows: &[(Vec<i8>, Scale)]) -> assay_core::id::Hash {
-    let numbers: Vec<i8> = rows.iter().flat_map(|(n, _)| n.clone()).collect();
-    let scales = rows.iter().flat_map(|(_, s)| [i32::from(s.mantissa), i32::from(s.exponent)]).collect();
-    let len = rows[0].0.len();
-    let scales = Part::new(rows.len(), 2, Layout::Columns, Numbers::Word(scales)).root();
-    let numbers = Part::new(rows.len(), len, Layout::Rows, Numbers::Byte(numbers)).root();
-    block_digest(u64::from(block), &scales, &numbers)
+    let mut digests = DigestBuilder::new();
+    executor.replay(tokens, tokens.len(), &mut |row| {
+        let (numbers, scale) = row.hidden;
+        digests.push(row.position as u32, numbers, scale.mantissa, scale.exponent);
+    });
+    digests.finish()
 }
