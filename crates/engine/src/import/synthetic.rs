@@ -133,17 +133,11 @@ impl Random {
 
 fn write_config(config: &Config, shape: &str, seed: u64, out: &Path) -> Result<ModelRoot, ImportError> {
     let (program, constants) = shifted(config);
-    let text = TextModel {
-        bos: Some(0),
-        add_bos: true,
-        end_tokens: vec![0],
-        chat_template: JOIN_MESSAGES.to_owned(),
-        has_chat_template: false,
-    };
+    let (text, tokenizer) = text(VOCABULARY);
     let provenance =
         Provenance { name: format!("synthetic-{shape}"), licence: "none".into(), sources: vec![] };
     let manifest = Manifest { program: program.clone(), text, provenance, tokenizer_len: 0 };
-    let mut writer = Writer::create(out, manifest, tokenizer())?;
+    let mut writer = Writer::create(out, manifest, tokenizer)?;
     let mut random = Random::new(seed);
     for (t, constant) in program.tensors.iter().zip(&constants) {
         match (t.shape, constant) {
@@ -160,10 +154,17 @@ fn write_config(config: &Config, shape: &str, seed: u64, out: &Path) -> Result<M
     Ok(writer.finish()?)
 }
 
-/// A tokenizer with a word for every id.
-fn tokenizer() -> Vec<u8> {
+/// Text settings, and a tokenizer with a word for each of so many ids.
+pub fn text(words: u32) -> (TextModel, Vec<u8>) {
+    let text = TextModel {
+        bos: Some(0),
+        add_bos: true,
+        end_tokens: vec![0],
+        chat_template: JOIN_MESSAGES.to_owned(),
+        has_chat_template: false,
+    };
     let vocab: serde_json::Map<String, serde_json::Value> =
-        (0..VOCABULARY).map(|i| (if i == 0 { "<s>".into() } else { format!("w{i}") }, json!(i))).collect();
+        (0..words).map(|i| (if i == 0 { "<s>".into() } else { format!("w{i}") }, json!(i))).collect();
     let special = json!([{"id": 0, "content": "<s>", "single_word": false, "lstrip": false, "rstrip": false,
                           "normalized": false, "special": true}]);
     let tokenizer = json!({
@@ -171,5 +172,5 @@ fn tokenizer() -> Vec<u8> {
         "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
         "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "w1"},
     });
-    tokenizer.to_string().into_bytes()
+    (text, tokenizer.to_string().into_bytes())
 }

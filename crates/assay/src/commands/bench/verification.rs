@@ -19,6 +19,7 @@ mod chart;
 mod clock;
 mod execution;
 mod fit;
+mod parts;
 mod report;
 mod row;
 mod shapes;
@@ -127,7 +128,7 @@ fn measure(d: u32, setup: &Setup, print: &mut dyn FnMut(Value)) -> Result<Vec<Ro
 impl tiers::Measured {
     fn row(self, model: &Model, t: u32, base: &Base, setup: &Setup) -> Row {
         let reexecution = base.reexecution.total();
-        let cost = self.core_ms_per_token;
+        let cost = self.parts.total();
         let one = self.tier == Tier::Reexec;
         Row {
             d: model.size.dim,
@@ -137,16 +138,16 @@ impl tiers::Measured {
             share_of_generation: rounded(cost / base.generation),
             share_of_reexecution: rounded(cost / reexecution),
             bytes_per_token: rounded(self.bytes_per_token),
-            key_bytes: self.key_bytes,
+            key_bytes: self.key_bytes as u64,
             soundness_bits: self.soundness_bits,
             share_of_generation_16: rounded(cost / base.generation_16),
             prover_core_ms_per_token: rounded(self.prover_core_ms_per_token),
             checked: self.checked,
-            memory_bytes: self.memory_bytes,
-            parts: self.parts.into_iter().map(|(name, ms)| (name.to_owned(), rounded(ms))).collect(),
+            memory_bytes: self.memory_bytes as u64,
+            parts: self.parts.iter().map(|(name, ms)| (name.to_owned(), rounded(ms))).collect(),
             shape: model.size.name.into(),
             layers: model.size.layers,
-            layers_measured: self.layers.unwrap_or(model.made.layers()),
+            layers_measured: self.layers,
             from_one_layer: self.from_one_layer.map(rounded),
             generation_core_ms_per_token: rounded(base.generation),
             generation_16_core_ms_per_token: rounded(base.generation_16),

@@ -2,22 +2,25 @@
 //!
 //! One thread. A model that is not made whole is measured as its layers and its head: `head + layers · all / made`.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use assay_core::digest::DigestBuilder;
 use assay_core::request::Sampling;
 use assay_engine::batch::BatchLimits;
 use assay_engine::cache::Sequence;
-use assay_engine::forward::{Executor, Segment};
+use assay_engine::forward::{Companion, Executor, Segment, Values};
 use assay_engine::import::synthetic::memory::InMemory;
 use assay_engine::kernel::Kernel;
 use assay_engine::pool::Pool;
+use assay_engine::program::Program;
 use assay_engine::replay::Execution as _;
 use assay_engine::semantics::adjust::History;
 use assay_engine::semantics::sample::choose;
 use assay_engine::semantics::scale::Scale;
 
 use super::clock::{core_ms, median};
+use super::parts::{Laps, Parts, kind};
 use super::shapes::Model;
 use crate::commands::bench::tokens;
 
@@ -40,41 +43,31 @@ enum Head {
     Without,
 }
 
-/// Milliseconds of one core for a position.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Cost {
-    /// In layers.
-    pub layers: f64,
-    /// In embedding, head, choice of tokens and digests.
-    pub rest: f64,
-}
-
-impl Cost {
-    pub fn total(self) -> f64 {
-        self.layers + self.rest
-    }
-
-    fn over(self, positions: usize) -> Cost {
-        let n = positions as f64;
-        Cost { layers: self.layers / n, rest: self.rest / n }
-    }
-}
-
 /// What generation and re-execution of one length cost, each for a position.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Base {
     /// Prompt, then tokens one by one.
     pub generation: f64,
     /// The same, with [`STREAMS`] streams decoding together.
     pub generation_16: f64,
     /// One pass over all positions, logits where tokens are chosen, choice and digests included.
-    pub reexecution: Cost,
-    /// Choice of tokens and digests in it.
-    pub choosing: f64,
-    pub digests: f64,
+    pub reexecution: Parts,
     /// Generation and re-execution from a single layer, where more were measured.
     pub from_one: Option<(f64, f64)>,
+    /// Choosing one token.
+    pub choice: Choice,
 }
+
+/// Choosing one token: as servers do, and with the bias that makes the answers of audits certain.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Choice {
+    pub plain: f64,
+    pub biased: f64,
+}
+
+/// The token that audited answers repeat, and a bias that makes it certain: so they are honest without having been generated, which
+/// would take hours for the largest models.
+pub const REPEATED: (u32, i32) = (3, 100_000_000);
 
 /// Measures a model.
 pub struct Bench {
@@ -103,78 +96,73 @@ impl Bench {
     pub fn measure(&mut self, t: usize, rounds: usize) -> Base {
         let all: Vec<Base> = (0..rounds.max(1)).map(|_| self.round(t)).collect();
         let middle = |of: &dyn Fn(&Base) -> f64| median(all.iter().map(of).collect());
+        let from_one = self.one.as_ref().map(|_| {
+            let of = |pick: fn((f64, f64)) -> f64| middle(&|b| b.from_one.map_or(0.0, pick));
+            (of(|p| p.0), of(|p| p.1))
+        });
+        let reexecution: Vec<Parts> = all.iter().map(|b| b.reexecution.clone()).collect();
         Base {
             generation: middle(&|b| b.generation),
             generation_16: middle(&|b| b.generation_16),
-            reexecution: Cost {
-                layers: middle(&|b| b.reexecution.layers),
-                rest: middle(&|b| b.reexecution.rest),
-            },
-            choosing: middle(&|b| b.choosing),
-            digests: middle(&|b| b.digests),
-            from_one: self.one.as_ref().map(|_| {
-                let of = |pick: fn((f64, f64)) -> f64| middle(&|b| b.from_one.map_or(0.0, pick));
-                (of(|p| p.0), of(|p| p.1))
-            }),
+            reexecution: Parts::median(&reexecution),
+            from_one,
+            choice: Choice { plain: middle(&|b| b.choice.plain), biased: middle(&|b| b.choice.biased) },
         }
     }
 
     fn round(&mut self, t: usize) -> Base {
         let generated = |prefill: f64, decode: f64| (prefill + decode * (t / 2) as f64) / t as f64;
         let prefill = self.whole(&mut |e, head| prefill(e, t / 2, head)).total();
-        let decode = self.whole(&mut |e, head| decode(e, t, 1, head)).total();
-        let together = self.whole(&mut |e, head| self::decode(e, t, STREAMS, head)).total();
-        let reexecution = self.whole(&mut |e, head| replay(e, t, head)).over(t);
-        let single = |bench: &mut Bench, work: Work<'_>| bench.from_one(work);
+        let alone = self.whole(&mut |e, head| decode(e, t, 1, head)).total();
+        let together = self.whole(&mut |e, head| decode(e, t, STREAMS, head)).total();
+        let reexecution = self.whole(&mut |e, head| replay(e, t, head)).times(1.0 / t as f64);
         let from_one = match (
-            single(self, &mut |e, head| self::prefill(e, t / 2, head)),
-            single(self, &mut |e, head| self::decode(e, t, 1, head)),
-            single(self, &mut |e, head| replay(e, t, head)),
+            self.from_one(&mut |e, head| self::prefill(e, t / 2, head)),
+            self.from_one(&mut |e, head| decode(e, t, 1, head)),
+            self.from_one(&mut |e, head| replay(e, t, head)),
         ) {
             (Some(p), Some(d), Some(r)) => Some((generated(p, d), r / t as f64)),
             _ => None,
         };
-        let (choosing, digests) = beside(&mut self.none, t);
         Base {
-            generation: generated(prefill, decode),
+            generation: generated(prefill, alone),
             generation_16: generated(prefill, together),
             reexecution,
-            choosing,
-            digests,
             from_one,
+            choice: choice(&mut self.none),
         }
     }
 
     /// A cost of the whole model, from what is made of it.
-    fn whole(&mut self, work: Work<'_>) -> Cost {
-        let rest = work(&mut self.none, Head::With);
+    fn whole(&mut self, work: Work<'_>) -> Parts {
         let (made, executor) = &mut self.made;
         if *made >= self.layers {
-            return Cost { layers: work(executor, Head::With) - rest, rest };
+            return work(executor, Head::With);
         }
-        let layers = work(executor, Head::Without) - work(&mut self.none, Head::Without);
-        Cost { layers: layers * self.layers / *made, rest }
+        let layers =
+            work(executor, Head::Without).beyond(&work(&mut self.none, Head::Without), self.layers / *made);
+        layers.plus(&work(&mut self.none, Head::With))
     }
 
     /// The same from a single layer.
     fn from_one(&mut self, work: Work<'_>) -> Option<f64> {
         let one = self.one.as_mut()?;
-        let layer = work(one, Head::Without) - work(&mut self.none, Head::Without);
-        Some(work(&mut self.none, Head::With) + layer * self.layers)
+        let layers = work(one, Head::Without).beyond(&work(&mut self.none, Head::Without), self.layers);
+        Some(layers.total() + work(&mut self.none, Head::With).total())
     }
 }
 
-type Work<'a> = &'a mut dyn FnMut(&mut Executor, Head) -> f64;
+type Work<'a> = &'a mut dyn FnMut(&mut Executor, Head) -> Parts;
 
 fn ids(executor: &Executor, count: usize) -> Vec<u32> {
     tokens(count, executor.constants().program().program().vocabulary)
 }
 
 /// Reads a prompt as a provider does: in chunks, with logits at its end.
-fn prefill(executor: &mut Executor, prompt: usize, head: Head) -> f64 {
+fn prefill(executor: &mut Executor, prompt: usize, head: Head) -> Parts {
     let tokens = ids(executor, prompt);
     let mut sequence = Sequence::new(executor.constants().program().caches(), prompt);
-    core_ms(|| {
+    let ms = core_ms(|| {
         let mut left = prompt;
         for chunk in tokens.chunks(BatchLimits::default().rows_max) {
             left -= chunk.len();
@@ -182,12 +170,13 @@ fn prefill(executor: &mut Executor, prompt: usize, head: Head) -> f64 {
             let logits_from = chunk.len() - usize::from(last);
             executor.forward(&mut [Segment { sequence: &mut sequence, tokens: chunk, logits_from }]);
         }
-    })
+    });
+    Parts::of("prefill", ms)
 }
 
 /// Milliseconds of one stream for a token, at the beginning, the middle and the end of an answer that fills the second half of
 /// `t` positions: attention grows linearly in between. Earlier positions hold keys and values that nobody computed.
-fn decode(executor: &mut Executor, t: usize, streams: usize, head: Head) -> f64 {
+fn decode(executor: &mut Executor, t: usize, streams: usize, head: Head) -> Parts {
     let places = [t / 2, t * 3 / 4 - DECODED / 2, t - DECODED].map(|p| p.max(t / 2).min(t - DECODED));
     let mut tokens = ids(executor, streams);
     let mut spent = 0.0;
@@ -204,7 +193,7 @@ fn decode(executor: &mut Executor, t: usize, streams: usize, head: Head) -> f64 
                 });
         }
     }
-    spent / (places.len() * DECODED * streams) as f64
+    Parts::of("decode", spent / (places.len() * DECODED * streams) as f64)
 }
 
 fn filled(
@@ -248,42 +237,53 @@ fn step_all(
 }
 
 /// One teacher-forced pass over `t` positions, tokens chosen and digests made as a verifier does.
-fn replay(executor: &mut Executor, t: usize, head: Head) -> f64 {
+fn replay(executor: &mut Executor, t: usize, head: Head) -> Parts {
     let tokens = ids(executor, t);
+    let constants = Arc::clone(executor.constants());
     let (first, sampling) = (t / 2 - 1, sampling());
     let logits_from = if head == Head::With { first } else { t };
-    core_ms(|| {
+    let laps = RefCell::new(Laps::new());
+    let ms = core_ms(|| {
         let mut digests = DigestBuilder::new();
         let history = History::new(&tokens[..t / 2]);
-        executor.replay(&tokens, logits_from, &mut |row| {
+        let mut beside = Beside { program: constants.program().program(), laps: &laps };
+        executor.replay_beside(&tokens, logits_from, &mut beside, &mut |row| {
             let (numbers, scale) = row.hidden;
             digests.push(row.position as u32, numbers, scale.mantissa, scale.exponent);
+            laps.borrow_mut().lap("digests");
             if let Some(logits) = row.logits {
                 let index = (row.position - first) as u32;
                 std::hint::black_box(choose(logits, &history, None, &sampling, &[7; 32], index));
+                laps.borrow_mut().lap("choice of tokens");
             }
         });
         digests.finish()
-    })
+    });
+    laps.into_inner().parts.scaled_to(ms)
 }
 
-/// What choosing tokens and making digests cost within [`replay`], for a position.
-fn beside(executor: &mut Executor, t: usize) -> (f64, f64) {
-    const TIMES: u32 = 64;
-    let (mut logits, mut hidden) = (vec![], vec![]);
+/// Beside an executor: notes what each operation took.
+pub struct Beside<'a> {
+    pub program: &'a Program,
+    pub laps: &'a RefCell<Laps>,
+}
+
+impl Companion for Beside<'_> {
+    fn made(&mut self, op: usize, _: &Values<'_>) {
+        self.laps.borrow_mut().lap(kind(self.program, op));
+    }
+}
+
+/// Choosing one token.
+fn choice(executor: &mut Executor) -> Choice {
+    const TIMES: u32 = 32;
+    let mut logits = vec![];
     let token = ids(executor, 1);
-    executor.replay(&token, 0, &mut |row| {
-        logits = row.logits.unwrap_or(&[]).to_vec();
-        hidden = row.hidden.0.to_vec();
-    });
-    let (history, sampling) = (History::new(&[]), sampling());
-    let choosing =
-        core_ms(|| (0..TIMES).map(|i| choose(&logits, &history, None, &sampling, &[7; 32], i)).max());
-    let digests = core_ms(|| {
-        let mut builder = DigestBuilder::new();
-        (0..TIMES).for_each(|p| builder.push(p, &hidden, 40_000, -20));
-        builder.finish()
-    });
-    let chosen = (t / 2 + 1) as f64 / t as f64;
-    (choosing / f64::from(TIMES) * chosen, digests / f64::from(TIMES))
+    executor.replay(&token, 0, &mut |row| logits = row.logits.unwrap_or(&[]).to_vec());
+    let history = History::new(&[]);
+    let one = |sampling: Sampling| {
+        let chosen = |i| choose(&logits, &history, None, &sampling, &[7; 32], i);
+        core_ms(|| (0..TIMES).map(chosen).max()) / f64::from(TIMES)
+    };
+    Choice { plain: one(sampling()), biased: one(Sampling { bias: vec![REPEATED], ..sampling() }) }
 }
