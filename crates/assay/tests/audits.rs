@@ -177,7 +177,10 @@ async fn guided_answers_are_traced_with_their_masks_and_disputed() {
     let played = call(&["dispute", "simulate"], &["--choice", "1"]);
     assert_eq!(played.status.code(), Some(0), "{}", stderr(&played));
     says(&played, "the challenger found nothing to dispute");
+    // Which tokens a guide leaves is nothing for a referee: such a token costs a fee, and nobody disputes it.
     let played = call(&["dispute", "simulate"], &["--choice", "0", "--cheat", "token"]);
+    says(&played, "the challenger found nothing to dispute");
+    let played = call(&["dispute", "simulate"], &["--choice", "0", "--cheat", "weights"]);
     assert_eq!(played.status.code(), Some(1), "{}", stderr(&played));
 }
 

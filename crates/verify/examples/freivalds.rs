@@ -8,7 +8,7 @@
 //!   are stored in 20 bytes and held in 32.
 //! - *wrapping*: two combinations modulo 2^64; weights of 32 bits. 8 bytes a row, 16 a column.
 //! - *kernel*: the field's combination by the engine's kernels, chosen at run time: what the verifier uses.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::type_complexity, clippy::needless_range_loop, clippy::unwrap_used)]
 
 use std::hint::black_box;
 use std::time::Instant;

@@ -1,9 +1,9 @@
 //! What a light audit costs, for models of four sizes with random weights that all layers share.
 //!
-//!     cargo run --release -p assay-verify --example light_cost -- WIDTH [LAYERS [POSITIONS [TOKENS]]]
+//!     cargo run --release -p assay-verify --example light_cost -- WIDTH [LAYERS [POSITIONS [TOKENS [ROUNDS]]]]
 //!
-//! Widths are 576, 2048, 4096 and 8192 (SmolLM2-135M's shape, Llama 3's of 1, 8 and 70 billion). All times are of one thread, but for making the
-//! key, the answer and the opening.
+//! Widths are 576, 2048, 4096 and 8192 (SmolLM2-135M's shape, Llama 3's of 1, 8 and 70 billion). Times of checks are those of one core; the others are
+//! of two threads, by the clock.
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
 #[path = "../tests/honest/mod.rs"]
@@ -91,12 +91,26 @@ fn main() {
     lap(&format!("opening written, {} bytes", bytes.len()));
     let opening = Opening::from_canonical_bytes(&bytes).unwrap();
     lap("opening read");
-    for _ in 0..3 {
+    let rounds = arguments.get(4).copied().unwrap_or(5);
+    let mut best = f64::MAX;
+    for round in 0..rounds {
         let opening = opening.clone();
-        let start = Instant::now();
+        let start = on_core();
         let audit = checker.check(&record, &challenge, opening, Known::default()).unwrap();
-        let ms = start.elapsed().as_secs_f64() * 1e3;
+        best = best.min((on_core() - start) as f64 / 1e6);
         assert!(audit.verdict.holds, "{audit:?}");
-        println!("{ms:>10.1} ms  checked: {:.2} core-ms a token, {:?}", ms / f64::from(tokens), audit.cost);
+        if round == 0 {
+            println!("{:?}", audit.cost);
+        }
     }
+    println!(
+        "{best:>10.1} ms  checked, the fastest of {rounds}: {:.2} core-ms a token",
+        best / f64::from(tokens)
+    );
+}
+
+/// Nanoseconds that this thread was on a core.
+fn on_core() -> u64 {
+    let times = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    times.split(' ').next().unwrap().parse().unwrap()
 }

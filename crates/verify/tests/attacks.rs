@@ -207,7 +207,7 @@ fn light_rate(record: &AnswerRecord, wrong: &[u32], k: u32) -> (u32, f64) {
 #[test]
 fn light_audits_find_wrong_tokens_as_often_as_they_draw_them() {
     // Weights of the last layers are coarser, and the true model reads the answer afterwards.
-    let coarse = |t: TensorId, w: i8| if t % 3 == 0 { w >> 2 << 2 } else { w };
+    let coarse = |t: TensorId, w: i8| if t.is_multiple_of(3) { w >> 2 << 2 } else { w };
     let cheap: Arc<dyn Constants> = Arc::new(reweigh(NODE.artifact.shared(), coarse));
     let kernel = Kernel::available()[0];
     let mut record = NODE.answer_by(Executor::new(cheap, kernel, Arc::new(Pool::new(1))), NODE.request());

@@ -561,7 +561,7 @@ fn relation(r: &Weights, i: usize, j: usize) -> Option<(i32, i32)> {
     }
     let (y, x) = b;
     let fits = (1..1 << 31).contains(&x) && y > 0;
-    fits.then(|| (x as i32, y as i32))
+    fits.then_some((x as i32, y as i32))
 }
 
 fn samplings() -> impl Strategy<Value = Sampling> {
