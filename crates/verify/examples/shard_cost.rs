@@ -53,8 +53,11 @@ fn main() {
         });
     });
     println!("{told:>10.1} ms  the states of {} boundaries", states.len());
-    let committed =
-        best(&mut || assert_eq!(states.iter().map(|s| s.commitment(program)).count(), states.len()));
+    let committed = best(&mut || {
+        states.iter().for_each(|s| {
+            std::hint::black_box(s.commitment(program));
+        });
+    });
     println!(
         "{committed:>10.1} ms  their commitments; a state has {} bytes",
         states[0].to_canonical_bytes().len()
