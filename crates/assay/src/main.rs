@@ -13,7 +13,7 @@ mod commands;
 mod home;
 mod progress;
 
-use commands::{bench, doctor, import, models, pull, run, up, vectors, verify};
+use commands::{audit, bench, dispute, doctor, import, key, models, pull, run, trace, up, vectors, verify};
 use home::Home;
 
 /// An open network for AI inference that nobody has to trust: serve models whose answers anyone can re-execute to the bit.
@@ -47,6 +47,12 @@ enum Command {
     Rm(models::Rm),
     /// Check an answer by re-executing it: exit status 0 if it holds, 1 if not, 2 if it could not be checked.
     Verify(verify::Verify),
+    Audit(audit::Audit),
+    Key(key::Key),
+    /// Look into the execution behind an answer: every number of it, and what commits to it.
+    Trace(trace::Trace),
+    /// See how a disagreement over an answer is settled: by one number that a referee computes.
+    Dispute(dispute::Dispute),
     /// Recompute the conformance vectors on this machine and compare them with the published ones.
     Vectors(vectors::Vectors),
     /// Find out what is wrong with this installation.
@@ -75,14 +81,12 @@ fn main() -> ExitCode {
         Command::List(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
         Command::Show(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
         Command::Rm(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
-        Command::Verify(c) => {
-            // Whatever keeps a check from happening is status 2, never mistaken for a verdict.
-            let result = home().and_then(|h| c.run(&h));
-            return result.unwrap_or_else(|e| {
-                eprintln!("error: {}", explain(&e));
-                ExitCode::from(2)
-            });
-        }
+        Command::Verify(c) => return checked(home().and_then(|h| c.run(&h))),
+        Command::Audit(c) => return checked(home().and_then(|h| c.run(&h))),
+        Command::Key(c) if c.checks() => return checked(home().and_then(|h| c.run(&h))),
+        Command::Key(c) => home().and_then(|h| c.run(&h)),
+        Command::Dispute(c) => return checked(home().and_then(|h| c.run(&h))),
+        Command::Trace(c) => return checked(home().and_then(|h| c.run(&h))),
         Command::Vectors(c) => c.run(),
         Command::Doctor(c) => home().and_then(|h| c.run(&h)),
         Command::Bench(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
@@ -94,6 +98,14 @@ fn main() -> ExitCode {
     result.unwrap_or_else(|e| {
         eprintln!("error: {}", explain(&e));
         ExitCode::FAILURE
+    })
+}
+
+/// Whatever keeps a check from happening is status 2, never mistaken for a verdict.
+fn checked(result: anyhow::Result<ExitCode>) -> ExitCode {
+    result.unwrap_or_else(|e| {
+        eprintln!("error: {}", explain(&e));
+        ExitCode::from(2)
     })
 }
 

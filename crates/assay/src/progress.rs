@@ -19,3 +19,10 @@ pub fn check_root(artifact: &Artifact) -> Result<(), ArtifactError> {
     bar.finish_and_clear();
     checked
 }
+
+/// A sign that something of unknown length is being done.
+pub fn spinner(what: &str) -> ProgressBar {
+    let spinner = ProgressBar::new_spinner().with_message(what.to_owned());
+    spinner.enable_steady_tick(std::time::Duration::from_millis(100));
+    spinner
+}

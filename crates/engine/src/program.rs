@@ -379,3 +379,27 @@ pub enum Op {
         pooling: Pooling,
     },
 }
+
+impl Op {
+    /// What the protocol's list of operations calls it, for people.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::Embed { .. } => "embed",
+            Op::RmsNorm { .. } => "norm",
+            Op::Quantise { .. } => "quantise",
+            Op::MatMul { .. } => "matmul",
+            Op::Rotary { .. } => "rotary",
+            Op::Attend { .. } => "attend",
+            Op::Gate { .. } => "gate",
+            Op::Add { .. } => "add",
+            Op::Fix { .. } => "fix",
+            Op::Position { .. } => "position",
+            Op::Bias { .. } => "bias",
+            Op::Normalise { .. } => "normalise",
+            Op::Activate { .. } => "activate",
+            Op::Hadamard { .. } => "hadamard",
+            Op::Bend { .. } => "bend",
+            Op::Pool { .. } => "pool",
+        }
+    }
+}

@@ -17,7 +17,12 @@ use assay_core::merkle;
 use assay_engine::program::{Head, Program};
 
 pub mod part;
+#[cfg(feature = "native")]
+mod subject;
 pub mod walk;
+
+#[cfg(feature = "native")]
+pub use subject::NotExecutable;
 
 /// Commitment of an operation: over the roots of its parts.
 pub fn operation(parts: &[Hash]) -> Hash {

@@ -8,9 +8,10 @@ use std::sync::LazyLock;
 use assay_core::answer::AnswerRecord;
 use assay_core::canonical::Canonical as _;
 use assay_core::id::Hash;
-use assay_core::request::Sampling;
+use assay_core::request::{Guide, Sampling};
 use assay_engine::program::{Head, Op, Program, Reach, Shape, Tensor};
 use assay_engine::replay::ByReference;
+use assay_engine::semantics::adjust::Mask;
 use assay_engine::semantics::scale::Scale;
 use assay_verify::dispute::parties::{Challenger, Defender, Player, play};
 use assay_verify::dispute::{Claim, Descent, Message, Outcome, Party, Pick, Reason, Referee, Stage};
@@ -228,6 +229,32 @@ fn an_honest_challenger_finds_nothing_in_an_honest_answer() {
             assert_eq!(outcome, Outcome { winner: Party::Defender, reason: Reason::Timeout });
         }
     }
+}
+
+#[test]
+fn masks_are_nothing_to_dispute_and_executions_of_guided_answers_are() {
+    let model = &MODELS[0];
+    let mut record = model.answer(20, 40, sampling());
+    record.request.guide = Some(Guide::JsonObject);
+    bind(&mut record);
+    let masked = |mask: Mask| {
+        let subject = Subject { masks: vec![mask; 40], ..subject(&record) };
+        Player::new(trace(model, subject), Box::new(ByReference(model.constants.as_ref())))
+    };
+    // The parties hold other masks, and so other tokens to be chosen: there is nothing that the challenger would name.
+    let (all, few) = (Mask::from_words(vec![u32::MAX; 3]), Mask::only(&[1, 2]));
+    let mut challenger = Challenger::new(masked(few.clone()), &record);
+    let mut defender = Defender::new(masked(all.clone()), &record, &model.tree);
+    let (outcome, _) = fight(&record, &mut |r| defender.answer(r), &mut |r| challenger.answer(r));
+    assert_eq!(outcome, Outcome { winner: Party::Defender, reason: Reason::Timeout });
+    // Another execution is found whatever the masks are.
+    let mut other = record.clone();
+    other.digests.0[1] = Hash::from_bytes([1; 32]);
+    bind(&mut other);
+    let mut challenger = Challenger::new(masked(few), &other);
+    let mut defender = Defender::new(masked(all), &other, &model.tree);
+    let (outcome, _) = fight(&other, &mut |r| defender.answer(r), &mut |r| challenger.answer(r));
+    assert_eq!(outcome, Outcome { winner: Party::Challenger, reason: Reason::DigestFails });
 }
 
 /// A pick that has a meaning, wherever it leads.

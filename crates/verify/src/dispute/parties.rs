@@ -320,7 +320,13 @@ impl<'a> Challenger<'a> {
     }
 
     /// The first token of the answer that is not the one its own trace chooses.
+    ///
+    /// Of a guided answer none is named: which tokens a guide leaves is no matter for a referee, so that such a dispute might be
+    /// lost over a mask.
     fn wrong_token(&mut self) -> Option<Cell> {
+        if self.record.request.guide.is_some() {
+            return None;
+        }
         let Player { trace, execution, .. } = &mut self.player;
         wrong_token(trace, self.record, |b| Some(trace.block(execution.as_mut(), b)))
     }

@@ -259,17 +259,17 @@ impl Referee {
     }
 
     /// The step in whose part the walk is, once it is in one.
-    pub(super) fn tree_step(&self) -> Option<ValueId> {
+    pub fn tree_step(&self) -> Option<ValueId> {
         (self.tree == Tree::Part).then_some(self.step)
     }
 
     /// Whether the walk is still among blocks.
-    pub(super) fn in_blocks(&self) -> bool {
+    pub fn in_blocks(&self) -> bool {
         self.tree == Tree::Blocks
     }
 
     /// The disputed number.
-    pub(super) fn cell(&self) -> Option<Cell> {
+    pub fn cell(&self) -> Option<Cell> {
         self.target().map(|t| t.cell)
     }
 

@@ -10,11 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
-/// An API answer, and which of its choices is meant.
-pub struct Around {
-    pub json: Value,
-    pub index: usize,
-}
+use crate::commands::record::Around;
 
 /// Compares an answer with the record that it carried. `syntax` is the model's, where it is known.
 pub fn compare(around: Option<&Around>, record: &Record, syntax: Option<Syntax>, verdict: &mut Verdict) {
