@@ -95,8 +95,10 @@ impl Numbers {
         let starts = (0..rows).map(|r| first + r * step);
         match self {
             Numbers::Byte(v) if wide == BAND => {
-                for four in starts.filter_map(|at| v[at..].first_chunk::<BAND>()) {
-                    out.extend_from_slice(&four.map(i8::cast_unsigned));
+                let end = out.len();
+                out.resize(end + rows * BAND, 0);
+                for (out, at) in out[end..].as_chunks_mut::<BAND>().0.iter_mut().zip(starts) {
+                    *out = v[at..].first_chunk::<BAND>().unwrap_or(&[0; BAND]).map(i8::cast_unsigned);
                 }
             }
             Numbers::Byte(v) => {
