@@ -1,9 +1,11 @@
 //! One module per command: its arguments as typed, and what it does.
 
+pub mod audit;
 pub mod bench;
 pub mod dispute;
 pub mod doctor;
 pub mod import;
+pub mod key;
 pub mod models;
 pub mod pull;
 pub mod record;
@@ -12,4 +14,5 @@ pub mod steps;
 pub mod trace;
 pub mod up;
 pub mod vectors;
+pub mod verdict;
 pub mod verify;

@@ -51,9 +51,12 @@ impl Home {
 
     /// Where an installed model is, or would be.
     pub fn model_path(&self, name: &str) -> PathBuf {
-        // A slash in a name is no folder, and no name climbs out of the directory.
-        let file: String = name.chars().map(|c| if c == '/' || c == '\\' { '+' } else { c }).collect();
-        self.root.join("models").join(format!("{file}.assay"))
+        self.root.join("models").join(format!("{}.assay", file_name(name)))
+    }
+
+    /// Where a light audit's key is, unless it was put elsewhere.
+    pub fn key_path(&self, model: &str, epoch: u64) -> PathBuf {
+        self.root.join("keys").join(format!("{}-{epoch}.key", file_name(model)))
     }
 
     /// Files of installed models, sorted.
@@ -106,6 +109,11 @@ impl Home {
     pub fn model_by_root(&self, root: ModelRoot) -> Result<Option<Arc<Artifact>>> {
         Ok(self.models()?.into_iter().chain([built_in()?]).find(|a| a.root() == root))
     }
+}
+
+/// A model's name as a file's: a slash is no folder, and no name climbs out of its directory.
+fn file_name(name: &str) -> String {
+    name.chars().map(|c| if c == '/' || c == '\\' { '+' } else { c }).collect()
 }
 
 /// The built-in model.

@@ -13,7 +13,7 @@ mod commands;
 mod home;
 mod progress;
 
-use commands::{bench, dispute, doctor, import, models, pull, run, trace, up, vectors, verify};
+use commands::{audit, bench, dispute, doctor, import, key, models, pull, run, trace, up, vectors, verify};
 use home::Home;
 
 /// An open network for AI inference that nobody has to trust: serve models whose answers anyone can re-execute to the bit.
@@ -47,6 +47,8 @@ enum Command {
     Rm(models::Rm),
     /// Check an answer by re-executing it: exit status 0 if it holds, 1 if not, 2 if it could not be checked.
     Verify(verify::Verify),
+    Audit(audit::Audit),
+    Key(key::Key),
     /// Look into the execution behind an answer: every number of it, and what commits to it.
     Trace(trace::Trace),
     /// See how a disagreement over an answer is settled: by one number that a referee computes.
@@ -80,6 +82,9 @@ fn main() -> ExitCode {
         Command::Show(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
         Command::Rm(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
         Command::Verify(c) => return checked(home().and_then(|h| c.run(&h))),
+        Command::Audit(c) => return checked(home().and_then(|h| c.run(&h))),
+        Command::Key(c) if c.checks() => return checked(home().and_then(|h| c.run(&h))),
+        Command::Key(c) => home().and_then(|h| c.run(&h)),
         Command::Dispute(c) => return checked(home().and_then(|h| c.run(&h))),
         Command::Trace(c) => return checked(home().and_then(|h| c.run(&h))),
         Command::Vectors(c) => c.run(),

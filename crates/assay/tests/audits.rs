@@ -252,3 +252,173 @@ fn what_was_not_signed_is_not_disputed() {
     let help = stdout(&assay(Path::new("/nowhere"), &["dispute", "simulate", "--help"]));
     assert!(help.contains("An honest party cannot lose"), "{help}");
 }
+
+#[test]
+fn a_key_is_made_once_kept_private_checked_and_revealed() {
+    let home = tempfile::tempdir().unwrap();
+    let call = |args: &[&str]| assay(home.path(), args);
+    let make = ["key", "make", MODEL, "--epoch", "3", "--positions", "128"];
+    let made = call(&[&make[..], &["--json"]].concat());
+    assert!(made.status.success(), "{}", stderr(&made));
+    let described: Value = serde_json::from_str(&stdout(&made)).unwrap();
+    let path = described["path"].as_str().unwrap();
+    assert!(path.ends_with("keys/assay-stories-3.key"), "{path}");
+    let bytes = std::fs::read(path).unwrap();
+    assert_eq!(bytes.len() as u64, described["bytes"]);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        assert_eq!(std::fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+    let again = call(&make);
+    assert_eq!(again.status.code(), Some(1));
+    says(&again, "is not replaced");
+    assert_eq!(std::fs::read(path).unwrap(), bytes);
+
+    let checked = call(&["key", "check", path, "--model", MODEL]);
+    assert_eq!(checked.status.code(), Some(0), "{}", stderr(&checked));
+    let revealed = call(&["key", "reveal", path, "--json"]);
+    let seed: Value = serde_json::from_str(&stdout(&revealed)).unwrap();
+    assert_eq!((&seed["commitment"], &seed["epoch"]), (&described["commitment"], &3.into()));
+    let seed = seed["seed"].as_str().unwrap().trim_start_matches("0x").to_owned();
+    for output in [&made, &again, &checked] {
+        assert!(!(stdout(output) + &stderr(output)).contains(&seed), "only `key reveal` tells the seed");
+    }
+
+    // Whoever has the revealed seed makes the same key.
+    let same = home.path().join("same.key");
+    let same = same.to_str().unwrap();
+    let out = ["key", "make", MODEL, "--epoch", "3", "--positions", "128", "--seed", &seed, "-o", same];
+    assert!(call(&out).status.success());
+    assert_eq!(std::fs::read(same).unwrap(), bytes);
+
+    // One of another content is found out; what is no key is no verdict.
+    let mut altered = bytes.clone();
+    // Sums of weights are most of it.
+    let middle = altered.len() / 2;
+    altered[middle] ^= 1;
+    std::fs::write(same, &altered).unwrap();
+    assert_eq!(call(&["key", "check", same]).status.code(), Some(1));
+    std::fs::write(same, &altered[..middle]).unwrap();
+    let damaged = call(&["key", "check", same]);
+    assert_eq!(damaged.status.code(), Some(2));
+    says(&damaged, "is no key of a light audit");
+    assert_eq!(call(&["key", "check", "/nowhere.key"]).status.code(), Some(2));
+    let typed = call(&["key", "make", MODEL, "--seed", "5ec2e7", "-o", same]);
+    assert_eq!(typed.status.code(), Some(1));
+    assert!(!stderr(&typed).contains("5ec2e7"), "what may be a secret is not repeated");
+}
+
+/// Audits a case, and gives the exit status with what was printed.
+fn audit(case: &Case, options: &[&str]) -> (Option<i32>, Value) {
+    let output = case.call(&["audit"], &[options, &["--json"]].concat());
+    let json = serde_json::from_str(&stdout(&output));
+    (output.status.code(), json.unwrap_or_else(|_| panic!("{options:?}: {}", stderr(&output))))
+}
+
+const TIERS: [&[&str]; 5] = [
+    &["--tier", "reexec"],
+    &["--tier", "shard"],
+    &["--tier", "shard", "--layer", "2"],
+    &["--tier", "light"],
+    &["--tier", "batch"],
+];
+
+#[test]
+fn an_answer_holds_in_every_audit() {
+    let case = Case::new();
+    for options in TIERS {
+        let (status, verdict) = audit(&case, options);
+        assert_eq!((status, &verdict["holds"]), (Some(0), &true.into()), "{verdict}");
+        let bits = &verdict["soundness_bits"];
+        match options[1] {
+            "light" => assert!((50..60).contains(&bits.as_u64().unwrap()), "{bits}"),
+            "batch" => assert!((170..180).contains(&bits.as_u64().unwrap()), "{bits}"),
+            _ => assert!(bits.is_null()),
+        }
+        let cost = verdict["cost"].as_array().unwrap();
+        assert!(cost.iter().any(|s| s["side"] == "auditor" && s["ns"].as_u64() > Some(0)), "{verdict}");
+        let provider = cost.iter().any(|s| s["side"] == "provider" && s["bytes"].as_u64() > Some(0));
+        assert_eq!(provider, options[1] != "reexec");
+        let held = match options {
+            [_, "light"] => "What 8 of 68 positions show of the answer holds",
+            [.., "2"] => "Layer 2 holds",
+            _ => "The answer holds",
+        };
+        says(&case.call(&["audit"], options), held);
+    }
+    let layers = audit(&case, TIERS[1]).1["checks"].to_string();
+    assert!(layers.contains("layer 0") && layers.contains("execution digests"), "{layers}");
+}
+
+#[test]
+fn an_altered_answer_holds_in_none() {
+    let case = Case::new();
+    for (at, id) in [(30, Value::from(7)), (59, Value::from(99_999))] {
+        let mut altered = case.record.clone();
+        altered["transcript"]["output_ids"][at] = id;
+        case.write(&altered);
+        for options in TIERS {
+            let (status, verdict) = audit(&case, options);
+            assert_eq!((status, &verdict["holds"]), (Some(1), &false.into()), "{options:?}: {verdict}");
+            assert!(verdict["failure"].is_object());
+        }
+    }
+    let mut altered = case.record.clone();
+    altered["digests"][0] = altered["digests"][1].clone();
+    case.write(&altered);
+    for options in TIERS {
+        assert_eq!(audit(&case, options).0, Some(1), "{options:?}");
+    }
+}
+
+#[test]
+fn a_light_audit_with_a_key_and_a_beacon() {
+    let case = Case::new();
+    let key = case.home.path().join("audit.key");
+    let key = key.to_str().unwrap();
+    assert!(assay(case.home.path(), &["key", "make", MODEL, "-o", key]).status.success());
+    let beacon = "ab".repeat(32);
+    let options = ["--tier", "light", "--key", key, "--tokens", "5", "--beacon", &beacon];
+    let (status, verdict) = audit(&case, &options);
+    assert_eq!(status, Some(0), "{verdict}");
+    let drawn = &verdict["challenge"]["positions"];
+    assert_eq!(drawn.as_array().unwrap().len(), 5);
+    assert_eq!(&audit(&case, &options).1["challenge"]["positions"], drawn, "the beacon draws them");
+
+    let short = case.home.path().join("short.key");
+    let short = short.to_str().unwrap();
+    let made = assay(case.home.path(), &["key", "make", MODEL, "--positions", "32", "-o", short]);
+    assert!(made.status.success());
+    for (options, message) in [
+        (&["--tier", "light", "--key", short][..], "make a longer key"),
+        (&["--tier", "light", "--key", "/nowhere.key"], "/nowhere.key"),
+        (&["--tier", "light", "--tokens", "65"], "65"),
+        (&["--tier", "batch", "--key", key], "--key is for --tier light"),
+        (&["--tier", "light", "--layer", "1"], "--layer is for --tier shard"),
+        (&["--tier", "shard", "--layer", "99"], "the model's are 0 to"),
+        (&["--tier", "guess"], "reexec"),
+    ] {
+        let output = case.call(&["audit"], options);
+        assert_eq!(output.status.code(), Some(2), "{options:?}");
+        says(&output, message);
+    }
+}
+
+#[test]
+fn an_audit_compares_the_answer_around_the_record() {
+    let case = Case::new();
+    let t = &case.record["transcript"];
+    let usage = |key: &str| t[key].as_array().unwrap().len();
+    let mut answer = serde_json::json!({
+        "choices": [{"message": {"content": t["text"]}, "finish_reason": "length"}],
+        "usage": {"prompt_tokens": usage("prompt_ids"), "completion_tokens": usage("output_ids")},
+        "assay_receipt": case.record,
+    });
+    case.write(&answer);
+    assert_eq!(audit(&case, TIERS[3]).0, Some(0));
+    answer["choices"][0]["message"]["content"] = Value::from("another story");
+    case.write(&answer);
+    let (status, verdict) = audit(&case, TIERS[3]);
+    assert_eq!((status, &verdict["failure"]["code"]), (Some(1), &"text".into()));
+}

@@ -145,9 +145,10 @@ fn help_completions_and_wrong_arguments() {
     for shell in ["bash", "zsh", "fish"] {
         assert!(stdout(&assay(home.path(), &["completions", shell])).contains("assay"));
     }
-    for command in
-        ["up", "serve", "run", "import", "list", "show", "rm", "verify", "vectors", "doctor", "bench"]
-    {
+    for command in [
+        "up", "serve", "run", "import", "list", "show", "rm", "verify", "audit", "key", "trace", "dispute",
+        "vectors", "doctor", "bench",
+    ] {
         assert!(assay(home.path(), &[command, "--help"]).status.success(), "{command}");
     }
     assert_eq!(assay(home.path(), &["serve"]).status.code(), Some(2));

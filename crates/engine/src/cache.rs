@@ -68,12 +68,42 @@ impl HeadCache {
                 self.values[at + i * GROUP] = (*v as u8) ^ BIAS;
             }
         }
-        self.key_mantissas.push(key.1.mantissa);
-        self.key_exponents.push(key.1.exponent);
-        self.value_mantissas.push(value.1.mantissa);
-        self.value_exponents.push(value.1.exponent);
+        self.push_scales(key.1, value.1);
+    }
+
+    /// Appends four positions, the first a multiple of four: both layouts take them side by side.
+    fn push_four(&mut self, keys: [(&[i8], Scale); GROUP], values: [(&[i8], Scale); GROUP]) {
+        let p = self.key_mantissas.len();
+        assert!(
+            p.is_multiple_of(GROUP) && p < self.capacity,
+            "a sequence stays within the capacity it was made for"
+        );
+        let n = self.head_dim;
+        let tile = (p / TILE_ROWS) * TILE_ROWS * n + (p % TILE_ROWS) * GROUP;
+        let keys_of = keys.map(|(k, _)| k[..n].as_chunks::<GROUP>().0);
+        let groups = self.keys[tile..].chunks_mut(TILE_ROWS * GROUP).take(n / GROUP);
+        for (g, out) in groups.enumerate() {
+            let (out, _) = out.as_chunks_mut::<GROUP>();
+            out.iter_mut().zip(keys_of).for_each(|(out, key)| *out = key[g].map(biased));
+        }
+        for first in (0..n).step_by(TILE_ROWS) {
+            let rows = self.block_rows(first);
+            let at = first * self.capacity + (p / GROUP) * rows * GROUP;
+            let channels = first..(first + TILE_ROWS).min(n);
+            interleave(values.map(|(v, _)| &v[channels.clone()]), &mut self.values[at..at + rows * GROUP]);
+        }
+        for (key, value) in keys.into_iter().zip(values) {
+            self.push_scales(key.1, value.1);
+        }
+    }
+
+    fn push_scales(&mut self, key: Scale, value: Scale) {
+        self.key_mantissas.push(key.mantissa);
+        self.key_exponents.push(key.exponent);
+        self.value_mantissas.push(value.mantissa);
+        self.value_exponents.push(value.exponent);
         let before = self.highest.last().copied().unwrap_or(NONE);
-        let here = if value.1.mantissa == 0 { NONE } else { i32::from(value.1.exponent) };
+        let here = if value.mantissa == 0 { NONE } else { i32::from(value.exponent) };
         self.highest.push(before.max(here));
     }
 
@@ -111,6 +141,28 @@ impl HeadCache {
             NONE => 0,
             e => e as i16,
         }
+    }
+}
+
+/// A number as it is stored.
+const fn biased(v: i8) -> u8 {
+    v.cast_unsigned() ^ BIAS
+}
+
+/// Four rows of channels as groups of four positions; `out` may have room for more channels than there are.
+fn interleave(rows: [&[i8]; GROUP], out: &mut [u8]) {
+    let n = rows[0].len();
+    let (out, _) = out.as_chunks_mut::<GROUP>();
+    let ([a, b, c, d], whole) = (rows.map(|r| r.as_chunks::<LANES>().0), n / LANES);
+    for i in 0..whole {
+        // Fixed lengths, so that the compiler shuffles registers.
+        let out: &mut [[u8; GROUP]] = &mut out[i * LANES..(i + 1) * LANES];
+        for j in 0..LANES {
+            out[j] = [a[i][j], b[i][j], c[i][j], d[i][j]].map(biased);
+        }
+    }
+    for (i, out) in out.iter_mut().enumerate().take(n).skip(whole * LANES) {
+        *out = rows.map(|r| biased(r[i]));
     }
 }
 
@@ -166,20 +218,35 @@ impl Sequence {
         caches.iter().map(per_position).sum::<usize>() * positions
     }
 
-    /// Appends a position's keys and values of one attend operation as someone else computed them: all heads' int8 numbers and a
-    /// scale per head. Once all operations have theirs, [`Sequence::resume`] goes on after them.
+    /// Appends keys and values of one attend operation as someone else computed them: for one or more positions, in rows, all
+    /// heads' int8 numbers and a scale per head. Once all operations have theirs, [`Sequence::resume`] goes on after them.
     ///
     /// # Panics
-    /// When lengths are not the cache's, or the capacity is used up.
+    /// When these are no rows of the cache's, or the capacity is used up.
     pub fn restore(&mut self, layer: usize, key: (&[i8], &[Scale]), value: (&[i8], &[Scale])) {
         let end = self.kv_heads.get(layer + 1).copied().unwrap_or(self.heads.len());
         let heads = &mut self.heads[self.kv_heads[layer]..end];
         let n = heads[0].head_dim;
-        let whole = heads.len() * n;
-        assert!(key.0.len() == whole && value.0.len() == whole, "keys and values of all heads are given");
+        let (count, whole) = (heads.len(), heads.len() * n);
+        let rows = key.0.len() / whole;
+        let all = |(numbers, scales): (&[i8], &[Scale])| {
+            (numbers.len(), scales.len()) == (rows * whole, rows * count)
+        };
+        assert!(all(key) && all(value), "keys and values of all heads are given");
         for (h, cache) in heads.iter_mut().enumerate() {
-            let part = h * n..(h + 1) * n;
-            cache.push((&key.0[part.clone()], key.1[h]), (&value.0[part], value.1[h]));
+            let key = |r: usize| (&key.0[r * whole + h * n..][..n], key.1[r * count + h]);
+            let value = |r: usize| (&value.0[r * whole + h * n..][..n], value.1[r * count + h]);
+            let mut r = 0;
+            while r < rows {
+                if cache.key_mantissas.len().is_multiple_of(GROUP) && rows - r >= GROUP {
+                    let four = [r, r + 1, r + 2, r + 3];
+                    cache.push_four(four.map(key), four.map(value));
+                    r += GROUP;
+                } else {
+                    cache.push(key(r), value(r));
+                    r += 1;
+                }
+            }
         }
     }
 
@@ -200,5 +267,45 @@ impl Sequence {
 
     pub(crate) fn layer_mut(&mut self, layer: usize, kv_heads: usize) -> &mut [HeadCache] {
         &mut self.heads[self.kv_heads[layer]..][..kv_heads]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever restores many positions at once fills the same bytes as who appends them one by one.
+    #[test]
+    fn rows_are_restored_as_they_are_appended() {
+        for (head_dim, kv_heads) in [(4, 1), (20, 2), (64, 1), (132, 3)] {
+            let shape = CacheShape { kv_heads, head_dim };
+            let whole = (kv_heads * head_dim) as usize;
+            let number = |i: usize| (i * i % 255) as u8 as i8;
+            let scale = |i: usize| Scale::from_u64(i as u64 % 7 * 1000, i as i32 % 5);
+            for runs in [vec![1, 2, 1], vec![4], vec![3, 9, 70], vec![64, 1, 8]] {
+                let rows: usize = runs.iter().sum();
+                let numbers: Vec<i8> = (0..rows * whole).map(number).collect();
+                let scales: Vec<Scale> = (0..rows * kv_heads as usize).map(scale).collect();
+                let fill = |runs: &[usize]| {
+                    let mut sequence = Sequence::new(&[shape], rows);
+                    let mut from = 0;
+                    for run in runs {
+                        let part = &numbers[from * whole..(from + run) * whole];
+                        let heads = kv_heads as usize;
+                        let units = &scales[from * heads..(from + run) * heads];
+                        let other: Vec<i8> = part.iter().map(|v| v.wrapping_mul(3)).collect();
+                        sequence.restore(0, (part, units), (&other, units));
+                        sequence.resume(*run);
+                        from += run;
+                    }
+                    sequence
+                };
+                let (many, one) = (fill(&runs), fill(&vec![1; rows]));
+                for (a, b) in many.heads.iter().zip(&one.heads) {
+                    assert!(a.keys == b.keys && a.values == b.values && a.highest == b.highest);
+                    assert!(a.key_mantissas == b.key_mantissas && a.value_exponents == b.value_exponents);
+                }
+            }
+        }
     }
 }

@@ -1,6 +1,5 @@
 //! The node's secp256k1 key: one file, readable by its owner alone, never printed.
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use alloy_primitives::B256;
@@ -8,7 +7,8 @@ use alloy_signer::SignerSync as _;
 use alloy_signer_local::PrivateKeySigner;
 use assay_core::id::{NodeAddress, SignatureBytes};
 use assay_core::receipt::{Domain, Receipt, SignedReceipt};
-use tempfile::NamedTempFile;
+
+use crate::secret;
 
 /// Why there is no key.
 #[derive(Debug, thiserror::Error)]
@@ -62,20 +62,8 @@ impl NodeKey {
 
     fn create(path: &Path) -> Result<NodeKey, KeyError> {
         let key = PrivateKeySigner::random();
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let write = || -> std::io::Result<bool> {
-            std::fs::create_dir_all(folder)?;
-            // Temporary files are readable by their owner alone, and keep that when they get their name.
-            let mut file = NamedTempFile::new_in(folder)?;
-            writeln!(file, "{}", hex::encode(key.to_bytes()))?;
-            file.as_file().sync_all()?;
-            match file.persist_noclobber(path) {
-                Ok(_) => Ok(true),
-                Err(e) if e.error.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
-                Err(e) => Err(e.error),
-            }
-        };
-        match write() {
+        let hex = format!("{}\n", hex::encode(key.to_bytes()));
+        match secret::write_new(path, hex.as_bytes()) {
             Ok(true) => Ok(NodeKey(key)),
             // Another process made one meanwhile: that is the key.
             Ok(false) => NodeKey::load_or_create(path),

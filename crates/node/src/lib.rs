@@ -5,5 +5,6 @@
 pub mod files;
 pub mod key;
 pub mod provider;
+pub mod secret;
 pub mod serving;
 pub mod store;

@@ -20,6 +20,7 @@ use assay_engine::text::tools::CallFinder;
 use tokio::sync::mpsc;
 
 use crate::key::NodeKey;
+use crate::secret;
 use crate::serving::{Running, ServedModel};
 use crate::store::ReceiptStore;
 use embedding::dimensions;
@@ -175,7 +176,7 @@ fn refusal(e: SubmitError, request: &Request) -> Refusal {
 }
 
 fn random_nonce() -> Nonce {
-    Nonce::from_bytes(alloy_primitives::B256::random().0)
+    Nonce::from_bytes(secret::draw())
 }
 
 /// The tools of a request.

@@ -78,7 +78,7 @@ fn main() {
     let written = 16.min(positions - 1);
     let prompt = (0..=positions - written).map(|_| (random.next() % u64::from(vocabulary)) as u32).collect();
     let sampling = Sampling { temperature_micro: 700_000, top_p_micro: 950_000, ..Sampling::GREEDY };
-    let record = model.answer(prompt, written as usize, sampling);
+    let record = model.answer(prompt, written as usize, sampling, None);
     lap("answered");
     let fed = Fed::of(&record.transcript).unwrap();
     let mut executor = Executor::new(model.clone(), kernel, pool);

@@ -1,5 +1,5 @@
 //! What this machine finds in some answers, in lines to compare with those of another: trace roots, disputes won and lost, and the
-//! verdicts of light audits, for the reference and every kernel that runs here.
+//! verdicts of layer shards and light audits, for the reference and every kernel that runs here.
 //!
 //! A line is an engine's name, what was checked, and what came out. But for the name, all engines of all machines must print the
 //! same lines; `.ci/cross` sees to it. In WebAssembly the lines are the bytes at `report_start`, `report_len` of them.
@@ -9,18 +9,22 @@
 mod miniature;
 
 use std::io::{self, Write};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use assay_core::answer::AnswerRecord;
 use assay_core::id::Hash;
 use assay_core::verdict::Outcome;
+use assay_engine::artifact::layer::{LayerModel, extract};
+use assay_engine::constants::Constants;
 use assay_engine::forward::Executor;
 use assay_engine::kernel::Kernel;
 use assay_engine::pool::Pool;
-use assay_engine::replay::{ByReference, Execution};
+use assay_engine::replay::{ByReference, Execution, LayerExecution};
 use assay_verify::dispute::Referee;
 use assay_verify::dispute::parties::{Challenger, Defender, Player, play};
 use assay_verify::light::{Challenge, Checker, Fed, Key, Known, Model, Prover, Secret, Seed};
+use assay_verify::shard::{Boundary, Evidence, Shard, boundaries, check_shard};
 use assay_verify::trace::walk::Trace;
 use miniature::{Small, bind, sampling, statement, subject};
 
@@ -43,6 +47,7 @@ fn report(out: &mut dyn Write) -> io::Result<()> {
                     Trace::new(model.constants.as_ref(), subject(record), &mut *engine(model, kernel));
                 writeln!(out, "{name} {i} {what} trace {}", trace.root())?;
                 writeln!(out, "{name} {i} {what} dispute {}", dispute(model, record, kernel))?;
+                writeln!(out, "{name} {i} {what} shards {}", shards(model, record, kernel))?;
                 let by = kernel.unwrap_or(Kernel::available()[Kernel::available().len() - 1]);
                 writeln!(out, "{name} {i} {what} light {}", light(model, record, by))?;
             }
@@ -69,6 +74,42 @@ fn dispute(model: &Small, record: &AnswerRecord, kernel: Option<Kernel>) -> Stri
     let mut referee = Referee::new(statement(record)).unwrap();
     let outcome = play(&mut referee, &mut |r| defender.answer(r), &mut |r| challenger.answer(r));
     format!("{outcome:?} after {} rounds and {:?} bytes", referee.rounds(), referee.bytes())
+}
+
+/// Every layer checked by an auditor who holds nothing else.
+fn shards(model: &Small, record: &AnswerRecord, kernel: Option<Kernel>) -> String {
+    let program = model.constants.program();
+    let fed = Fed::of(&record.transcript).unwrap();
+    let tokens = fed.tokens();
+    let mut states: Vec<Boundary> = Vec::new();
+    boundaries(program, &mut *layer_engine(&model.constants, kernel), tokens, &mut |_, state| {
+        states.push(state.clone());
+        ControlFlow::Continue(())
+    });
+    let verdict = |layer: usize| {
+        let bytes = extract(model.constants.as_ref(), &model.tree, layer).unwrap();
+        let held = Arc::new(LayerModel::read(&bytes, model.tree.root()).unwrap());
+        let evidence = Evidence {
+            input: layer.checked_sub(1).and_then(|i| states.get(i)),
+            output: states.get(layer),
+            record: Some(record),
+            subject: None,
+        };
+        let constants: Arc<dyn Constants> = held.clone();
+        check_shard(&Shard::of(&held), &evidence, &mut *layer_engine(&constants, kernel)).unwrap()
+    };
+    let found = (0..=states.len()).map(verdict).map(|v| {
+        let failed = v.verdict.failure.map_or(String::new(), |f| f.message);
+        format!("{} {failed}", v.output.map_or("-".to_owned(), |o| o.to_string()))
+    });
+    found.collect::<Vec<_>>().join(" | ")
+}
+
+fn layer_engine(constants: &Arc<dyn Constants>, kernel: Option<Kernel>) -> Box<dyn LayerExecution + '_> {
+    match kernel {
+        None => Box::new(ByReference(constants.as_ref())),
+        Some(kernel) => Box::new(Executor::new(Arc::clone(constants), kernel, Arc::new(Pool::new(1)))),
+    }
 }
 
 /// A light audit of five tokens, and of five with an accumulator changed.

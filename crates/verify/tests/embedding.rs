@@ -1,6 +1,7 @@
 //! Embeddings: honest records hold, and every single change is found.
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
@@ -20,11 +21,13 @@ use assay_engine::forward::Executor;
 use assay_engine::import::{ImportOptions, import};
 use assay_engine::kernel::Kernel;
 use assay_engine::pool::Pool;
+use assay_engine::program::layers::Layers;
 use assay_engine::replay::{ByReference, Execution};
 use assay_engine::semantics::embedding::embedding;
 use assay_engine::text::Tokenizer;
 use assay_verify::embedding::{check_embedding_by_reexecution, check_embedding_record};
 use assay_verify::reexecution::Subject;
+use assay_verify::shard::{Boundary, Evidence, Shard, boundaries, check_shard};
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -226,6 +229,36 @@ fn honest_embeddings_hold_by_engine_and_reference() {
         assert!(verdict.holds, "{verdict:?}");
     }
     assert!(check_embedding_record(&RECORD).holds);
+}
+
+#[test]
+fn layers_of_an_encoder_are_checked_one_by_one() {
+    let (program, tokens) = (NODE.artifact.program(), &RECORD.transcript.input_ids[3]);
+    let layers = Layers::of(program);
+    let mut states: Vec<Boundary> = Vec::new();
+    boundaries(program, &mut NODE.executor(), tokens, &mut |_, state| {
+        states.push(state.clone());
+        ControlFlow::Continue(())
+    });
+    assert_eq!((layers.all().len(), states.len()), (4, 3));
+    for layer in [1, 2] {
+        let shard = Shard { model: NODE.artifact.root(), program, layers: &layers, layer };
+        let mut numbers = states[layer].numbers().to_vec();
+        numbers[7 * DIM + 3] -= 1;
+        let wrong = Boundary::new(DIM, numbers).unwrap();
+        for (output, position) in [(&states[layer], None), (&wrong, Some(7))] {
+            let evidence =
+                Evidence { input: Some(&states[layer - 1]), output: Some(output), ..Evidence::default() };
+            let verdict = check_shard(&shard, &evidence, &mut NODE.executor()).unwrap();
+            let reference = &mut ByReference(NODE.artifact.as_ref());
+            assert_eq!(check_shard(&shard, &evidence, reference).unwrap(), verdict);
+            assert_eq!(verdict.verdict.failure.and_then(|f| f.position), position);
+        }
+    }
+    // Its ends need a record of answers, which it does not make.
+    let shard = Shard { model: NODE.artifact.root(), program, layers: &layers, layer: 3 };
+    let evidence = Evidence { input: states.last(), ..Evidence::default() };
+    assert!(check_shard(&shard, &evidence, &mut NODE.executor()).is_err());
 }
 
 #[test]

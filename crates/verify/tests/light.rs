@@ -595,7 +595,7 @@ fn honest(
     let model = Arc::new(small(plan));
     let mut random = Random(plan.seed ^ 0xabcd);
     let prompt = (0..prompt).map(|_| (random.next() % u64::from(VOCABULARY)) as u32).collect();
-    let record = model.answer(prompt, count, sampling);
+    let record = model.answer(prompt, count, sampling, Some(2));
     let key = key_of(model.as_ref(), model.root(), SECRET, small::CONTEXT);
     let fed = Fed::of(&record.transcript).unwrap();
     let mut executor = model.executor(Kernel::available()[0]);

@@ -35,6 +35,7 @@ use assay_verify::reexecution::Subject;
 use assay_verify::shard::{
     Boundary, Difference, Evidence, Shard, ShardError, ShardVerdict, boundaries, boundary, check_shard, join,
 };
+use assay_verify::trace::walk::{self, Trace};
 use honest::Node;
 use proptest::prelude::*;
 
@@ -185,6 +186,19 @@ fn states_are_the_traces_values() {
     }
     assert_eq!(told.len(), cuts.len());
     assert_eq!(boundary(program(), &mut executor(), tokens, told.len()), None);
+}
+
+/// So that a shard that fails names a step of the trace, which a dispute can walk to.
+#[test]
+fn a_commitment_is_over_parts_of_the_trace() {
+    let walked = walk::Subject::of(&RECORD, &subject()).unwrap();
+    let mut execution = executor();
+    let trace = Trace::new(NODE.artifact.as_ref(), walked, &mut execution);
+    let blocks: Vec<_> = (0..trace.blocks()).map(|b| trace.block(&mut execution, b)).collect();
+    for (state, value) in STATES.iter().zip(LAYERS.states()) {
+        let roots = blocks.iter().map(|b| b.parts(value).unwrap().last().unwrap().root());
+        assert_eq!(state.commitment(program().program()), merkle::root(roots));
+    }
 }
 
 /// A state with one number changed by one.

@@ -15,6 +15,7 @@ use assay_engine::pool::Pool;
 use assay_engine::text::Tokenizer;
 use assay_node::store::ReceiptStore;
 use assay_verify::reexecution::Subject;
+use assay_verify::trace::NotExecutable;
 use assay_verify::trace::walk::Subject as Executed;
 use clap::Args;
 use serde_json::Value;
@@ -68,8 +69,10 @@ pub struct Answer {
     pub record: AnswerRecord,
     pub artifact: Arc<Artifact>,
     pub tokenizer: Tokenizer,
-    kernel: Kernel,
-    pool: Arc<Pool>,
+    /// The API answer around the record, if there was one.
+    pub around: Option<Around>,
+    pub kernel: Kernel,
+    pub pool: Arc<Pool>,
 }
 
 impl RecordArgs {
@@ -134,7 +137,7 @@ impl AnswerArgs {
         if self.choice >= all.len() {
             bail!("there is no answer {}: the file holds {}", self.choice, all.len());
         }
-        let Loaded { record, .. } = all.swap_remove(self.choice);
+        let Loaded { record, answer: around } = all.swap_remove(self.choice);
         let artifact = self.record.artifact(home, &record)?;
         let root = record.receipt().receipt.model_root;
         let Record::Answer(record) = record else {
@@ -145,7 +148,7 @@ impl AnswerArgs {
         };
         let tokenizer = Tokenizer::new(artifact.text(), artifact.tokenizer_json())?;
         let (kernel, pool) = (Kernel::from_environment()?, self.engine.pool());
-        Ok(Answer { record: *record, artifact, tokenizer, kernel, pool })
+        Ok(Answer { record: *record, artifact, tokenizer, around, kernel, pool })
     }
 }
 
@@ -161,8 +164,8 @@ impl Answer {
     }
 
     /// What was executed for a record of this answer's model.
-    pub fn subject(&self, record: &AnswerRecord) -> Result<Executed> {
-        Executed::of(record, &self.model()).context("the answer cannot be executed")
+    pub fn subject(&self, record: &AnswerRecord) -> Result<Executed, NotExecutable> {
+        Executed::of(record, &self.model())
     }
 
     /// The model as a verifier knows it, its root being what the artifact says.

@@ -69,7 +69,7 @@ impl Trace {
 impl Show {
     fn run(self, home: &Home) -> Result<ExitCode> {
         let answer = self.answer.load(home)?;
-        let subject = answer.subject(&answer.record)?;
+        let subject = answer.subject(&answer.record).context("the answer cannot be executed")?;
         let mut executor = answer.executor();
         let wait = progress::spinner("executing again");
         let walk = Walk::new(answer.artifact.as_ref(), subject, &mut executor);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use assay_core::embedding::Record;
-use assay_core::verdict::{Outcome, Verdict};
+use assay_core::verdict::Verdict;
 use assay_engine::artifact::Artifact;
 use assay_engine::constants::Constants as _;
 use assay_engine::forward::Executor;
@@ -16,14 +16,14 @@ use assay_engine::text::Tokenizer;
 use assay_verify::embedding::{check_embedding_by_reexecution, check_embedding_record};
 use assay_verify::reexecution::{Subject, check_by_reexecution, check_record};
 use clap::Args;
-use comfy_table::{Table, presets};
 
 use super::record::{Loaded, RecordArgs};
 use super::up::EngineArgs;
+use super::verdict;
 use crate::home::Home;
 use crate::progress;
 
-mod answer;
+pub mod answer;
 
 #[derive(Args)]
 pub struct Verify {
@@ -121,21 +121,7 @@ impl Verify {
             println!("{}", serde_json::to_string_pretty(&json)?);
             return Ok(());
         }
-        let mut table = Table::new();
-        table.load_style(presets::NOTHING);
-        for c in &verdict.checks {
-            let mark = match c.outcome {
-                Outcome::Passed => "✓",
-                Outcome::Failed => "✗",
-                Outcome::NotRun => "–",
-            };
-            table.add_row([mark, &c.name, &c.detail]);
-        }
-        println!("{table}");
-        println!("Not checked:");
-        for u in &verdict.unchecked {
-            println!("  · {u}");
-        }
+        verdict::print_checks(verdict);
         if let Some(cost) = cost {
             let check = cost.check.as_secs_f64();
             print!("Cost: {:.1} ms to execute again", check * 1e3);
@@ -147,10 +133,7 @@ impl Verify {
             let [load, root] = [cost.load, cost.root].map(|d| d.as_secs_f64() * 1e3);
             println!("      (before that, once: {load:.1} ms to load the model, {root:.1} ms to hash it)");
         }
-        match &verdict.failure {
-            None => println!("The answer holds: receipt {}", record.receipt().receipt.id()),
-            Some(f) => println!("THE ANSWER DOES NOT HOLD ({}): {}", f.code.as_str(), f.message),
-        }
+        println!("{}", verdict::conclusion("The answer", verdict, record.receipt().receipt.id()));
         Ok(())
     }
 }

@@ -101,12 +101,13 @@ pub(super) fn rotate(v: &[i32], angles: &[i16], out: &mut [i32]) {
 
 #[inline(always)]
 pub(super) fn gate(g: &[i32], u: &[i32], scale: Scale, table: &[i32], shift: u32, out: &mut [i32]) {
-    // Two passes: what a loop calls is compiled for its instruction set only where it is inlined, and a body of this length,
-    // called from both loops of `fixed_loop`, is not.
-    to_fixed(g, scale, GATE_FRAC, out);
+    let n = out.len();
+    let u = &u[..n];
     let table = &table[..crate::program::TABLE_LEN];
-    for (o, u) in out.iter_mut().zip(u) {
-        *o = gate_product(activation(*o, table), *u, shift);
+    // In two passes: what a closure of this size computes is not always compiled for the instruction set of its caller.
+    to_fixed(g, scale, GATE_FRAC, out);
+    for (out, u) in out.iter_mut().zip(u) {
+        *out = gate_product(activation(*out, table), *u, shift);
     }
 }
 
@@ -151,7 +152,10 @@ pub(super) fn affine(v: &mut [i32], scale: Scale, by: Affine<'_>) {
 pub(super) fn activate(v: &[i32], scale: Scale, table: &[i32], out: &mut [i32]) {
     let n = out.len();
     let table = &table[..crate::program::TABLE_LEN];
-    fixed_loop(&v[..n], scale, GATE_FRAC, |i, x| out[i] = activation(x, table));
+    to_fixed(&v[..n], scale, GATE_FRAC, out);
+    for out in out {
+        *out = activation(*out, table);
+    }
 }
 
 #[inline(always)]

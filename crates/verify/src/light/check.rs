@@ -4,6 +4,7 @@
 //! rows, products, keys, values and hidden vectors, and the choice. The first mistake in an opening ends its check, since what
 //! comes after it would be computed from numbers that nobody vouches for.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use assay_core::answer::AnswerRecord;
@@ -26,7 +27,7 @@ use assay_engine::semantics::sample::choose;
 use assay_engine::semantics::scale::Scale;
 
 use super::draw::Challenge;
-use super::form::{Form, Role, Roots};
+use super::form::{Carried, Form, Role, Roots};
 use super::key::{Expanded, Key, KeyError, row_leaf};
 use super::open::Fed;
 use super::opening::{Block, Kept, Opening, Packed, Row, Token};
@@ -35,6 +36,7 @@ use crate::freivalds::{SOUNDNESS_BITS, soundness_of};
 use crate::report::Report;
 use crate::subject::{Guided, Subject, guided};
 use crate::trace;
+use crate::trace::part::{Numbers, Part};
 
 /// Why a record is not checked at all: nothing that its provider did.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -318,6 +320,51 @@ struct Audited<'a> {
     fed: Fed,
 }
 
+/// A carried operation in one block, laid out to be hashed.
+enum Laid {
+    Roots(Roots),
+    Whole { largest: Hash, scales: Vec<Scale>, hashed: [Part; 2] },
+}
+
+impl Laid {
+    fn new(kept: Kept, carried: &Carried) -> Laid {
+        match kept {
+            Kept::Roots(roots) => Laid::Roots(roots),
+            Kept::Whole { largest, scales, numbers } => {
+                let hashed = [carried.scales(&scales), carried.numbers(numbers.0)];
+                Laid::Whole { largest, scales, hashed }
+            }
+        }
+    }
+
+    /// The parts that are hashed: of scales and of numbers.
+    fn parts(&self) -> &[Part] {
+        match self {
+            Laid::Roots(_) => &[],
+            Laid::Whole { hashed, .. } => hashed,
+        }
+    }
+
+    /// The roots, taking those of the parts.
+    fn roots(&self, hashes: &mut impl Iterator<Item = Hash>) -> Roots {
+        match self {
+            Laid::Roots(roots) => *roots,
+            Laid::Whole { largest, .. } => {
+                let mut next = || hashes.next().unwrap_or(Hash::ZERO);
+                Roots { largest: *largest, scales: next(), numbers: next() }
+            }
+        }
+    }
+
+    fn rows(self) -> Option<Rows> {
+        let Laid::Whole { scales, hashed: [_, numbers], .. } = self else { return None };
+        match numbers.into_numbers() {
+            Numbers::Byte(numbers) => Some(Rows { scales, numbers }),
+            Numbers::Word(_) | Numbers::Long(_) => None,
+        }
+    }
+}
+
 /// A carried operation's rows of one block, as they were opened.
 struct Rows {
     scales: Vec<Scale>,
@@ -325,12 +372,10 @@ struct Rows {
 }
 
 impl Rows {
-    /// Scales and numbers of a row.
-    fn row(&self, row: usize, len: usize, groups: usize) -> Option<(&[i8], &[Scale])> {
-        Some((
-            self.numbers.get(row * len..(row + 1) * len)?,
-            self.scales.get(row * groups..(row + 1) * groups)?,
-        ))
+    /// Numbers and scales of some rows.
+    fn rows(&self, rows: Range<usize>, carried: &Carried) -> Option<(&[i8], &[Scale])> {
+        let of = |width: usize| rows.start * width..rows.end * width;
+        Some((self.numbers.get(of(carried.len))?, self.scales.get(of(carried.groups))?))
     }
 }
 
@@ -394,31 +439,16 @@ fn commitments(
     rest: Vec<Hash>,
     cost: &mut Cost,
 ) -> Result<Vec<Vec<Option<Rows>>>, Mistake> {
-    let mut carries = Vec::with_capacity(blocks.len() + rest.len());
-    let mut digests = Vec::with_capacity(blocks.len());
-    let mut held = Vec::with_capacity(blocks.len());
-    for block in blocks {
-        let mut commitments = Vec::with_capacity(form.carried.len());
-        let mut rows = Vec::with_capacity(form.carried.len());
-        for (i, (kept, carried)) in block.kept.into_iter().zip(&form.carried).enumerate() {
-            let (roots, opened) = match kept {
-                Kept::Roots(roots) => (roots, None),
-                Kept::Whole { largest, scales, numbers } => {
-                    cost.block_bytes += (numbers.0.len() + 8 * scales.len()) as u64;
-                    let (root, numbers) = carried.numbers_root(numbers.0);
-                    let roots = Roots { largest, scales: carried.scales_root(&scales), numbers: root };
-                    (roots, Some(Rows { scales, numbers }))
-                }
-            };
-            if i == form.hidden {
-                digests.push(roots);
-            }
-            commitments.push(roots.commitment());
-            rows.push(opened);
-        }
-        carries.push(trace::carry(&commitments));
-        held.push(rows);
-    }
+    let held: Vec<Vec<Laid>> = blocks
+        .into_iter()
+        .map(|block| block.kept.into_iter().zip(&form.carried).map(|(kept, c)| Laid::new(kept, c)).collect())
+        .collect();
+    let parts: Vec<&Part> = held.iter().flatten().flat_map(Laid::parts).collect();
+    let mut hashes = Part::roots(&parts).into_iter();
+    let roots: Vec<Roots> = held.iter().flatten().map(|laid| laid.roots(&mut hashes)).collect();
+    cost.block_bytes += parts.iter().map(|p| p.shape().bytes() as u64).sum::<u64>();
+    let mut carries = Roots::carries(&roots, form.carried.len());
+    let digests = roots.chunks(form.carried.len().max(1)).filter_map(|block| block.get(form.hidden));
     carries.extend(rest);
     let got = trace::root(&carries);
     if got != audited.challenge.trace {
@@ -431,28 +461,32 @@ fn commitments(
         let at = receipted.len().min(carries.len());
         return Err(Mistake { check: "commitments", code: FailureCode::Digest, position: Some(at), message });
     }
-    for (b, (roots, digest)) in (0u32..).zip(digests.iter().zip(receipted)) {
+    for (b, (roots, digest)) in (0u32..).zip(digests.zip(receipted)) {
         if block_digest(u64::from(b), &roots.scales, &roots.numbers) != *digest {
             let message = format!("digest {b} is not of the committed hidden vectors");
             return Err(Mistake::new("commitments", FailureCode::Digest, b, message));
         }
     }
-    Ok(held)
+    Ok(held.into_iter().map(|block| block.into_iter().map(Laid::rows).collect()).collect())
 }
 
 /// Fills the caches with the committed keys and values up to a position.
 fn restore(form: &Form, blocks: &[Vec<Option<Rows>>], sequence: &mut Sequence, position: usize) {
     let from = sequence.position();
     for (layer, attended) in form.attended.iter().enumerate() {
-        let row = |p: usize, index: usize| {
-            let carried = form.carried.get(index)?;
-            blocks.get(p / BLOCK)?.get(index)?.as_ref()?.row(p % BLOCK, carried.len, carried.groups)
-        };
-        for p in from..position {
-            let (Some(key), Some(value)) = (row(p, attended.keys), row(p, attended.values)) else {
+        let mut at = from;
+        while at < position {
+            let end = ((at / BLOCK + 1) * BLOCK).min(position);
+            let within = at % BLOCK..at % BLOCK + (end - at);
+            let rows = |index: usize| {
+                let rows = blocks.get(at / BLOCK)?.get(index)?.as_ref()?;
+                rows.rows(within.clone(), form.carried.get(index)?)
+            };
+            let (Some(keys), Some(values)) = (rows(attended.keys), rows(attended.values)) else {
                 unreachable!("the shapes were checked")
             };
-            sequence.restore(layer, key, value);
+            sequence.restore(layer, keys, values);
+            at = end;
         }
     }
     sequence.resume(position - from);
@@ -576,7 +610,8 @@ impl Given<'_> {
         let position = self.token.position;
         let Some(c) = self.held.form.carried.get(i) else { return Ok(()) };
         let committed = self.block.get(i).and_then(Option::as_ref);
-        let committed = committed.and_then(|r| r.row(position as usize % BLOCK, c.len, c.groups));
+        let row = position as usize % BLOCK;
+        let committed = committed.and_then(|r| r.rows(row..row + 1, c));
         if committed == Some(values.int8(c.op, 0)) {
             return Ok(());
         }

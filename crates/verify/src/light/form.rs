@@ -1,6 +1,7 @@
 //! What a program asks of an opening: which values blocks are committed by, which products and embedded rows a token has.
 
 use assay_core::id::Hash;
+use assay_engine::kernel::keccak;
 use assay_engine::program::{Checked, Head, Op, TensorId, ValueId};
 use assay_engine::semantics::scale::Scale;
 use borsh::{BorshDeserialize, BorshSerialize};
@@ -24,6 +25,13 @@ impl Roots {
     pub fn commitment(&self) -> Hash {
         trace::operation(&[self.largest, self.scales, self.numbers])
     }
+
+    /// The carries of blocks of `width` operations each, from the roots of all of them in order.
+    pub(crate) fn carries(all: &[Roots], width: usize) -> Vec<Hash> {
+        let parts = all.iter().flat_map(|r| [r.largest, r.scales, r.numbers]);
+        let bytes: Vec<u8> = parts.flat_map(|h| *h.as_bytes()).collect();
+        keccak::roots(keccak::keccak_equal(&bytes, 3 * size_of::<Hash>()), width)
+    }
 }
 
 /// A value that blocks are committed by.
@@ -40,28 +48,23 @@ pub(crate) struct Carried {
 }
 
 impl Carried {
-    /// Root of the largest absolute values of some rows.
-    pub(crate) fn largest_root(&self, largest: Vec<i64>) -> Hash {
+    /// The part of largest absolute values of some rows.
+    pub(crate) fn largest(&self, largest: Vec<i64>) -> Part {
         let rows = largest.len() / self.groups.max(1);
-        Part::new(rows, self.groups, Layout::Columns, Numbers::Long(largest)).root()
+        Part::new(rows, self.groups, Layout::Columns, Numbers::Long(largest))
     }
 
-    /// Root of the scales of some rows.
-    pub(crate) fn scales_root(&self, scales: &[Scale]) -> Hash {
+    /// The part of scales of some rows.
+    pub(crate) fn scales(&self, scales: &[Scale]) -> Part {
         let rows = scales.len() / self.groups.max(1);
         let words = scales.iter().flat_map(|s| [i32::from(s.mantissa), i32::from(s.exponent)]).collect();
-        Part::new(rows, 2 * self.groups, Layout::Columns, Numbers::Word(words)).root()
+        Part::new(rows, 2 * self.groups, Layout::Columns, Numbers::Word(words))
     }
 
-    /// Root of the numbers of some rows, and the numbers.
-    pub(crate) fn numbers_root(&self, numbers: Vec<i8>) -> (Hash, Vec<i8>) {
+    /// The part of numbers of some rows.
+    pub(crate) fn numbers(&self, numbers: Vec<i8>) -> Part {
         let rows = numbers.len() / self.len.max(1);
-        let part = Part::new(rows, self.len, self.layout, Numbers::Byte(numbers));
-        let root = part.root();
-        match part.into_numbers() {
-            Numbers::Byte(numbers) => (root, numbers),
-            Numbers::Word(_) | Numbers::Long(_) => unreachable!("a part keeps its width"),
-        }
+        Part::new(rows, self.len, self.layout, Numbers::Byte(numbers))
     }
 }
 

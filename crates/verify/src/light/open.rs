@@ -17,6 +17,7 @@ use super::form::{Form, Role, Roots};
 use super::key::{KeyError, row_leaves};
 use super::opening::{Block, Int8s, Kept, Opening, Packed, Row, Token};
 use crate::trace;
+use crate::trace::part::{Numbers, Part};
 
 /// The tokens that an answer's execution is fed (semantics 8.1): the prompt and every output id but the last.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,21 +125,40 @@ impl<'a> Prover<'a> {
                 }
                 from = end;
             }
-            let kept: Vec<(Roots, Kept)> = gathered
-                .into_iter()
-                .enumerate()
-                .map(|(i, g)| g.keep(&self.form, i, !here.is_empty()))
-                .collect();
-            let commitments: Vec<Hash> = kept.iter().map(|(roots, _)| roots.commitment()).collect();
-            let carry = trace::carry(&commitments);
-            carries.push(carry);
+            let kept = self.keep(gathered, !here.is_empty());
+            let roots: Vec<Roots> = kept.iter().map(|(roots, _)| *roots).collect();
+            let carry = Roots::carries(&roots, roots.len());
+            carries.extend(&carry);
             if opened.last().is_some_and(|p| *p >= positions.start) {
                 opening.blocks.push(Block { kept: kept.into_iter().map(|(_, k)| k).collect() });
             } else {
-                opening.rest.push(carry);
+                opening.rest.extend(carry);
             }
         }
         (opening, trace::root(&carries))
+    }
+
+    /// Roots of what a block is committed by, and what an opening holds of it.
+    fn keep(&self, gathered: Vec<Gathered>, block_is_opened: bool) -> Vec<(Roots, Kept)> {
+        let (mut parts, mut scales) = (Vec::new(), Vec::new());
+        for (g, carried) in gathered.into_iter().zip(&self.form.carried) {
+            parts.extend([carried.largest(g.largest), carried.scales(&g.scales), carried.numbers(g.numbers)]);
+            scales.push(g.scales);
+        }
+        let hashes = Part::roots(&parts.iter().collect::<Vec<_>>());
+        let numbers = parts.into_iter().skip(2).step_by(3).map(Part::into_numbers);
+        let all = hashes.chunks_exact(3).zip(numbers).zip(scales).enumerate();
+        all.map(|(i, ((hashes, numbers), scales))| {
+            let roots = Roots { largest: hashes[0], scales: hashes[1], numbers: hashes[2] };
+            let kept = match numbers {
+                Numbers::Byte(n) if self.form.is_whole(i, block_is_opened) => {
+                    Kept::Whole { largest: roots.largest, scales, numbers: Int8s(n) }
+                }
+                _ => Kept::Roots(roots),
+            };
+            (roots, kept)
+        })
+        .collect()
     }
 
     /// The rows that a token at a position is embedded by.
@@ -165,20 +185,6 @@ struct Gathered {
     largest: Vec<i64>,
     scales: Vec<Scale>,
     numbers: Vec<i8>,
-}
-
-impl Gathered {
-    fn keep(self, form: &Form, index: usize, block_is_opened: bool) -> (Roots, Kept) {
-        let carried = &form.carried[index];
-        let (numbers_root, numbers) = carried.numbers_root(self.numbers);
-        let largest = carried.largest_root(self.largest);
-        let roots = Roots { largest, scales: carried.scales_root(&self.scales), numbers: numbers_root };
-        let kept = match form.is_whole(index, block_is_opened) {
-            true => Kept::Whole { largest, scales: self.scales, numbers: Int8s(numbers) },
-            false => Kept::Roots(roots),
-        };
-        (roots, kept)
-    }
 }
 
 /// Beside the executor: gathers what blocks are committed by, and the products of the last row if it is opened.

@@ -131,24 +131,17 @@ impl Packed {
             return false;
         }
         let (low, high) = self.bytes.split_at(count.saturating_mul(2));
-        let low = low.chunks_exact(2).map(|b| match *b {
-            [a, b] => u16::from_le_bytes([a, b]),
-            _ => 0,
-        });
+        let low = low.as_chunks::<2>().0;
         match self.width {
-            2 => out.iter_mut().zip(low).for_each(|(o, l)| *o = i32::from(l.cast_signed())),
+            2 => out.iter_mut().zip(low).for_each(|(o, l)| *o = i32::from(i16::from_le_bytes(*l))),
             3 => {
                 for ((o, l), h) in out.iter_mut().zip(low).zip(high) {
-                    *o = i32::from(h.cast_signed()) << 16 | i32::from(l);
+                    *o = i32::from(h.cast_signed()) << 16 | i32::from(u16::from_le_bytes(*l));
                 }
             }
             _ => {
-                for ((o, l), h) in out.iter_mut().zip(low).zip(high.chunks_exact(2)) {
-                    let high = match *h {
-                        [a, b] => i16::from_le_bytes([a, b]),
-                        _ => 0,
-                    };
-                    *o = i32::from(high) << 16 | i32::from(l);
+                for ((o, l), h) in out.iter_mut().zip(low).zip(high.as_chunks::<2>().0) {
+                    *o = i32::from(i16::from_le_bytes(*h)) << 16 | i32::from(u16::from_le_bytes(*l));
                 }
             }
         }

@@ -2,7 +2,8 @@
 //!
 //! Numbers are written big-endian in two's complement, in the width of the part. By *rows*, the leaves are each row's numbers
 //! in runs of 256, row by row. By *columns*, they are each column's numbers in runs of 32 positions, column by column: for
-//! short rows, and for the values of attention, of which one channel is read at many positions.
+//! short rows, and for the values of attention, of which one channel is read at many positions. Of the latter, four columns
+//! share a leaf: it costs no more hashing than one, and a proof of it is two levels shorter.
 
 use assay_core::id::Hash;
 use assay_engine::kernel::keccak;
@@ -14,6 +15,11 @@ use crate::microstep::Cell;
 pub const CHUNK: usize = 256;
 /// Positions of a leaf, by columns.
 pub const COLUMN_CHUNK: usize = 32;
+/// Columns that share a leaf of one-byte numbers, by columns: 4 · 32 bytes are hashed in one permutation, as 32 would be.
+pub const BAND: usize = 4;
+/// Parts of one shape that are hashed together: enough for every lane up to the tops of their trees, few enough for near
+/// caches.
+const TOGETHER: usize = 16;
 
 /// Bytes of one number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -84,20 +90,25 @@ impl Numbers {
         }
     }
 
-    /// Writes `count` numbers from `first` on, `step` apart.
-    fn write(&self, first: usize, step: usize, count: usize, out: &mut Vec<u8>) {
+    /// Writes `rows` runs of `wide` numbers, the first from `first` on, the others `step` further each.
+    fn write(&self, first: usize, step: usize, rows: usize, wide: usize, out: &mut Vec<u8>) {
+        let starts = (0..rows).map(|r| first + r * step);
         match self {
-            Numbers::Byte(v) if step == 1 => {
-                out.extend(v[first..first + count].iter().map(|n| n.cast_unsigned()));
+            Numbers::Byte(v) if wide == BAND => {
+                let end = out.len();
+                out.resize(end + rows * BAND, 0);
+                for (out, at) in out[end..].as_chunks_mut::<BAND>().0.iter_mut().zip(starts) {
+                    *out = v[at..].first_chunk::<BAND>().unwrap_or(&[0; BAND]).map(i8::cast_unsigned);
+                }
             }
             Numbers::Byte(v) => {
-                out.extend(v[first..].iter().step_by(step).take(count).map(|n| n.cast_unsigned()));
+                starts.for_each(|at| out.extend(v[at..at + wide].iter().map(|n| n.cast_unsigned())));
             }
             Numbers::Word(v) => {
-                out.extend(v[first..].iter().step_by(step).take(count).flat_map(|n| n.to_be_bytes()));
+                starts.for_each(|at| out.extend(v[at..at + wide].iter().flat_map(|n| n.to_be_bytes())));
             }
             Numbers::Long(v) => {
-                out.extend(v[first..].iter().step_by(step).take(count).flat_map(|n| n.to_be_bytes()));
+                starts.for_each(|at| out.extend(v[at..at + wide].iter().flat_map(|n| n.to_be_bytes())));
             }
         }
     }
@@ -164,44 +175,72 @@ impl Part {
 
     fn leaf_into(&self, leaf: usize, out: &mut Vec<u8>) {
         let (row, column, count) = self.shape.leaf(leaf);
-        let (first, step) = match self.shape.layout {
-            Layout::Rows => (row * self.shape.columns + column, 1),
-            Layout::Columns => (row * self.shape.columns + column, self.shape.columns),
-        };
-        if count > 0 {
-            self.numbers.write(first, step, count, out);
-        }
+        let wide = self.shape.wide(column).min(count).max(1);
+        let first = row * self.shape.columns + column;
+        self.numbers.write(first, self.shape.columns, count / wide, wide, out);
     }
 
     /// The hashes of all leaves, in order.
     pub fn leaves(&self) -> Vec<Hash> {
-        let (lines, len, chunk) = self.shape.lines();
-        let (full, rest, width) = (len / chunk, len % chunk, self.shape.width.bytes());
-        // Leaves of one length are hashed together.
-        let (mut fulls, mut rests) = (Vec::new(), Vec::new());
-        fulls.reserve(lines * full * chunk * width);
-        for line in 0..lines {
-            let first = line * (full + usize::from(rest > 0));
-            (first..first + full).for_each(|leaf| self.leaf_into(leaf, &mut fulls));
-            if rest > 0 {
-                self.leaf_into(first + full, &mut rests);
-            }
-        }
-        let fulls = keccak::leaves(&fulls, chunk * width);
-        let rests = keccak::leaves(&rests, (rest * width).max(1));
-        let (mut fulls, mut rests) = (fulls.into_iter(), rests.into_iter());
-        let mut leaves = Vec::with_capacity(self.shape.leaves());
-        for _ in 0..lines {
-            leaves.extend(fulls.by_ref().take(full));
-            leaves.extend(rests.by_ref().take(usize::from(rest > 0)));
-        }
-        leaves
+        leaves(&[self])
     }
 
     /// Its Merkle root.
     pub fn root(&self) -> Hash {
         keccak::root(self.leaves())
     }
+
+    /// The Merkle roots of several parts. Those of one shape are hashed together, which is faster than one after the other.
+    pub fn roots(parts: &[&Part]) -> Vec<Hash> {
+        let mut by_shape: Vec<(Shape, Vec<usize>)> = Vec::new();
+        for (i, part) in parts.iter().enumerate() {
+            match by_shape.iter_mut().find(|(shape, all)| *shape == part.shape && all.len() < TOGETHER) {
+                Some((_, all)) => all.push(i),
+                None => by_shape.push((part.shape, vec![i])),
+            }
+        }
+        let mut roots = vec![Hash::ZERO; parts.len()];
+        for (shape, all) in by_shape {
+            let alike: Vec<&Part> = all.iter().map(|i| parts[*i]).collect();
+            let made = match shape.leaves() {
+                0 => vec![keccak::root(vec![]); all.len()],
+                count => keccak::roots(leaves(&alike), count),
+            };
+            all.into_iter().zip(made).for_each(|(i, root)| roots[i] = root);
+        }
+        roots
+    }
+}
+
+/// The hashes of all leaves of parts, part by part. Leaves of one length are hashed together.
+fn leaves(parts: &[&Part]) -> Vec<Hash> {
+    struct Alike {
+        len: usize,
+        bytes: Vec<u8>,
+        places: Vec<usize>,
+    }
+    let mut by_length: Vec<Alike> = Vec::new();
+    let mut count = 0;
+    for part in parts {
+        let whole = part.numbers.len() * part.shape.width.bytes();
+        for leaf in 0..part.shape.leaves() {
+            let len = part.shape.leaf(leaf).2 * part.shape.width.bytes();
+            let at = by_length.iter().position(|a| a.len == len).unwrap_or(by_length.len());
+            if at == by_length.len() {
+                let bytes = Vec::with_capacity(if leaf == 0 { whole * parts.len() } else { len });
+                by_length.push(Alike { len, bytes, places: Vec::new() });
+            }
+            part.leaf_into(leaf, &mut by_length[at].bytes);
+            by_length[at].places.push(count);
+            count += 1;
+        }
+    }
+    let mut all = vec![Hash::ZERO; count];
+    for alike in by_length {
+        let hashes = keccak::leaves(&alike.bytes, alike.len.max(1));
+        alike.places.into_iter().zip(hashes).for_each(|(place, hash)| all[place] = hash);
+    }
+    all
 }
 
 /// Reads a leaf's numbers; `None` when it is not whole numbers of this width.
@@ -230,7 +269,7 @@ fn read_number(bytes: &[u8]) -> Option<i64> {
 pub enum Layout {
     /// Runs of [`CHUNK`] of a row.
     Rows,
-    /// Runs of [`COLUMN_CHUNK`] of a column.
+    /// Runs of [`COLUMN_CHUNK`] of a column; of one-byte numbers of [`BAND`] columns, row by row.
     Columns,
 }
 
@@ -257,11 +296,29 @@ pub struct Place {
 }
 
 impl Shape {
-    /// Lines (rows or columns), numbers of a line, and numbers of a leaf.
+    /// Bytes of all numbers.
+    pub fn bytes(&self) -> usize {
+        self.rows.saturating_mul(self.columns).saturating_mul(self.width.bytes())
+    }
+
+    /// Lines (rows, or columns that share leaves), numbers along a line, and how many of these a leaf takes.
     fn lines(&self) -> (usize, usize, usize) {
         match self.layout {
             Layout::Rows => (self.rows, self.columns, CHUNK),
-            Layout::Columns => (self.columns, self.rows, COLUMN_CHUNK),
+            Layout::Columns => (self.columns.div_ceil(self.band()), self.rows, COLUMN_CHUNK),
+        }
+    }
+
+    /// Columns that share leaves, by columns.
+    fn band(&self) -> usize {
+        if self.width == Width::Byte { BAND } else { 1 }
+    }
+
+    /// Numbers of one row in a leaf whose first column is `column`: by rows as many as it has.
+    fn wide(&self, column: usize) -> usize {
+        match self.layout {
+            Layout::Rows => CHUNK,
+            Layout::Columns => self.band().min(self.columns.saturating_sub(column)),
         }
     }
 
@@ -274,23 +331,26 @@ impl Shape {
     /// Where the number of a row and column stands.
     pub fn place(&self, row: usize, column: usize) -> Place {
         let (_, len, chunk) = self.lines();
-        let (line, i) = match self.layout {
-            Layout::Rows => (row, column),
-            Layout::Columns => (column, row),
-        };
-        Place { leaf: line * len.div_ceil(chunk) + i / chunk, at: i % chunk }
+        match self.layout {
+            Layout::Rows => Place { leaf: row * len.div_ceil(chunk) + column / chunk, at: column % chunk },
+            Layout::Columns => {
+                let (band, within) = (column / self.band(), column % self.band());
+                let wide = self.wide(column - within);
+                Place { leaf: band * len.div_ceil(chunk) + row / chunk, at: row % chunk * wide + within }
+            }
+        }
     }
 
     /// The cell of a number of a leaf, where `first` is the position of the first row; `None` beyond it.
     pub fn cell(&self, op: ValueId, part: u8, first: u32, leaf: usize, at: u16) -> Option<Cell> {
         let (row, column, count) = self.leaf(leaf);
-        let at = usize::from(at);
-        let (row, column) = match self.layout {
-            Layout::Rows => (row, column + at),
-            Layout::Columns => (row + at, column),
-        };
+        let (at, wide) = (usize::from(at), self.wide(column));
+        if at >= count {
+            return None;
+        }
+        let (row, column) = (row + at / wide, column + at % wide);
         let position = first.checked_add(u32::try_from(row).ok()?)?;
-        (at < count).then_some(Cell { op, part, position, column: u32::try_from(column).ok()? })
+        Some(Cell { op, part, position, column: u32::try_from(column).ok()? })
     }
 
     /// Row and column of the first number of a leaf, and how many it has; 0 beyond the last.
@@ -301,7 +361,10 @@ impl Shape {
         let count = if line < lines { (len - first).min(chunk) } else { 0 };
         match self.layout {
             Layout::Rows => (line, first, count),
-            Layout::Columns => (first, line, count),
+            Layout::Columns => {
+                let column = line * self.band();
+                (first, column, count * self.wide(column))
+            }
         }
     }
 }
@@ -312,34 +375,64 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn every_number_stands_in_one_leaf() {
-        for (rows, columns) in [(1, 1), (32, 2), (3, 600), (33, 257), (65, 3), (1, 256)] {
-            for layout in [Layout::Rows, Layout::Columns] {
-                let numbers: Vec<i32> = (0..rows * columns).map(|i| i as i32 * 77_777 - 5).collect();
-                let part = Part::new(rows, columns, layout, Numbers::Word(numbers.clone()));
-                let leaves: Vec<Vec<i64>> = (0..part.shape().leaves())
-                    .map(|i| read_leaf(&part.leaf(i), Width::Word).unwrap())
-                    .collect();
-                assert_eq!(leaves.iter().map(Vec::len).sum::<usize>(), rows * columns);
-                for row in 0..rows {
-                    for column in 0..columns {
-                        let place = part.shape().place(row, column);
-                        assert_eq!(leaves[place.leaf][place.at], part.get(row, column));
-                        assert_eq!(part.get(row, column), i64::from(numbers[row * columns + column]));
-                    }
-                }
-                for (i, numbers) in leaves.iter().enumerate() {
-                    let (row, column, count) = part.shape().leaf(i);
-                    assert_eq!(count, numbers.len());
-                    assert_eq!(part.shape().place(row, column), Place { leaf: i, at: 0 });
-                }
-                let hashes: Vec<Hash> = (0..leaves.len()).map(|i| merkle::leaf(&part.leaf(i))).collect();
-                assert_eq!(part.leaves(), hashes);
-                assert_eq!(part.root(), merkle::root(hashes));
-                assert_eq!(part.shape().leaf(leaves.len()).2, 0);
+    fn check(rows: usize, columns: usize, layout: Layout, numbers: Numbers) -> Part {
+        let part = Part::new(rows, columns, layout, numbers);
+        let shape = part.shape();
+        let leaves: Vec<Vec<i64>> =
+            (0..shape.leaves()).map(|i| read_leaf(&part.leaf(i), shape.width).unwrap()).collect();
+        assert_eq!(leaves.iter().map(Vec::len).sum::<usize>(), rows * columns);
+        for row in 0..rows {
+            for column in 0..columns {
+                let place = shape.place(row, column);
+                assert_eq!(leaves[place.leaf][place.at], part.get(row, column));
+                assert_eq!(part.get(row, column), part.numbers.get(row * columns + column));
+                let cell = shape.cell(3, 1, 64, place.leaf, place.at as u16).unwrap();
+                assert_eq!((cell.op, cell.part), (3, 1));
+                assert_eq!((cell.position as usize, cell.column as usize), (64 + row, column));
             }
         }
+        for (i, numbers) in leaves.iter().enumerate() {
+            let (row, column, count) = shape.leaf(i);
+            assert_eq!(count, numbers.len());
+            assert_eq!(shape.place(row, column), Place { leaf: i, at: 0 });
+            assert_eq!(shape.cell(3, 1, 64, i, count as u16), None);
+        }
+        let hashes: Vec<Hash> = (0..leaves.len()).map(|i| merkle::leaf(&part.leaf(i))).collect();
+        assert_eq!(part.leaves(), hashes);
+        assert_eq!(part.root(), merkle::root(hashes));
+        assert_eq!(shape.leaf(leaves.len()).2, 0);
+        part
+    }
+
+    #[test]
+    fn every_number_stands_in_one_leaf() {
+        let mut parts = Vec::new();
+        for (rows, columns) in
+            [(1, 1), (32, 2), (3, 600), (33, 257), (65, 3), (1, 256), (32, 8), (40, 6), (0, 4)]
+        {
+            for layout in [Layout::Rows, Layout::Columns] {
+                let number = |i: usize| i as i64 * 77_777 - 5;
+                let count = rows * columns;
+                parts.push(check(
+                    rows,
+                    columns,
+                    layout,
+                    Numbers::Byte((0..count).map(|i| number(i) as i8).collect()),
+                ));
+                parts.push(check(
+                    rows,
+                    columns,
+                    layout,
+                    Numbers::Word((0..count).map(|i| number(i) as i32).collect()),
+                ));
+                parts.push(check(rows, columns, layout, Numbers::Long((0..count).map(number).collect())));
+            }
+        }
+        // Many of one shape, with other shapes between.
+        let many: Vec<&Part> =
+            (0..7).flat_map(|_| &parts).chain(std::iter::repeat_n(&parts[8], 40)).collect();
+        let want: Vec<Hash> = many.iter().map(|p| p.root()).collect();
+        assert_eq!(Part::roots(&many), want);
     }
 
     #[test]
@@ -350,5 +443,9 @@ mod tests {
         let part = Part::new(1, 3, Layout::Rows, Numbers::Byte(vec![1, -1, 0]));
         assert_eq!(part.root(), merkle::root([merkle::leaf(&[1, 255, 0])]));
         assert_eq!(read_leaf(&[0; 7], Width::Word), None);
+        // Bytes by columns: four columns share leaves, row by row.
+        let part = Part::new(2, 6, Layout::Columns, Numbers::Byte((0..12).collect()));
+        let leaves = [merkle::leaf(&[0, 1, 2, 3, 6, 7, 8, 9]), merkle::leaf(&[4, 5, 10, 11])];
+        assert_eq!(part.root(), merkle::root(leaves));
     }
 }

@@ -239,8 +239,14 @@ impl Small {
         ModelRoot::from_bytes([self.matrices[0].0[0]; 32])
     }
 
-    /// An honest answer of `count` tokens.
-    pub fn answer(self: &Arc<Self>, prompt: Vec<u32>, count: usize, sampling: Sampling) -> AnswerRecord {
+    /// An honest answer of `count` tokens, with the probabilities of so many.
+    pub fn answer(
+        self: &Arc<Self>,
+        prompt: Vec<u32>,
+        count: usize,
+        sampling: Sampling,
+        told: Option<u8>,
+    ) -> AnswerRecord {
         let request = Request {
             model: self.root(),
             prompt: Prompt::Tokens(prompt.clone()),
@@ -249,7 +255,7 @@ impl Small {
             stop: vec![],
             choice: 0,
             guide: None,
-            logprobs: Some(2),
+            logprobs: told,
         };
         let seed = sampler_seed(Nonce::ZERO, request.hash(), request.model);
         let mut executor = self.executor(Kernel::available()[0]);
@@ -261,7 +267,7 @@ impl Small {
             let segment = Segment { sequence: &mut sequence, tokens: &tokens, logits_from };
             let out = executor.forward(&mut [segment]);
             let id = choose(out.logits(0), &history, None, &request.sampling, &seed, i as u32);
-            likely.push(logprobs(out.logits(0), id, 2));
+            likely.extend(told.map(|count| logprobs(out.logits(0), id, count)));
             output.push(id);
             history.push(id);
             tokens = vec![id];
