@@ -14,7 +14,6 @@ use crate::cache::Sequence;
 use crate::forward::{Executor, Segment};
 use crate::semantics::adjust::History;
 use crate::semantics::logprobs::logprobs;
-use crate::semantics::sample::choose;
 use crate::text::Tokenizer;
 use crate::text::guide::Guided;
 use crate::transcribe::{StopRules, Transcriber};
@@ -331,6 +330,7 @@ impl<'t> Batcher<'t> {
                 tokens,
             })
             .collect();
+        let kernel = self.executor.kernel();
         let output = self.executor.forward(&mut segments);
         let (mut row, mut chosen) = (0, 0);
         for ((i, position), (tokens, whole)) in taking.iter().zip(positions).zip(&tokens) {
@@ -344,7 +344,7 @@ impl<'t> Batcher<'t> {
                 let logits = output.logits(chosen);
                 let mask = a.job.guide.as_mut().map(Guided::mask);
                 let at = a.output.len() as u32;
-                let id = choose(logits, &a.history, mask.as_ref(), &a.job.sampling, &a.job.seed, at);
+                let id = kernel.choose(logits, &a.history, mask.as_ref(), &a.job.sampling, &a.job.seed, at);
                 let likely = a.job.logprobs.map(|count| logprobs(logits, id, count));
                 chosen += 1;
                 a.history.push(id);

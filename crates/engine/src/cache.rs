@@ -97,6 +97,14 @@ impl HeadCache {
         }
     }
 
+    fn clear(&mut self) {
+        self.key_mantissas.clear();
+        self.key_exponents.clear();
+        self.value_mantissas.clear();
+        self.value_exponents.clear();
+        self.highest.clear();
+    }
+
     fn push_scales(&mut self, key: Scale, value: Scale) {
         self.key_mantissas.push(key.mantissa);
         self.key_exponents.push(key.exponent);
@@ -248,6 +256,17 @@ impl Sequence {
                 }
             }
         }
+    }
+
+    /// Forgets everything, and keeps the memory.
+    pub fn clear(&mut self) {
+        self.position = 0;
+        self.heads.iter_mut().for_each(HeadCache::clear);
+    }
+
+    /// Positions whose keys and values the first cache holds.
+    pub(crate) fn filled(&self) -> usize {
+        self.heads.first().map_or(0, |h| h.key_mantissas.len())
     }
 
     /// Goes on after `positions` more positions, which [`Sequence::restore`] filled for every attend operation.

@@ -43,6 +43,15 @@ pub struct Segment<'a> {
     pub logits_from: usize,
 }
 
+/// A token at a position of some sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placed {
+    /// The token, below the vocabulary.
+    pub token: u32,
+    /// Its position, below the context.
+    pub position: u32,
+}
+
 /// Executes one program.
 pub struct Executor {
     constants: Arc<dyn Constants>,
@@ -51,6 +60,8 @@ pub struct Executor {
     plan: Plan,
     buffers: Buffers,
     hidden: Hidden,
+    /// Accumulators of one row of a product that someone else makes.
+    sums: Vec<i32>,
 }
 
 /// The integers and int8 numbers of all live values, row by row, and the scales of every value.
@@ -109,6 +120,19 @@ impl Batch {
     fn positions(&self) -> Vec<u32> {
         self.runs.iter().flat_map(|r| r.position as u32..(r.position + r.rows) as u32).collect()
     }
+
+    /// The rows that want logits.
+    fn wanted(&self, segments: &[Segment<'_>]) -> Vec<usize> {
+        let of =
+            |(s, run): (&Segment<'_>, &Run)| run.first_row + s.logits_from..run.first_row + s.tokens.len();
+        segments.iter().zip(&self.runs).flat_map(of).collect()
+    }
+
+    fn check(&self, vocabulary: u32) {
+        let rows = self.tokens.len();
+        assert!((1..=BATCH_ROWS_MAX).contains(&rows), "a batch has 1 to {BATCH_ROWS_MAX} rows");
+        assert!(self.tokens.iter().all(|t| *t < vocabulary), "every token is below the vocabulary");
+    }
 }
 
 impl Executor {
@@ -122,7 +146,7 @@ impl Executor {
             scales: vec![Vec::new(); ops],
             sums: vec![Vec::new(); ops],
         };
-        Executor { constants, kernel, pool, plan, buffers, hidden: Hidden::default() }
+        Executor { constants, kernel, pool, plan, buffers, hidden: Hidden::default(), sums: Vec::new() }
     }
 
     /// The program and its constants.
@@ -155,7 +179,30 @@ impl Executor {
         companion: &mut dyn Companion,
     ) -> Output<'_> {
         let batch = self.enter(segments);
-        self.execute_from(0, &batch, segments, companion)
+        let wanted = batch.wanted(segments);
+        self.execute_from(0, &batch, segments, &wanted, companion)
+    }
+
+    /// Executes 1 to [`BATCH_ROWS_MAX`] tokens, wherever they stand, in one batch; logits are computed for those from index
+    /// `logits_from` on. There are no caches: `companion` makes the value of every attend operation
+    /// ([`Values::put_attended`]).
+    ///
+    /// # Panics
+    /// When a token or a position is out of range, or an attend operation is left to the executor.
+    pub fn forward_placed(
+        &mut self,
+        rows: &[Placed],
+        logits_from: usize,
+        companion: &mut dyn Companion,
+    ) -> Output<'_> {
+        let program = self.constants.program().program();
+        assert!(rows.iter().all(|r| r.position < program.context), "every position is within the context");
+        let tokens = rows.iter().map(|r| r.token).collect();
+        let run = |(row, r): (usize, &Placed)| Run { first_row: row, rows: 1, position: r.position as usize };
+        let batch = Batch { tokens, runs: rows.iter().enumerate().map(run).collect() };
+        batch.check(program.vocabulary);
+        let wanted: Vec<usize> = (logits_from..rows.len()).collect();
+        self.execute_from(0, &batch, &mut [], &wanted, companion)
     }
 
     /// Executes the operations from `first` up to the hidden vector, and the rest for the rows that want logits.
@@ -164,15 +211,11 @@ impl Executor {
         first: usize,
         batch: &Batch,
         segments: &mut [Segment<'_>],
+        wanted: &[usize],
         companion: &mut dyn Companion,
     ) -> Output<'_> {
         let constants = Arc::clone(&self.constants);
         let program = constants.program().program();
-        let mut wanted = Vec::new();
-        for (s, run) in segments.iter().zip(&batch.runs) {
-            wanted.extend((s.logits_from..s.tokens.len()).map(|i| run.first_row + i));
-        }
-
         let (hidden_value, logits_value) = program.tokens();
         let (hidden, logits) = (usize::from(hidden_value), usize::from(logits_value));
         self.execute_all(first..hidden + 1, batch, segments, batch.tokens.len(), companion);
@@ -181,7 +224,7 @@ impl Executor {
         }
         self.keep_hidden(hidden_value, batch.tokens.len());
         if !wanted.is_empty() {
-            self.carry(&wanted);
+            self.carry(wanted);
             self.execute_all(hidden + 1..logits + 1, batch, segments, wanted.len(), companion);
         }
         let vocabulary = program.vocabulary as usize;
@@ -254,9 +297,7 @@ impl Executor {
             batch.runs.push(Run { first_row: batch.tokens.len(), rows: s.tokens.len(), position });
             batch.tokens.extend_from_slice(s.tokens);
         }
-        let rows = batch.tokens.len();
-        assert!((1..=BATCH_ROWS_MAX).contains(&rows), "a batch has 1 to {BATCH_ROWS_MAX} rows");
-        assert!(batch.tokens.iter().all(|t| *t < program.vocabulary), "every token is below the vocabulary");
+        batch.check(program.vocabulary);
         batch
     }
 
@@ -272,19 +313,7 @@ impl Executor {
             Op::Rotary { x, offset, heads, head_dim, table } => {
                 self.rotary(i, x, offset as usize, heads as usize, head_dim as usize, table, batch);
             }
-            Op::Attend { q, k, v, layer, heads, kv_heads, head_dim, reach, scale, cap, frac } => {
-                let op = attend::Attention {
-                    layer: usize::from(layer),
-                    heads: heads as usize,
-                    kv_heads: kv_heads as usize,
-                    head_dim: head_dim as usize,
-                    reach,
-                    scale,
-                    cap,
-                    frac: u32::from(frac),
-                };
-                self.attend(i, [q, k, v], &op, &batch.runs, segments);
-            }
+            Op::Attend { .. } => self.attend(i, op, &batch.runs, segments),
             Op::Gate { x, gate, up, len, table } => {
                 self.gate(i, x, gate as usize, up as usize, len as usize, table, rows);
             }

@@ -8,6 +8,7 @@ mod body;
 pub mod keccak;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod sample;
 mod scalar;
 pub mod wide;
 #[cfg(target_arch = "x86_64")]
@@ -15,6 +16,7 @@ mod x86;
 
 use crate::reference::Affine;
 use crate::semantics::quantise::Quantiser;
+use crate::semantics::sample::Against;
 use crate::semantics::scale::Scale;
 
 /// Environment variable that forces a kernel by name.
@@ -110,6 +112,10 @@ pub(crate) struct Functions {
     pub(crate) keccak: keccak::Keccak,
     /// Sums of numbers below 2^23 in size, times two weights each.
     pub(crate) weigh: Weigh,
+    /// From low and high bytes of a number: the number, and all bits in which numbers differ from their signs.
+    pub(crate) unpack: Unpack,
+    /// Likelihoods of logits.
+    pub(crate) likelihoods: Likelihoods,
     /// The same for int8 numbers.
     pub(crate) weigh_bytes: WeighBytes,
     /// Sums of rows of numbers, each row times two weights, into two rows of sums as long as a row.
@@ -128,6 +134,8 @@ impl<'a> HeadScales<'a> {
 
 type Weigh = unsafe fn(&[i32], &[i32], &[i32]) -> (i128, i128);
 type WeighBytes = unsafe fn(&[i8], &[i32], &[i32]) -> (i64, i64);
+type Likelihoods = unsafe fn(&[i32], Against, &mut [u32]);
+type Unpack = unsafe fn(&[u8], &[u8], usize, &mut [i32]) -> u32;
 type WeighRows = unsafe fn(&[i32], &[i32], &[i32], &mut [i64], &mut [i64]);
 type FoldTile = unsafe fn(&[u8], &[i32], &[i32], &mut [i64], &mut [i64]);
 type Gate = unsafe fn(&[i32], &[i32], Scale, &[i32], u32, &mut [i32]);
@@ -168,6 +176,9 @@ pub struct KernelError {
 }
 
 impl Kernel {
+    /// The one that every processor runs.
+    pub const SCALAR: Kernel = Kernel { name: "scalar", functions: &scalar::FUNCTIONS };
+
     /// Kernels that this processor can run, fastest first. The last is always `scalar`.
     pub fn available() -> Vec<Kernel> {
         let mut all = Vec::new();
@@ -189,7 +200,7 @@ impl Kernel {
                 all.push(Kernel { name: "neon", functions: &neon::NEON });
             }
         }
-        all.push(Kernel { name: "scalar", functions: &scalar::FUNCTIONS });
+        all.push(Kernel::SCALAR);
         all
     }
 

@@ -5,6 +5,7 @@ use std::ops::Range;
 use crate::cache::Sequence;
 use crate::constants::Constants;
 use crate::forward::{Alone, Companion, Executor, Segment, Values};
+use crate::kernel::Kernel;
 use crate::program::{Head, Op, ValueId, ValueType};
 use crate::reference::{Reference, Value, accumulators};
 use crate::semantics::scale::Scale;
@@ -26,6 +27,8 @@ pub struct Row<'a> {
     pub hidden: (&'a [i8], Scale),
     /// The logits, where they were asked for.
     pub logits: Option<&'a [i32]>,
+    /// The kernel that made them, for whoever goes on from here.
+    pub kernel: Kernel,
 }
 
 /// What one operation made in a traced execution.
@@ -147,10 +150,11 @@ impl Executor {
         for chunk in tokens.chunks(CHUNK) {
             let from = logits_from.saturating_sub(position).min(chunk.len());
             let segment = Segment { sequence: &mut sequence, tokens: chunk, logits_from: from };
+            let kernel = self.kernel();
             let output = self.forward_beside(&mut [segment], companion);
             for i in 0..chunk.len() {
                 let logits = (i >= from).then(|| output.logits(i - from));
-                visit(Row { position: position + i, hidden: output.hidden(i), logits });
+                visit(Row { position: position + i, hidden: output.hidden(i), logits, kernel });
             }
             position += chunk.len();
         }
@@ -246,7 +250,7 @@ impl Execution for ByReference<'_> {
             let (hidden, logits) = program.tokens();
             let (numbers, scales) = values[usize::from(hidden)].int8();
             let logits = wanted.then(|| values[usize::from(logits)].integers().0);
-            visit(Row { position, hidden: (numbers, scales[0]), logits });
+            visit(Row { position, hidden: (numbers, scales[0]), logits, kernel: Kernel::SCALAR });
         }
     }
 

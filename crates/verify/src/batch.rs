@@ -391,7 +391,11 @@ impl Companion for Taking<'_> {
             }
         }
         let sums = t.accumulators().get(from * p.rows..(from + rows) * p.rows).unwrap_or_default();
-        values.put_product(p.op, p.weights, p.x, sums);
+        values.put_product(p.op, p.weights, p.x, &mut |row, _, out| {
+            if let Some(sums) = sums.get(row * p.rows..(row + 1) * p.rows) {
+                out.copy_from_slice(sums);
+            }
+        });
         true
     }
 }

@@ -10,7 +10,6 @@ use assay_core::verdict::FailureCode;
 use assay_engine::replay::Row;
 use assay_engine::semantics::adjust::History;
 use assay_engine::semantics::logprobs::logprobs;
-use assay_engine::semantics::sample::choose;
 
 use crate::report::{Report, first_difference};
 use crate::subject::{Guided, Subject, guided};
@@ -93,7 +92,8 @@ impl<'a> TokenCheck<'a> {
             Form::Unknown(_) => return,
         };
         let index = u32::try_from(i).unwrap_or(u32::MAX);
-        let want = choose(logits, &self.history, mask.as_ref(), &request.sampling, &self.seed, index);
+        let want =
+            row.kernel.choose(logits, &self.history, mask.as_ref(), &request.sampling, &self.seed, index);
         if want != *got && self.wrong.is_none() {
             self.wrong = Some((i, want, *got));
         }

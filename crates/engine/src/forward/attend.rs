@@ -9,7 +9,7 @@ use crate::cache::HeadCache;
 use crate::kernel::{Dot, HeadScales, Kernel};
 use crate::matrix::{GROUP, TILE_ROWS};
 use crate::pool::Parts;
-use crate::program::{Reach, SoftCap, ValueId};
+use crate::program::{Op, Reach, SoftCap, ValueId};
 use crate::reference::{Share, seen};
 use crate::semantics::scale::Scale;
 
@@ -26,6 +26,26 @@ pub(super) struct Attention {
     pub(super) scale: Scale,
     pub(super) cap: Option<SoftCap>,
     pub(super) frac: u32,
+}
+
+impl Attention {
+    /// The attributes of an operation, and its queries, keys and values; `None` of one that does not attend.
+    pub(super) fn of(op: &Op) -> Option<(Attention, [ValueId; 3])> {
+        let Op::Attend { q, k, v, layer, heads, kv_heads, head_dim, reach, scale, cap, frac } = *op else {
+            return None;
+        };
+        let attention = Attention {
+            layer: usize::from(layer),
+            heads: heads as usize,
+            kv_heads: kv_heads as usize,
+            head_dim: head_dim as usize,
+            reach,
+            scale,
+            cap,
+            frac: u32::from(frac),
+        };
+        Some((attention, [q, k, v]))
+    }
 }
 
 /// The largest exponent among the scales of a range that are not zero; 0 if all are.
@@ -66,16 +86,25 @@ thread_local! {
 }
 
 impl Executor {
-    pub(super) fn attend(
+    pub(super) fn attend(&mut self, i: usize, op: &Op, runs: &[Run], segments: &mut [Segment<'_>]) {
+        assert_eq!(runs.len(), segments.len(), "whoever places tokens makes what they attend to");
+        let Some((op, [q, k, v])) = Attention::of(op) else { unreachable!("this operation attends") };
+        self.append(k, v, &op, runs, segments);
+        let caches: Vec<&[HeadCache]> =
+            segments.iter().map(|s| s.sequence.layer(op.layer, op.kv_heads)).collect();
+        self.attend_over(i, q, &op, runs, &caches);
+    }
+
+    /// Answers the queries of every run over its caches, which may hold later positions too.
+    pub(super) fn attend_over(
         &mut self,
         i: usize,
-        [q, k, v]: [ValueId; 3],
+        q: ValueId,
         op: &Attention,
         runs: &[Run],
-        segments: &mut [Segment<'_>],
+        caches: &[&[HeadCache]],
     ) {
         let rows: usize = runs.iter().map(|r| r.rows).sum();
-        self.append(k, v, op, runs, segments);
         let mut out = self.take_integers(i, rows);
         {
             let queries = Queries {
@@ -84,14 +113,12 @@ impl Executor {
                 scales: &self.buffers.scales[usize::from(q)],
                 sums: &self.buffers.sums[usize::from(q)],
             };
-            let layers: Vec<&[HeadCache]> =
-                segments.iter().map(|s| s.sequence.layer(op.layer, op.kv_heads)).collect();
             let tasks = tasks(runs, op);
             let constants = Arc::clone(&self.constants);
             let cap = op.cap.map(|c| (c.limit, constants.table(c.table)));
             let parts = Parts::new(&mut out);
             let one = |t: &Task| {
-                let cache = &layers[t.run][t.kv];
+                let cache = &caches[t.run][t.kv];
                 SCRATCH.with_borrow_mut(|scratch| {
                     answer(self.kernel, op, cap, &runs[t.run], t, cache, &queries, scratch, &parts);
                 });

@@ -41,7 +41,14 @@ impl Executor {
         let alone = &mut watched::Alone;
         match program.program().head {
             Head::Tokens { hidden, .. } if layer.output == hidden => {
-                return LayerOutput::Tokens(self.execute_from(layer.ops.start, &batch, segments, alone));
+                let wanted = batch.wanted(segments);
+                return LayerOutput::Tokens(self.execute_from(
+                    layer.ops.start,
+                    &batch,
+                    segments,
+                    &wanted,
+                    alone,
+                ));
             }
             Head::Vector { pooled } if layer.output == pooled => {
                 let Op::Pool { x, pooling } = program.program().ops[usize::from(pooled)] else {

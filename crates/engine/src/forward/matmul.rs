@@ -75,24 +75,29 @@ impl Executor {
         multiply(self.kernel, &self.pool, &self.constants.matrix(weights), &x)
     }
 
-    /// Makes value `i`, a matrix product, of accumulators that someone else computed.
+    /// Makes value `i`, a matrix product, row by row of accumulators that someone else puts.
     pub(super) fn finish_product(
         &mut self,
         i: usize,
         weights: TensorId,
         x: ValueId,
-        sums: &[i32],
         rows: usize,
+        put: &mut dyn FnMut(usize, &[i8], &mut [i32]),
     ) {
         let constants = Arc::clone(&self.constants);
         let w = constants.matrix(weights);
-        assert_eq!(sums.len(), rows * w.rows(), "every row has its accumulators");
         let h = headroom(w.cols());
+        let mut sums = std::mem::take(&mut self.sums);
+        sums.resize(sums.len().max(w.rows()), 0);
         let mut out = self.take_integers(i, rows);
-        for (out, sums) in out.chunks_exact_mut(w.rows()).zip(sums.chunks_exact(w.rows())) {
+        let stride = self.width(x);
+        for (row, out) in out.chunks_exact_mut(w.rows()).take(rows).enumerate() {
+            let sums = &mut sums[..w.rows()];
+            put(row, &self.int8(x)[row * stride..][..w.cols()], sums);
             // SAFETY: the kernel runs here.
             unsafe { (self.kernel.functions.apply_row_scales)(sums, 0, w.scales(), h, out) };
         }
+        self.sums = sums;
         self.put_integers(i, out);
         self.scale_product(i, &w, x, rows);
     }

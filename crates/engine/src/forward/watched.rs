@@ -3,7 +3,11 @@
 //! Values live in buffers that are used again, so a value can be read only until the next operation runs, unless the plan
 //! still needs it.
 
-use super::Executor;
+use std::sync::Arc;
+
+use super::attend::Attention;
+use super::{Executor, Run};
+use crate::cache::Sequence;
 use crate::program::{TensorId, ValueId};
 use crate::semantics::scale::Scale;
 
@@ -78,12 +82,33 @@ impl<'a> Values<'a> {
         e.buffers.scales[i] = scales;
     }
 
-    /// Makes value `v`, the product of `weights` and `x` (semantics 6.4), of the accumulators of all rows: rows × outputs. Of the
-    /// matrix only the row scales are read.
+    /// Makes value `v`, the product of `weights` and `x` (semantics 6.4), row by row: `put` is given a row's index and its int8
+    /// numbers of `x`, and puts its accumulators, one for each row of the matrix, of which only the row scales are read.
+    pub fn put_product(
+        &mut self,
+        v: ValueId,
+        weights: TensorId,
+        x: ValueId,
+        put: &mut dyn FnMut(usize, &[i8], &mut [i32]),
+    ) {
+        self.executor.finish_product(usize::from(v), weights, x, self.rows, put);
+    }
+
+    /// Makes value `v`, attention (semantics 6.6), of rows at `positions`, over the keys and values in `cache`, a sequence of a single attend
+    /// operation: each row attends to what it sees from its position, whatever later positions the cache holds.
     ///
     /// # Panics
-    /// When there are more or fewer accumulators.
-    pub fn put_product(&mut self, v: ValueId, weights: TensorId, x: ValueId, accumulators: &[i32]) {
-        self.executor.finish_product(usize::from(v), weights, x, accumulators, self.rows);
+    /// When the operation does not attend, rows and positions are not as many, or the cache has another shape or holds too few.
+    pub fn put_attended(&mut self, v: ValueId, positions: &[u32], cache: &Sequence) {
+        let constants = Arc::clone(&self.executor.constants);
+        let Some((op, [q, ..])) = Attention::of(&constants.program().program().ops[usize::from(v)]) else {
+            panic!("only attention is made of keys and values")
+        };
+        let last = positions.iter().max().map_or(0, |p| *p as usize);
+        assert!(positions.len() == self.rows && cache.filled() > last, "every row has its keys and values");
+        let run = |(row, p): (usize, &u32)| Run { first_row: row, rows: 1, position: *p as usize };
+        let runs: Vec<Run> = positions.iter().enumerate().map(run).collect();
+        let caches = vec![cache.layer(0, op.kv_heads); runs.len()];
+        self.executor.attend_over(usize::from(v), q, &op, &runs, &caches);
     }
 }

@@ -8,6 +8,7 @@ use crate::reference::{Affine, GATE_FRAC, activation, gate_product, score, value
 use crate::semantics::exp2::exp2_weight;
 use crate::semantics::fixed::{rsh, sat32, shift_sat};
 use crate::semantics::quantise::Quantiser;
+use crate::semantics::sample::Against;
 use crate::semantics::scale::Scale;
 
 #[inline(always)]
@@ -253,6 +254,39 @@ pub(super) fn weigh(a: &[i32], low: &[i32], high: &[i32]) -> (i128, i128) {
 }
 
 #[inline(always)]
+pub(super) fn unpack(low: &[u8], high: &[u8], width: usize, out: &mut [i32]) -> u32 {
+    let n = out.len();
+    let low = &low.as_chunks::<2>().0[..n];
+    match width {
+        2 => out.iter_mut().zip(low).for_each(|(o, l)| *o = i32::from(i16::from_le_bytes(*l))),
+        3 => {
+            let high = &high[..n];
+            for i in 0..n {
+                out[i] = i32::from(high[i] as i8) << 16 | i32::from(u16::from_le_bytes(low[i]));
+            }
+        }
+        _ => {
+            let high = &high.as_chunks::<2>().0[..n];
+            for i in 0..n {
+                let high = i32::from(i16::from_le_bytes(high[i]));
+                out[i] = high << 16 | i32::from(u16::from_le_bytes(low[i]));
+            }
+        }
+    }
+    used_bits(out)
+}
+
+#[inline(always)]
+pub(super) fn used_bits(v: &[i32]) -> u32 {
+    v.iter().fold(0, |all, v| all | (v ^ (v >> 31)) as u32)
+}
+
+#[inline(always)]
+pub(super) fn likelihoods(logits: &[i32], against: Against, out: &mut [u32]) {
+    out.iter_mut().zip(logits).for_each(|(o, l)| *o = against.likelihood(*l));
+}
+
+#[inline(always)]
 pub(super) fn weigh_bytes(a: &[i8], low: &[i32], high: &[i32]) -> (i64, i64) {
     let n = a.len();
     let (low, high) = (&low[..n], &high[..n]);
@@ -327,6 +361,7 @@ macro_rules! instantiate {
         use crate::kernel::{Functions, HeadScales, WeightSums};
         use crate::reference::Affine;
         use crate::semantics::quantise::Quantiser;
+        use crate::semantics::sample::Against;
         use crate::semantics::scale::Scale;
 
         instantiate!(@ $(#[$feature])* max_abs(v: &[i32]) -> u32);
@@ -346,13 +381,15 @@ macro_rules! instantiate {
         instantiate!(@ $(#[$feature])* scores(dots: &mut [i32], correction: i32, keys: HeadScales<'_>, query: Scale) -> i32);
         instantiate!(@ $(#[$feature])* weights(scores: &[i32], top: i32, values: HeadScales<'_>, highest: i16, high: &mut [i8], low: &mut [i8]) -> WeightSums);
         instantiate!(@ $(#[$feature])* weigh(a: &[i32], low: &[i32], high: &[i32]) -> (i128, i128));
+        instantiate!(@ $(#[$feature])* unpack(low: &[u8], high: &[u8], width: usize, out: &mut [i32]) -> u32);
+        instantiate!(@ $(#[$feature])* likelihoods(logits: &[i32], against: Against, out: &mut [u32]) -> ());
         instantiate!(@ $(#[$feature])* weigh_bytes(a: &[i8], low: &[i32], high: &[i32]) -> (i64, i64));
         instantiate!(@ $(#[$feature])* weigh_rows(a: &[i32], low: &[i32], high: &[i32], sums_low: &mut [i64], sums_high: &mut [i64]) -> ());
         instantiate!(@ $(#[$feature])* fold_tile(tile: &[u8], low: &[i32], high: &[i32], sums_low: &mut [i64], sums_high: &mut [i64]) -> ());
 
         pub(in crate::kernel) static FUNCTIONS: Functions = Functions {
             dot: $dot, max_abs, sum_squares, quantise, apply_row_scales, add_scaled, to_fixed, rotate, gate, sum, shift_by, affine,
-            activate, bend, hadamard, scores, weights, keccak: $keccak, weigh, weigh_bytes, weigh_rows, fold_tile,
+            activate, bend, hadamard, scores, weights, keccak: $keccak, weigh, unpack, likelihoods, weigh_bytes, weigh_rows, fold_tile,
         };
     };
 }

@@ -25,6 +25,18 @@ impl Kernel {
         unsafe { (self.functions.max_abs)(a) }
     }
 
+    /// Little-endian numbers of `width` bytes, 2 to 4: the lower two of all, then the rest of all. Gives back the fewest bytes that
+    /// hold each of them, 2 to 4; `None`, and any numbers, when these are not the bytes of `out.len()` numbers.
+    pub fn unpack(self, bytes: &[u8], width: u8, out: &mut [i32]) -> Option<u8> {
+        let (low, all) = (out.len().checked_mul(2)?, out.len().checked_mul(width.into())?);
+        if !(2..=4).contains(&width) || bytes.len() != all {
+            return None;
+        }
+        let (low, high) = bytes.split_at(low);
+        // SAFETY: the kernel runs here.
+        Some(fewest_bytes(unsafe { (self.functions.unpack)(low, high, width.into(), out) }))
+    }
+
     /// `Σ a_i · w_i` for the low and the high halves of `w`: exact for numbers of at most [`WEIGH_MAX`] in size.
     ///
     /// # Panics
@@ -76,6 +88,20 @@ impl Kernel {
         }
         (low, high)
     }
+}
+
+/// Fewest bytes, of 2 to 4, that hold numbers which differ from their signs in these bits.
+const fn fewest_bytes(used: u32) -> u8 {
+    match used {
+        0..=0x7fff => 2,
+        0x8000..=0x7f_ffff => 3,
+        _ => 4,
+    }
+}
+
+/// Fewest bytes, of 2 to 4, that hold every number.
+pub fn bytes_of(numbers: &[i32]) -> u8 {
+    fewest_bytes(super::body::used_bits(numbers))
 }
 
 #[cfg(test)]

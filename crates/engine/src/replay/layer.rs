@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{ByReference, CHUNK, Row};
 use crate::cache::Sequence;
 use crate::forward::{Executor, LayerOutput, Segment};
+use crate::kernel::Kernel;
 use crate::program::Head;
 use crate::program::layers::Layer;
 use crate::reference::{Reference, Value};
@@ -71,6 +72,7 @@ impl LayerExecution for Executor {
             let logits_from = run.logits_from.saturating_sub(position).min(tokens.len());
             let segment = Segment { sequence: &mut sequence, tokens, logits_from };
             let state = run.state(position..position + tokens.len());
+            let kernel = self.kernel();
             match self.forward_layer(&mut [segment], run.layer, state) {
                 LayerOutput::State(numbers) => {
                     let width = numbers.len() / tokens.len();
@@ -85,6 +87,7 @@ impl LayerExecution for Executor {
                             position: position + i,
                             hidden: output.hidden(i),
                             logits,
+                            kernel,
                         }));
                     }
                 }
@@ -124,7 +127,8 @@ impl LayerExecution for ByReference<'_> {
                 Value::Integers { v, .. } => visit(LayerRow::State { position, numbers: v }),
                 Value::Int8 { q, scales } => {
                     let logits = wanted.then(|| values[logits].integers().0);
-                    visit(LayerRow::Token(Row { position, hidden: (q, scales[0]), logits }));
+                    let hidden = (&q[..], scales[0]);
+                    visit(LayerRow::Token(Row { position, hidden, logits, kernel: Kernel::SCALAR }));
                 }
             }
         }

@@ -29,8 +29,9 @@ pub const fn exp2_weight(d: u32) -> u32 {
 /// `65024 · 2^16 · 2^(-d / 65536)`, rounded down: the same with a longer tail, for sampling.
 #[inline(always)]
 pub const fn exp2_likelihood(d: u32) -> u32 {
-    let n = d >> 16;
-    if n > 31 { 0 } else { (exp2_fraction(d & 0xffff) << 16) >> n }
+    // Beyond 31 bits of shift nothing is left; a 64-bit shift by at most 63 says so without a branch.
+    let n = if d >> 16 > 63 { 63 } else { d >> 16 };
+    (((exp2_fraction(d & 0xffff) as u64) << 16) >> n) as u32
 }
 
 #[cfg(test)]

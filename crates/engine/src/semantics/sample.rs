@@ -42,6 +42,8 @@ pub fn draw(seed: &[u8; 32], position: u32) -> u64 {
 }
 
 /// The token at `position` of an answer whose tokens so far are in `history`; with a mask, one of its tokens.
+///
+/// [`crate::kernel::Kernel::choose`] is the same, faster.
 pub fn choose(
     logits: &[i32],
     history: &History,
@@ -62,29 +64,92 @@ pub fn sample(
     seed: &[u8; 32],
     position: u32,
 ) -> u32 {
+    let each = |logits: &[i32], against: Against, out: &mut [u32]| {
+        out.iter_mut().zip(logits).for_each(|(o, l)| *o = against.likelihood(*l));
+    };
+    sample_by(&each, logits, mask, sampling, seed, position)
+}
+
+/// [`sample`] with whatever makes the likelihoods of all logits.
+pub(crate) fn sample_by(
+    each: &dyn Fn(&[i32], Against, &mut [u32]),
+    logits: &[i32],
+    mask: Option<&Mask>,
+    sampling: &Sampling,
+    seed: &[u8; 32],
+    position: u32,
+) -> u32 {
     // A guide that leaves nothing leaves everything: there is always a token.
     let mask = mask.filter(|m| !m.is_empty(logits.len()));
     let allowed = |id: usize| mask.is_none_or(|m| m.allows(id));
     if sampling.temperature_micro < GREEDY_BELOW_MICRO || logits.is_empty() {
         return argmax_of(logits, allowed);
     }
-    let mut kept = likelihoods(logits, sampling.temperature_micro, allowed);
-    keep_top(&mut kept, sampling);
-    kept.sort_unstable_by_key(|c| c.id);
-    let total: u64 = kept.iter().map(|c| u64::from(c.likelihood)).sum();
+    let best = logits.iter().enumerate().filter(|(id, _)| allowed(*id)).map(|(_, l)| *l).max();
+    let against = Against::new(best.unwrap_or(0), sampling.temperature_micro);
+    let mut all = vec![0u32; logits.len()];
+    each(logits, against, &mut all);
+    if let Some(mask) = mask {
+        all.iter_mut().enumerate().filter(|(id, _)| !mask.allows(*id)).for_each(|(_, l)| *l = 0);
+    }
+    let chosen = if cuts(sampling) {
+        let mut kept = candidates(&all);
+        keep_top(&mut kept, sampling);
+        kept.sort_unstable_by_key(|c| c.id);
+        drawn(kept.iter().map(|c| (c.id, c.likelihood)), seed, position)
+    } else {
+        drawn((0u32..).zip(all.iter().copied()), seed, position)
+    };
+    chosen.unwrap_or_else(|| argmax_of(logits, allowed))
+}
+
+/// Whether some tokens are left out for being unlikely.
+fn cuts(sampling: &Sampling) -> bool {
+    sampling.top_k != 0 || u128::from(sampling.top_p_micro) < MILLION || sampling.min_p_micro > 0
+}
+
+/// The token that the draw falls on, of tokens in order of their ids.
+fn drawn(kept: impl Iterator<Item = (u32, u32)> + Clone, seed: &[u8; 32], position: u32) -> Option<u32> {
+    let total: u64 = kept.clone().map(|(_, l)| u64::from(l)).sum();
     let target = ((u128::from(draw(seed, position)) * u128::from(total)) >> 64) as u64;
     let mut sum = 0;
-    for c in &kept {
-        sum += u64::from(c.likelihood);
+    for (id, likelihood) in kept {
+        sum += u64::from(likelihood);
         if sum > target {
-            return c.id;
+            return Some(id);
         }
     }
-    argmax_of(logits, allowed)
+    None
+}
+
+/// The best logit at a temperature: what likelihoods are relative to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Against {
+    factor: i32,
+    best: i32,
+}
+
+impl Against {
+    fn new(best: i32, temperature_micro: u32) -> Against {
+        // Temperatures that get here are at least 10 000: the quotient has 28 bits.
+        let factor = (LOG2E_MILLION_Q20 / i64::from(temperature_micro.max(GREEDY_BELOW_MICRO))) as i32;
+        Against { factor, best: exponent(best, factor) }
+    }
+
+    /// The likelihood of a logit no larger than the best; of a larger one, anything.
+    #[inline(always)]
+    pub(crate) const fn likelihood(self, logit: i32) -> u32 {
+        exp2_likelihood(self.best.wrapping_sub(exponent(logit, self.factor)) as u32)
+    }
+}
+
+#[inline(always)]
+const fn exponent(logit: i32, factor: i32) -> i32 {
+    shift_sat(logit as i64 * factor as i64, 20)
 }
 
 /// A token that may be chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Candidate {
     likelihood: u32,
     id: u32,
@@ -97,18 +162,17 @@ impl Candidate {
     }
 }
 
-/// Likelihoods relative to the best token, without those that round to 0; in order of ids.
-fn likelihoods(logits: &[i32], temperature_micro: u32, allowed: impl Fn(usize) -> bool) -> Vec<Candidate> {
-    let factor = LOG2E_MILLION_Q20 / i64::from(temperature_micro);
-    let exponent = |l: i32| shift_sat(i64::from(l) * factor, 20);
-    let allowed = logits.iter().enumerate().filter(|(id, _)| allowed(*id));
-    let best = exponent(allowed.clone().map(|(_, l)| *l).max().unwrap_or(0));
-    allowed
-        .filter_map(|(id, &l)| {
-            let likelihood = exp2_likelihood(best.wrapping_sub(exponent(l)) as u32);
-            (likelihood > 0).then_some(Candidate { likelihood, id: id as u32 })
-        })
-        .collect()
+/// Tokens whose likelihood does not round to 0, in order of ids.
+fn candidates(likelihoods: &[u32]) -> Vec<Candidate> {
+    // Which round to 0 is as good as random: writing all, and over those, is faster than a branch.
+    let mut kept = vec![Candidate::default(); likelihoods.len()];
+    let mut count = 0;
+    for (id, likelihood) in (0u32..).zip(likelihoods) {
+        kept[count] = Candidate { likelihood: *likelihood, id };
+        count += usize::from(*likelihood > 0);
+    }
+    kept.truncate(count);
+    kept
 }
 
 /// Applies top-k, then top-p, then min-p. Always keeps the likeliest token.
@@ -221,7 +285,8 @@ mod tests {
     fn a_long_nucleus_equals_a_full_sort() {
         let logits: Vec<i32> = (0..5_000).map(|i| ((i * 7_919) % 5_003) * 20).collect();
         for p in [1, 100_000, 900_000, 999_999] {
-            let mut fast = likelihoods(&logits, 1_000_000, |_| true);
+            let against = Against::new(*logits.iter().max().unwrap(), 1_000_000);
+            let mut fast = candidates(&logits.iter().map(|l| against.likelihood(*l)).collect::<Vec<_>>());
             let mut slow = fast.clone();
             keep_nucleus(&mut fast, p);
             slow.sort_unstable_by_key(Candidate::rank);

@@ -16,21 +16,21 @@ use assay_core::request::sampler_seed;
 use assay_core::verdict::{FailureCode, Verdict};
 use assay_engine::cache::Sequence;
 use assay_engine::constants::Constants;
-use assay_engine::forward::{Companion, Executor, Segment, Values};
+use assay_engine::forward::{Companion, Executor, Placed, Values};
 use assay_engine::kernel::Kernel;
 use assay_engine::pool::Pool;
-use assay_engine::program::Op;
+use assay_engine::program::ValueId;
+use assay_engine::program::check::CacheShape;
 use assay_engine::semantics::adjust::{History, Mask};
 use assay_engine::semantics::fixed::shift_sat;
 use assay_engine::semantics::logprobs::logprobs;
-use assay_engine::semantics::sample::choose;
 use assay_engine::semantics::scale::Scale;
 
 use super::draw::Challenge;
 use super::form::{Carried, Form, Role, Roots};
 use super::key::{Expanded, Key, KeyError, row_leaf};
 use super::open::Fed;
-use super::opening::{Block, Kept, Opening, Packed, Row, Token};
+use super::opening::{Block, Kept, Opening, Row, Token};
 use super::watch::{Stage, Watch};
 use crate::freivalds::{SOUNDNESS_BITS, soundness_of};
 use crate::report::Report;
@@ -96,7 +96,7 @@ pub struct Cost {
     pub token_bytes: u64,
     /// Bytes of keys, values and hidden vectors read and hashed, with their scales.
     pub block_bytes: u64,
-    /// Positions whose keys and values were taken from the opening.
+    /// Positions whose keys and values were taken from the opening: all up to the last one drawn.
     pub restored: u64,
     /// Choices of output ids computed again.
     pub choices: u64,
@@ -127,8 +127,6 @@ const CHECKS: [&str; 5] = ["opening", "commitments", "products", "states", "choi
 pub struct Checker {
     held: Arc<Expanded>,
     executor: Executor,
-    /// Accumulators of one product.
-    sums: Vec<i32>,
     watch: Watch,
 }
 
@@ -137,12 +135,7 @@ impl Checker {
     pub fn new(key: &Key, kernel: Kernel, pool: Arc<Pool>) -> Result<Checker, KeyError> {
         let held = Arc::new(Expanded::new(key)?);
         let constants: Arc<dyn Constants> = held.clone();
-        Ok(Checker {
-            held,
-            executor: Executor::new(constants, kernel, pool),
-            sums: Vec::new(),
-            watch: Watch::default(),
-        })
+        Ok(Checker { held, executor: Executor::new(constants, kernel, pool), watch: Watch::default() })
     }
 
     /// The same checker, with someone beside it who is told of every stage as it ends.
@@ -270,41 +263,35 @@ impl Checker {
         tokens: &[Token],
         cost: &mut Cost,
     ) -> Result<Tokens, Mistake> {
-        let capacity = tokens.last().map_or(0, |t| t.position as usize + 1);
-        let mut sequence = Sequence::new(held.program().caches(), capacity);
-        let mut choices = Choices::new(audited)?;
-        for token in tokens {
-            let position = token.position as usize;
-            cost.restored += (position - sequence.position()) as u64;
-            restore(&held.form, blocks, &mut sequence, position);
-            self.watch.done(Stage::Caches);
-            let Some(id) = audited.fed.tokens().get(position) else { continue };
-            let chooses = token.position >= audited.fed.choices_from();
-            let mut given = Given {
-                held,
-                kernel: self.executor.kernel(),
-                token,
-                id: *id,
-                block: blocks.get(position / BLOCK).map_or(&[][..], Vec::as_slice),
-                sums: &mut self.sums,
-                watch: &self.watch,
-                cost,
-                mistake: None,
-            };
-            let ids = [*id];
-            let segment =
-                Segment { sequence: &mut sequence, tokens: &ids, logits_from: usize::from(!chooses) };
-            let output = self.executor.forward_beside(&mut [segment], &mut given);
-            if let Some(mistake) = given.mistake {
-                return Err(mistake);
-            }
-            cost.tokens += 1;
-            if chooses {
-                let index = (token.position - audited.fed.choices_from()) as usize;
-                choices.check(index, output.logits(0), cost)?;
-                self.watch.done(Stage::Choices);
-            }
+        let mut choices = Choices::new(audited, self.executor.kernel())?;
+        let id = |p: u32| audited.fed.tokens().get(p as usize).copied().unwrap_or_default();
+        let placed: Vec<Placed> =
+            tokens.iter().map(|t| Placed { token: id(t.position), position: t.position }).collect();
+        let first = audited.fed.choices_from();
+        let choosing = placed.partition_point(|p| p.position < first);
+        let positions: Vec<u32> = placed.iter().map(|p| p.position).collect();
+        cost.restored += positions.last().map_or(0, |p| u64::from(*p) + 1);
+        cost.tokens += tokens.len() as u64;
+        let mut given = Given {
+            held,
+            kernel: self.executor.kernel(),
+            tokens,
+            placed: &placed,
+            positions: &positions,
+            blocks,
+            cache: None,
+            watch: &self.watch,
+            cost,
+            mistake: None,
+        };
+        let output = self.executor.forward_placed(&placed, choosing, &mut given);
+        if let Some(mistake) = given.mistake {
+            return Err(mistake);
         }
+        for (i, p) in placed.iter().skip(choosing).enumerate() {
+            choices.check((p.position - first) as usize, output.logits(i), cost)?;
+        }
+        self.watch.done(Stage::Choices);
         Ok(choices.done())
     }
 }
@@ -470,36 +457,17 @@ fn commitments(
     Ok(held.into_iter().map(|block| block.into_iter().map(Laid::rows).collect()).collect())
 }
 
-/// Fills the caches with the committed keys and values up to a position.
-fn restore(form: &Form, blocks: &[Vec<Option<Rows>>], sequence: &mut Sequence, position: usize) {
-    let from = sequence.position();
-    for (layer, attended) in form.attended.iter().enumerate() {
-        let mut at = from;
-        while at < position {
-            let end = ((at / BLOCK + 1) * BLOCK).min(position);
-            let within = at % BLOCK..at % BLOCK + (end - at);
-            let rows = |index: usize| {
-                let rows = blocks.get(at / BLOCK)?.get(index)?.as_ref()?;
-                rows.rows(within.clone(), form.carried.get(index)?)
-            };
-            let (Some(keys), Some(values)) = (rows(attended.keys), rows(attended.values)) else {
-                unreachable!("the shapes were checked")
-            };
-            sequence.restore(layer, keys, values);
-            at = end;
-        }
-    }
-    sequence.resume(position - from);
-}
-
-/// Beside the executor: makes products and embedded rows of what was opened, and compares what comes out with what was committed.
+/// Beside the executor: makes products, embedded rows and attention of what was opened, and compares what comes out with what was
+/// committed. After a mistake it goes on with zeros, which nobody reads.
 struct Given<'a> {
     held: &'a Expanded,
     kernel: Kernel,
-    token: &'a Token,
-    id: u32,
-    block: &'a [Option<Rows>],
-    sums: &'a mut Vec<i32>,
+    tokens: &'a [Token],
+    placed: &'a [Placed],
+    positions: &'a [u32],
+    blocks: &'a [Vec<Option<Rows>>],
+    /// Keys and values of the attend operation at hand; the memory serves all of one shape.
+    cache: Option<(CacheShape, Sequence)>,
     watch: &'a Watch,
     cost: &'a mut Cost,
     mistake: Option<Mistake>,
@@ -510,6 +478,10 @@ impl Companion for Given<'_> {
         let made = match self.held.form.role(op) {
             Role::Embedded(i) => self.embedded(i, values),
             Role::Product(i) => self.product(i, values),
+            Role::Attended(layer) => {
+                self.attended(op, layer, values);
+                Ok(())
+            }
             Role::Plain | Role::Carried(_) => return false,
         };
         if let Err(mistake) = made {
@@ -520,7 +492,7 @@ impl Companion for Given<'_> {
 
     fn made(&mut self, op: usize, values: &Values<'_>) {
         let role = self.held.form.role(op);
-        self.watch.done(self.stage(op, role));
+        self.watch.done(stage(role));
         if let Role::Carried(i) = role
             && self.mistake.is_none()
         {
@@ -530,104 +502,124 @@ impl Companion for Given<'_> {
     }
 }
 
-impl Given<'_> {
-    fn stage(&self, op: usize, role: Role) -> Stage {
-        match role {
-            Role::Embedded(_) => Stage::Rows,
-            Role::Product(_) => Stage::Products,
-            Role::Plain | Role::Carried(_) => match self.held.program().program().ops.get(op) {
-                Some(Op::Attend { .. }) => Stage::Attention,
-                _ => Stage::Elementwise,
-            },
-        }
+fn stage(role: Role) -> Stage {
+    match role {
+        Role::Embedded(_) => Stage::Rows,
+        Role::Product(_) => Stage::Products,
+        Role::Attended(_) => Stage::Attention,
+        Role::Plain | Role::Carried(_) => Stage::Elementwise,
     }
+}
 
-    /// Makes the value whatever was opened: after a mistake of zeros, which nobody reads.
+impl Given<'_> {
+    /// Makes the embedded rows of all tokens, and checks that they are the model's.
     fn embedded(&self, i: usize, values: &mut Values<'_>) -> Result<(), Mistake> {
-        let position = self.token.position;
-        let (Some(e), Some(row)) = (self.held.form.embedded.get(i), self.token.rows.get(i)) else {
-            unreachable!("the shapes were checked")
-        };
+        let Some(e) = self.held.form.embedded.get(i) else { return Ok(()) };
         let (_, _, shift) = self.held.program().matrix_shape(e.table);
         let frac = self.held.program().program().residual_frac;
         let shift = i32::from(shift) - i32::from(frac);
-        let made: Vec<i32> =
-            row.weights.0.iter().map(|w| shift_sat(i64::from(*w) * i64::from(row.scale), shift)).collect();
-        values.put_integers(e.op, &made, vec![Scale::power(-i16::from(frac))]);
-        let index = u64::from(if e.by_position { position } else { self.id });
-        let leaf = row_leaf(row.scale, &row.weights.0);
-        let stands = row.proof.index == index
-            && self.held.rows_of(e.table).is_some_and(|root| merkle::verify(root, leaf, &row.proof));
-        if stands {
-            return Ok(());
+        let rows: Vec<&Row> = self.tokens.iter().filter_map(|t| t.rows.get(i)).collect();
+        let fixed = |row: &&Row| -> Vec<i32> {
+            row.weights.0.iter().map(|w| shift_sat(i64::from(*w) * i64::from(row.scale), shift)).collect()
+        };
+        let made: Vec<i32> = rows.iter().flat_map(fixed).collect();
+        values.put_integers(e.op, &made, vec![Scale::power(-i16::from(frac)); rows.len()]);
+        let root = self.held.rows_of(e.table);
+        for (row, placed) in rows.into_iter().zip(self.placed) {
+            let index = u64::from(if e.by_position { placed.position } else { placed.token });
+            let leaf = row_leaf(row.scale, &row.weights.0);
+            let stands =
+                row.proof.index == index && root.is_some_and(|root| merkle::verify(root, leaf, &row.proof));
+            if !stands {
+                let position = placed.position;
+                let message =
+                    format!("the row opened for position {position} is not row {index} of the model's table");
+                return Err(Mistake::new("products", FailureCode::Row, position, message));
+            }
         }
-        let message =
-            format!("the row opened for position {position} is not row {index} of the model's table");
-        Err(Mistake::new("products", FailureCode::Row, position, message))
+        Ok(())
     }
 
+    /// Unpacks the accumulators of a product for all tokens that have it, and checks that they are the product.
     fn product(&mut self, i: usize, values: &mut Values<'_>) -> Result<(), Mistake> {
-        let position = self.token.position;
-        let (Some(p), Some(packed)) = (self.held.form.products.get(i), self.token.products.get(i)) else {
-            unreachable!("the shapes were checked")
-        };
-        self.sums.resize(self.sums.len().max(p.rows), 0);
-        let sums = self.sums.get_mut(..p.rows).unwrap_or_default();
-        let checked = match self.mistake {
-            Some(_) => Err(()),
-            None => Given::believe(self.held, self.kernel, packed, p, sums, values),
-        };
-        if checked.is_err() {
+        let Some(p) = self.held.form.products.get(i) else { return Ok(()) };
+        let check = self.held.check_of(p.weights);
+        // Behind the hidden vector only the last tokens are left: those that choose.
+        let tokens = self.tokens.get(self.tokens.len() - values.rows()..).unwrap_or_default();
+        let (kernel, cost, mut wrong) = (self.kernel, &mut *self.cost, None);
+        let mut in_vain = self.mistake.is_some();
+        values.put_product(p.op, p.weights, p.x, &mut |row, q, sums| {
+            let Some((token, packed)) = tokens.get(row).and_then(|t| Some((t, t.products.get(i)?))) else {
+                unreachable!("the shapes were checked")
+            };
+            cost.products += 1;
+            cost.accumulators += p.rows as u64;
+            cost.token_bytes += packed.bytes.len() as u64;
+            if !in_vain && packed.unpack(kernel, sums) && check.is_some_and(|c| c.holds(kernel, q, sums)) {
+                return;
+            }
             sums.fill(0);
-        }
-        values.put_product(p.op, p.weights, p.x, sums);
-        self.cost.products += 1;
-        self.cost.accumulators += p.rows as u64;
-        self.cost.token_bytes += packed.bytes.len() as u64;
-        checked.map_err(|()| {
-            let names = &self.held.program().program().tensors;
-            let name = names.get(usize::from(p.weights)).map_or("", |t| t.name.as_str());
-            let message = format!("the accumulators of `{name}` at position {position} are not its products");
-            Mistake::new("products", FailureCode::Product, position, message)
-        })
+            if !std::mem::replace(&mut in_vain, true) {
+                wrong = Some(token.position);
+            }
+        });
+        let Some(position) = wrong else { return Ok(()) };
+        let names = &self.held.program().program().tensors;
+        let name = names.get(usize::from(p.weights)).map_or("", |t| t.name.as_str());
+        let message = format!("the accumulators of `{name}` at position {position} are not its products");
+        Err(Mistake::new("products", FailureCode::Product, position, message))
     }
 
-    /// Unpacks the accumulators and checks that they are the product.
-    fn believe(
-        held: &Expanded,
-        kernel: Kernel,
-        packed: &Packed,
-        p: &super::form::Product,
-        sums: &mut [i32],
-        values: &Values<'_>,
-    ) -> Result<(), ()> {
-        let holds = packed.unpack(sums)
-            && held.check_of(p.weights).is_some_and(|c| c.holds(kernel, values.int8(p.x, 0).0, sums));
-        if holds { Ok(()) } else { Err(()) }
-    }
-
-    fn carried(&self, i: usize, values: &Values<'_>) -> Result<(), Mistake> {
-        let position = self.token.position;
-        let Some(c) = self.held.form.carried.get(i) else { return Ok(()) };
-        let committed = self.block.get(i).and_then(Option::as_ref);
-        let row = position as usize % BLOCK;
-        let committed = committed.and_then(|r| r.rows(row..row + 1, c));
-        if committed == Some(values.int8(c.op, 0)) {
-            return Ok(());
-        }
-        let (code, what) = match i == self.held.form.hidden {
-            true => (FailureCode::Hidden, "hidden vector"),
-            false => (FailureCode::KeyValue, "keys or values"),
+    /// Makes an attend operation of the committed keys and values.
+    fn attended(&mut self, op: usize, layer: usize, values: &mut Values<'_>) {
+        let (form, last) = (&self.held.form, self.positions.last().map_or(0, |p| *p as usize));
+        let (Some(attended), Some(shape)) =
+            (form.attended.get(layer), self.held.program().caches().get(layer).copied())
+        else {
+            unreachable!("attend operations have caches")
         };
-        let message =
-            format!("the {what} of position {position} (operation {}) are not those committed", c.op);
-        Err(Mistake::new("states", code, position, message))
+        let held = self.cache.take().filter(|(of, _)| *of == shape);
+        let mut cache = held.map_or_else(|| Sequence::new(&[shape], last + 1), |(_, cache)| cache);
+        cache.clear();
+        for (b, block) in self.blocks.iter().enumerate() {
+            let rows = (last + 1).saturating_sub(b * BLOCK).min(BLOCK);
+            let of = |index: usize| block.get(index)?.as_ref()?.rows(0..rows, form.carried.get(index)?);
+            let (Some(keys), Some(values)) = (of(attended.keys), of(attended.values)) else {
+                unreachable!("the shapes were checked")
+            };
+            cache.restore(0, keys, values);
+        }
+        self.watch.done(Stage::Caches);
+        values.put_attended(op as ValueId, self.positions, &cache);
+        self.cache = Some((shape, cache));
+    }
+
+    /// Whether a value that blocks are committed by comes out as committed, for every token.
+    fn carried(&self, i: usize, values: &Values<'_>) -> Result<(), Mistake> {
+        let Some(c) = self.held.form.carried.get(i) else { return Ok(()) };
+        for (row, position) in self.positions.iter().enumerate() {
+            let at = *position as usize;
+            let block = self.blocks.get(at / BLOCK).and_then(|b| b.get(i)?.as_ref());
+            let committed = block.and_then(|r| r.rows(at % BLOCK..at % BLOCK + 1, c));
+            if committed == Some(values.int8(c.op, row)) {
+                continue;
+            }
+            let (code, what) = match i == self.held.form.hidden {
+                true => (FailureCode::Hidden, "hidden vector"),
+                false => (FailureCode::KeyValue, "keys or values"),
+            };
+            let message =
+                format!("the {what} of position {position} (operation {}) are not those committed", c.op);
+            return Err(Mistake::new("states", code, *position, message));
+        }
+        Ok(())
     }
 }
 
 /// The choices of output ids.
 struct Choices<'a> {
     audited: &'a Audited<'a>,
+    kernel: Kernel,
     seed: [u8; 32],
     history: History,
     guide: Option<Guided>,
@@ -643,7 +635,7 @@ struct Tokens {
 }
 
 impl<'a> Choices<'a> {
-    fn new(audited: &'a Audited<'a>) -> Result<Choices<'a>, Mistake> {
+    fn new(audited: &'a Audited<'a>, kernel: Kernel) -> Result<Choices<'a>, Mistake> {
         let (record, known) = (audited.record, audited.known);
         let t = &record.transcript;
         let guide = match known.subject.map(|s| guided(record, s)).transpose() {
@@ -653,7 +645,8 @@ impl<'a> Choices<'a> {
             }
         };
         let seed = sampler_seed(t.nonce, record.request.hash(), record.receipt.receipt.model_root);
-        Ok(Choices { audited, seed, history: History::new(&t.prompt_ids), guide, taken: 0, without_mask: 0 })
+        let history = History::new(&t.prompt_ids);
+        Ok(Choices { audited, kernel, seed, history, guide, taken: 0, without_mask: 0 })
     }
 
     /// Whether `logits` choose the answer's token `index`.
@@ -685,7 +678,8 @@ impl<'a> Choices<'a> {
             return Ok(());
         }
         cost.choices += 1;
-        let want = choose(logits, &self.history, mask.as_ref(), &request.sampling, &self.seed, at);
+        let want =
+            self.kernel.choose(logits, &self.history, mask.as_ref(), &request.sampling, &self.seed, at);
         if want == got {
             return Ok(());
         }

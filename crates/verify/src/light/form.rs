@@ -102,6 +102,7 @@ pub(crate) enum Role {
     Carried(usize),
     Product(usize),
     Embedded(usize),
+    Attended(usize),
 }
 
 /// The shapes of a decoder's openings.
@@ -159,6 +160,7 @@ impl Form {
             roles: vec![Role::Plain; program.ops.len()],
             carried,
         };
+        let mut attends = 0..;
         for (op, o) in (0u16..=logits).zip(&program.ops) {
             let role = match *o {
                 Op::MatMul { weights, x } => {
@@ -173,6 +175,7 @@ impl Form {
                     form.embedded.push(Embedded { op, table, cols, by_position });
                     Role::Embedded(form.embedded.len() - 1)
                 }
+                Op::Attend { .. } => Role::Attended(attends.next().unwrap_or_default()),
                 _ => form.carried.iter().position(|c| c.op == op).map_or(Role::Plain, Role::Carried),
             };
             if let Some(r) = form.roles.get_mut(usize::from(op)) {

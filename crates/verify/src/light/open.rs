@@ -220,7 +220,7 @@ impl Companion for Capture<'_> {
                     products.push(Packed::new(&values.accumulators_at(p.weights, p.x, last)));
                 }
             }
-            Role::Plain | Role::Embedded(_) => {}
+            Role::Plain | Role::Embedded(_) | Role::Attended(_) => {}
         }
     }
 }

@@ -9,6 +9,8 @@ use assay_core::canonical::Canonical;
 use assay_core::id::Hash;
 use assay_core::limits::LIGHT_OPENING_BYTES_MAX;
 use assay_core::merkle::Proof;
+use assay_engine::kernel::Kernel;
+use assay_engine::kernel::wide::bytes_of;
 use assay_engine::semantics::scale::Scale;
 use borsh::{BorshDeserialize, BorshSerialize};
 
@@ -107,7 +109,7 @@ pub struct Packed {
 impl Packed {
     /// Packs numbers.
     pub fn new(numbers: &[i32]) -> Packed {
-        let width = width_of(numbers);
+        let width = bytes_of(numbers);
         let mut bytes = Vec::with_capacity(numbers.len().saturating_mul(width.into()));
         for v in numbers {
             let [a, b, _, _] = v.to_le_bytes();
@@ -125,38 +127,8 @@ impl Packed {
     }
 
     /// Unpacks exactly `out.len()` numbers; `false`, and any numbers, when these are not the bytes of so many or not the fewest.
-    pub fn unpack(&self, out: &mut [i32]) -> bool {
-        let count = out.len();
-        if !(2..=4).contains(&self.width) || self.bytes.len() != count.saturating_mul(self.width.into()) {
-            return false;
-        }
-        let (low, high) = self.bytes.split_at(count.saturating_mul(2));
-        let low = low.as_chunks::<2>().0;
-        match self.width {
-            2 => out.iter_mut().zip(low).for_each(|(o, l)| *o = i32::from(i16::from_le_bytes(*l))),
-            3 => {
-                for ((o, l), h) in out.iter_mut().zip(low).zip(high) {
-                    *o = i32::from(h.cast_signed()) << 16 | i32::from(u16::from_le_bytes(*l));
-                }
-            }
-            _ => {
-                for ((o, l), h) in out.iter_mut().zip(low).zip(high.as_chunks::<2>().0) {
-                    *o = i32::from(i16::from_le_bytes(*h)) << 16 | i32::from(u16::from_le_bytes(*l));
-                }
-            }
-        }
-        width_of(out) == self.width
-    }
-}
-
-/// Fewest bytes that hold every number: 2, 3 or 4.
-fn width_of(numbers: &[i32]) -> u8 {
-    // Numbers that differ from their sign above a bit need it.
-    let used = numbers.iter().fold(0, |all, v| all | (v ^ (v >> 31)).cast_unsigned());
-    match used {
-        0..=0x7fff => 2,
-        0x8000..=0x7f_ffff => 3,
-        _ => 4,
+    pub fn unpack(&self, kernel: Kernel, out: &mut [i32]) -> bool {
+        kernel.unpack(&self.bytes, self.width, out) == Some(self.width)
     }
 }
 
@@ -178,14 +150,16 @@ mod tests {
         for (numbers, width) in cases {
             let packed = Packed::new(numbers);
             assert_eq!(packed.width, width, "{numbers:?}");
-            let mut out = vec![7; numbers.len()];
-            assert!(packed.unpack(&mut out));
-            assert_eq!(out, numbers);
-            assert!(!packed.unpack(&mut vec![0; numbers.len() + 1]));
-            assert!(!Packed { width: 5, ..packed.clone() }.unpack(&mut out));
+            for kernel in Kernel::available() {
+                let mut out = vec![7; numbers.len()];
+                assert!(packed.unpack(kernel, &mut out));
+                assert_eq!(out, numbers);
+                assert!(!packed.unpack(kernel, &mut vec![0; numbers.len() + 1]));
+                assert!(!Packed { width: 5, ..packed.clone() }.unpack(kernel, &mut out));
+                // The same numbers in more bytes are other bytes, and refused.
+                let wide = Packed { width: 3, bytes: vec![1, 0, 0] };
+                assert!(!wide.unpack(kernel, &mut [0]));
+            }
         }
-        // The same numbers in more bytes are other bytes, and refused.
-        let wide = Packed { width: 3, bytes: vec![1, 0, 0] };
-        assert!(!wide.unpack(&mut [0]));
     }
 }

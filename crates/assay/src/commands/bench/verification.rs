@@ -40,7 +40,7 @@ pub struct Verification {
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Positions that a light audit opens.
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=32))]
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=32))]
     opened: u32,
     /// The four smallest models, 64 and 512 positions, one round.
     #[arg(long)]

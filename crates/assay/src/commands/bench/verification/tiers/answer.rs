@@ -11,7 +11,6 @@ use assay_core::receipt::{Domain, Receipt};
 use assay_core::request::{Prompt, Request, Sampling};
 use assay_core::transcript::{NonceSource, StopReason, Transcript};
 use assay_engine::artifact::TextModel;
-use assay_engine::constants::Constants as _;
 use assay_engine::forward::Executor;
 use assay_engine::import::synthetic;
 use assay_engine::program::Program;

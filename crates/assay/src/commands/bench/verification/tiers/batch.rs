@@ -18,7 +18,7 @@ use super::answer::Answer;
 use super::{Measured, cache_bytes, model_bytes, transcript_bytes};
 use crate::commands::bench::verification::Setup;
 use crate::commands::bench::verification::clock::core_ms;
-use crate::commands::bench::verification::execution::{Base, executor};
+use crate::commands::bench::verification::execution::{Base, CHOICE, executor};
 use crate::commands::bench::verification::parts::{Laps, Parts, kind};
 use crate::commands::bench::verification::row::Tier;
 use crate::commands::bench::verification::shapes::Model;
@@ -117,7 +117,7 @@ fn run(model: &Arc<InMemory>, t: u32, setup: &Setup, base: &Base) -> Result<Run>
     // The choice is of biased logits: the usual one costs something else.
     let choices = f64::from(t / 2 + 1);
     let mut execution = inside.scaled_to((execution - choices * base.choice.biased).max(0.0));
-    execution.add("choice of tokens", choices * base.choice.plain);
+    execution.add(CHOICE, choices * base.choice.plain);
     parts = parts.beyond(&Parts::of("execution", parts.get("execution")), 1.0).plus(&execution);
     let positions = f64::from(t);
     Ok(Run {
@@ -178,7 +178,10 @@ impl Companion for Taking<'_> {
         let (sums, taken) =
             self.left[op].get_or_insert_with(|| (traced.next().map(|t| t.1).unwrap_or_default(), 0));
         let count = values.rows() * program.matrix_shape(weights).0 as usize;
-        values.put_product(op as ValueId, weights, x, &sums[*taken..*taken + count]);
+        let sums = &sums[*taken..*taken + count];
+        values.put_product(op as ValueId, weights, x, &mut |row, _, out| {
+            out.copy_from_slice(&sums[row * out.len()..(row + 1) * out.len()]);
+        });
         *taken += count;
         true
     }

@@ -18,7 +18,7 @@ use super::answer::{Answer, ROOT};
 use super::{Measured, cache_bytes};
 use crate::commands::bench::verification::Setup;
 use crate::commands::bench::verification::clock::{core_ms, median};
-use crate::commands::bench::verification::execution::{Base, executor};
+use crate::commands::bench::verification::execution::{Base, CHOICE, executor};
 use crate::commands::bench::verification::parts::Parts;
 use crate::commands::bench::verification::row::Tier;
 use crate::commands::bench::verification::shapes;
@@ -79,8 +79,10 @@ pub fn measure(model: &shapes::Model, t: u32, setup: &Setup, base: &Base) -> Res
         prover_core_ms_per_token: run.prover,
         bytes_per_token: run.opening_bytes / f64::from(opened),
         key_bytes: run.key_bytes,
-        memory_bytes: (run.key_bytes + run.expanded_bytes + 2.0 * run.opening_bytes) as u64
-            + cache_bytes(model, t),
+        memory_bytes: run.key_bytes
+            + run.expanded_bytes
+            + 2.0 * run.opening_bytes
+            + cache_bytes(model, t) * all,
         checked: opened,
         soundness_bits: soundness_of(run.products as u64),
     })
@@ -239,6 +241,6 @@ fn label(stage: Stage) -> &'static str {
         Stage::Attention => "attention",
         Stage::Elementwise => "elementwise",
         Stage::States => "comparing states",
-        Stage::Choices => "choice of tokens",
+        Stage::Choices => CHOICE,
     }
 }
