@@ -26,7 +26,7 @@ mod watched;
 pub use layer::LayerOutput;
 pub use matmul::products;
 pub(crate) use watched::Alone;
-pub use watched::{Companion, Values};
+pub use watched::{Companion, PutRow, Values};
 
 /// Most rows that one batch may have.
 pub const BATCH_ROWS_MAX: usize = 4096;

@@ -380,8 +380,8 @@ fn every_field_of_the_record() {
     let last = FULL.record.transcript.output_ids.len() - 1;
     assert_eq!(last, 39);
     assert_eq!(fails(|r| r.transcript.output_ids[39] ^= 1), FailureCode::OutputId);
-    assert_eq!(fails(|r| r.transcript.output_ids[3] ^= 1), FailureCode::OutputId);
-    // A token of the prompt was chosen by nobody: its row is another.
+    // The row of a token that is read again, or was chosen by nobody, is another's.
+    assert_eq!(fails(|r| r.transcript.output_ids[3] ^= 1), FailureCode::Row);
     assert_eq!(fails(|r| r.transcript.prompt_ids[0] ^= 1), FailureCode::Row);
     assert_eq!(fails(|r| r.transcript.output_ids[7] = u32::MAX), FailureCode::OutputId);
     assert_eq!(fails(|r| r.request.sampling.top_k = 1), FailureCode::OutputId);

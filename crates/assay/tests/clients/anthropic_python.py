@@ -54,7 +54,8 @@ for choice in [{"type": "any"}, {"type": "tool", "name": "get_weather", "disable
 conversation = [*asked["messages"], {"role": "assistant", "content": [call.model_dump(exclude_none=True)]},
                 {"role": "user", "content": [{"type": "tool_result", "tool_use_id": call.id, "content": "4"}]}]
 told = messages.create(**{**asked, "messages": conversation, "max_tokens": 8}, tool_choice={"type": "none"})
-assert told.content[0].type == "text"
+# A model that knows nothing may end at once.
+assert all(b.type == "text" for b in told.content) and told.stop_reason != "tool_use"
 
 # Structured output.
 config = {"format": {"type": "json_schema", "schema": schema}}

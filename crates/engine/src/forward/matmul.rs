@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::Executor;
+use super::{Executor, PutRow};
 use crate::kernel::{Dot, Kernel};
 use crate::matrix::{GROUP, Matrix, TILE_ROWS};
 use crate::pool::{Parts, Pool};
@@ -82,7 +82,7 @@ impl Executor {
         weights: TensorId,
         x: ValueId,
         rows: usize,
-        put: &mut dyn FnMut(usize, &[i8], &mut [i32]),
+        put: PutRow<'_>,
     ) {
         let constants = Arc::clone(&self.constants);
         let w = constants.matrix(weights);

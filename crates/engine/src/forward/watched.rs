@@ -25,6 +25,9 @@ pub trait Companion {
     }
 }
 
+/// Puts the accumulators of a row, one for each row of a matrix: is given the row's index and the int8 numbers that are multiplied.
+pub type PutRow<'a> = &'a mut dyn FnMut(usize, &[i8], &mut [i32]);
+
 /// Nobody.
 pub(crate) struct Alone;
 
@@ -82,15 +85,9 @@ impl<'a> Values<'a> {
         e.buffers.scales[i] = scales;
     }
 
-    /// Makes value `v`, the product of `weights` and `x` (semantics 6.4), row by row: `put` is given a row's index and its int8
-    /// numbers of `x`, and puts its accumulators, one for each row of the matrix, of which only the row scales are read.
-    pub fn put_product(
-        &mut self,
-        v: ValueId,
-        weights: TensorId,
-        x: ValueId,
-        put: &mut dyn FnMut(usize, &[i8], &mut [i32]),
-    ) {
+    /// Makes value `v`, the product of `weights` and `x` (semantics 6.4), row by row. Of the matrix only the row
+    /// scales are read.
+    pub fn put_product(&mut self, v: ValueId, weights: TensorId, x: ValueId, put: PutRow<'_>) {
         self.executor.finish_product(usize::from(v), weights, x, self.rows, put);
     }
 

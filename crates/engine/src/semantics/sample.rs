@@ -70,9 +70,12 @@ pub fn sample(
     sample_by(&each, logits, mask, sampling, seed, position)
 }
 
+/// Makes the likelihood of each logit.
+pub(crate) type Each<'a> = &'a dyn Fn(&[i32], Against, &mut [u32]);
+
 /// [`sample`] with whatever makes the likelihoods of all logits.
 pub(crate) fn sample_by(
-    each: &dyn Fn(&[i32], Against, &mut [u32]),
+    each: Each<'_>,
     logits: &[i32],
     mask: Option<&Mask>,
     sampling: &Sampling,

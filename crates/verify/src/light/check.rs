@@ -1,8 +1,9 @@
 //! The verifier's side: an opening, a record and a key become a verdict.
 //!
-//! In this order: the record's own bindings, the shapes of the opening, the commitments, then token by token in rising order: embedded
-//! rows, products, keys, values and hidden vectors, and the choice. The first mistake in an opening ends its check, since what
-//! comes after it would be computed from numbers that nobody vouches for.
+//! In this order: the record's own bindings, the shapes of the opening, the commitments, then operation by operation for all
+//! opened tokens together: embedded rows, products, keys, values and hidden vectors; last the choices. So the random weights of
+//! a product, and the keys and values of a layer, are read once for all tokens. The first mistake in an opening ends its check,
+//! since what comes after it would be computed from numbers that nobody vouches for.
 
 use std::ops::Range;
 use std::sync::Arc;

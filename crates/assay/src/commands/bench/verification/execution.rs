@@ -121,9 +121,9 @@ impl Bench {
         // Where logits were just computed: the same ones over and over would be chosen from faster.
         let plain = reexecution.get(CHOICE) * t as f64 / (t / 2 + 1) as f64;
         let from_one = match (
-            self.from_one(&mut |e, head| self::prefill(e, t / 2, head)),
-            self.from_one(&mut |e, head| decode(e, t, 1, head)),
-            self.from_one(&mut |e, head| replay(e, t, head)),
+            self.with_one(&mut |e, head| self::prefill(e, t / 2, head)),
+            self.with_one(&mut |e, head| decode(e, t, 1, head)),
+            self.with_one(&mut |e, head| replay(e, t, head)),
         ) {
             (Some(p), Some(d), Some(r)) => Some((generated(p, d), r / t as f64)),
             _ => None,
@@ -149,7 +149,7 @@ impl Bench {
     }
 
     /// The same from a single layer.
-    fn from_one(&mut self, work: Work<'_>) -> Option<f64> {
+    fn with_one(&mut self, work: Work<'_>) -> Option<f64> {
         let one = self.one.as_mut()?;
         let layers = work(one, Head::Without).beyond(&work(&mut self.none, Head::Without), self.layers);
         Some(layers.total() + work(&mut self.none, Head::With).total())

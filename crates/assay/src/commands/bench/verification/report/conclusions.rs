@@ -183,7 +183,7 @@ pub fn cheapest(rows: &[Row]) -> String {
                 .iter()
                 .filter(|d| {
                     let cost = |tier: &Tier| find(rows, **d, t, *tier).map(|r| r.core_ms_per_token);
-                    let least = tiers.iter().filter_map(|t| cost(t)).fold(f64::INFINITY, f64::min);
+                    let least = tiers.iter().filter_map(&cost).fold(f64::INFINITY, f64::min);
                     cost(tier).is_some_and(|c| c <= least)
                 })
                 .map(u32::to_string)
