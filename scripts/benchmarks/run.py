@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Measures the engine beside llama.cpp and writes engine, receipts and verification.json in docs/benchmarks. Needs python3
+"""Measures the engine beside llama.cpp and writes engine, receipts and reexecution.json in docs/benchmarks. Needs python3
 with venv, a C++ compiler and cmake.
 
     scripts/benchmarks/run.py                  everything, about an hour with the first build of the peer
     scripts/benchmarks/run.py --shapes 135M    one shape
+    scripts/benchmarks/run.py --what receipts  one file, without the peer
 
 Machines drift, so the two sides take turns within each round and the ratio is the median of the rounds' ratios.
 """
@@ -37,6 +38,12 @@ def median(runs, key):
 def prepare(folder, shapes):
     subprocess.run(["cargo", "build", "--release", "--locked"], cwd=ROOT, check=True)
     folder.mkdir(parents=True, exist_ok=True)
+    for shape in shapes:
+        if not (folder / f"{shape}.assay").exists():
+            lines([ASSAY, "bench", "--json", "synthetic", shape, folder / f"{shape}.assay"])
+
+
+def prepare_peer(folder, shapes):
     python = folder / "venv/bin/python"
     if not python.exists():
         venv.create(folder / "venv", with_pip=True)
@@ -45,8 +52,6 @@ def prepare(folder, shapes):
     for shape in shapes:
         if not (folder / f"{shape}.gguf").exists():
             lines([python, HERE / "peer_model.py", shape, folder / f"{shape}.gguf"])
-        if not (folder / f"{shape}.assay").exists():
-            lines([ASSAY, "bench", "--json", "synthetic", shape, folder / f"{shape}.assay"])
     return python
 
 
@@ -75,11 +80,11 @@ def engine(python, folder, shapes, threads, rounds):
     return rows
 
 
-def shares(what, folder, shapes, arguments):
+def shares(what, folder, shapes):
     """Medians of `assay bench receipts` or `reexecution`, one row for each length of the answer."""
     rows = []
     for shape in shapes:
-        runs = lines([ASSAY, "bench", "--json", what, folder / f"{shape}.assay", *arguments])
+        runs = lines([ASSAY, "bench", "--json", what, folder / f"{shape}.assay"])
         for length in dict.fromkeys(run["completion_tokens"] for run in runs):
             same = [run for run in runs if run["completion_tokens"] == length]
             row = {"shape": shape}
@@ -94,6 +99,8 @@ def shares(what, folder, shapes, arguments):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=pathlib.Path, default=ROOT / "target/benchmarks", help="models and the peer")
+    every = ["engine", "receipts", "reexecution"]
+    parser.add_argument("--what", nargs="+", default=every, choices=every)
     parser.add_argument("--shapes", nargs="+", default=["135M", "1B"], choices=["135M", "360M", "1B"])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=5)
@@ -105,10 +112,13 @@ def main():
         text = ",\n".join(f"  {json.dumps(row)}" for row in rows)
         (out / f"{name}.json").write_text(f"[\n{text}\n]\n")
 
-    python = prepare(options.folder, options.shapes)
-    write("engine", engine(python, options.folder, options.shapes, options.threads, options.rounds))
-    write("receipts", shares("receipts", options.folder, options.shapes, []))
-    write("reexecution", shares("reexecution", options.folder, options.shapes, []))
+    prepare(options.folder, options.shapes)
+    for what in options.what:
+        if what == "engine":
+            python = prepare_peer(options.folder, options.shapes)
+            write(what, engine(python, options.folder, options.shapes, options.threads, options.rounds))
+        else:
+            write(what, shares(what, options.folder, options.shapes))
 
 
 main()

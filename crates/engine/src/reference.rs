@@ -557,11 +557,15 @@ pub fn activation(g: i32, table: &[i32]) -> i32 {
 pub fn table_at(a: u32, table: &[i32]) -> i32 {
     let i = (a >> 10).min(1024) as usize;
     let next = (i + 1).min(1024);
-    table[i] + rsh(i64::from(table[next] - table[i]) * i64::from(a & 1023), 10) as i32
+    // Entries are 32 768 to 65 536, so that this stays below 2^25; of others, which no artifact has, it is anything.
+    let rise = table[next].wrapping_sub(table[i]).wrapping_mul((a & 1023) as i32);
+    table[i].wrapping_add(rise.wrapping_add(1 << 9) >> 10)
 }
 
 /// Activated gate times normalised `u`.
 #[inline(always)]
 pub const fn gate_product(act: i32, u: i32, shift: u32) -> i32 {
-    sat32(rsh(act as i64 * rsh(u as i64, shift), 10))
+    // A number of 32 bits shifted right has no more: said so, that the product is of 32 by 32 bits.
+    let u = rsh(u as i64, shift) as i32;
+    sat32(rsh(act as i64 * u as i64, 10))
 }

@@ -131,8 +131,8 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// Ids of a text for an encoder: with the special tokens that the tokenizer's post-processor puts around it ([CLS] and
-    /// [SEP], say), cut at its end so that there are at most `max`. Names of special tokens in the text are text.
+    /// Ids of a text for an encoder: with the special tokens that the tokenizer's post-processor puts around it (`[CLS]` and
+    /// `[SEP]`, say), cut at its end so that there are at most `max`. Names of special tokens in the text are text.
     pub fn encode_for_embedding(&self, text: &str, max: usize) -> Result<Vec<u32>, TextError> {
         let around = self.inner.get_post_processor().map_or(0, |p| p.added_tokens(false));
         let room = max.checked_sub(around).ok_or_else(|| {

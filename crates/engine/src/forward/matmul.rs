@@ -63,14 +63,13 @@ impl Executor {
         self.scale_product(i, &w, x, rows);
     }
 
-    /// The accumulators of a matrix product (semantics 6.4) for `rows` of `x`: `rows × W.rows`, row by row.
-    pub(super) fn accumulators(&self, weights: TensorId, x: ValueId, rows: Range<usize>) -> Vec<i32> {
-        let stride = self.width(x);
+    /// The accumulators of a matrix product (semantics 6.4) for the first `rows` rows of `x`: `rows × W.rows`, row by row.
+    pub(super) fn accumulators(&self, weights: TensorId, x: ValueId, rows: usize) -> Vec<i32> {
         let x = Rows {
-            q: &self.int8(x)[rows.start * stride..],
-            stride,
-            sums: &self.buffers.sums[usize::from(x)][rows.start..],
-            count: rows.len(),
+            q: self.int8(x),
+            stride: self.width(x),
+            sums: &self.buffers.sums[usize::from(x)],
+            count: rows,
         };
         multiply(self.kernel, &self.pool, &self.constants.matrix(weights), &x)
     }

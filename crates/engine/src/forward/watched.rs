@@ -64,12 +64,7 @@ impl<'a> Values<'a> {
 
     /// Accumulators of a matrix times the int8 numbers of `x`, for all rows: rows × outputs.
     pub fn accumulators(&self, weights: TensorId, x: ValueId) -> Vec<i32> {
-        self.executor.accumulators(weights, x, 0..self.rows)
-    }
-
-    /// Accumulators of a matrix times the int8 numbers of `x` in one row.
-    pub fn accumulators_at(&self, weights: TensorId, x: ValueId, row: usize) -> Vec<i32> {
-        self.executor.accumulators(weights, x, row..row + 1)
+        self.executor.accumulators(weights, x, self.rows)
     }
 
     /// Makes value `v` of all rows: rows × length numbers, one scale per row.

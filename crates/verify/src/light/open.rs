@@ -100,30 +100,27 @@ impl<'a> Prover<'a> {
         for block in 0..trace::blocks(program, fed.positions()) {
             let positions = trace::block_positions(program, fed.positions(), block);
             let mut gathered = vec![Gathered::default(); self.form.carried.len()];
-            // A pass ends behind each opened position: its products are those of the pass's last row.
             let here: Vec<u32> = opened.iter().copied().filter(|p| positions.contains(p)).collect();
-            let mut ends: Vec<u32> = here.iter().map(|p| p + 1).collect();
-            ends.push(positions.end);
-            ends.dedup();
-            let mut from = positions.start;
-            for end in ends {
-                let last = end - 1;
-                let open = here.contains(&last);
-                let tokens = &fed.tokens[from as usize..end as usize];
-                let logits_from = tokens.len() - usize::from(open && last >= fed.first);
-                let mut capture = Capture {
-                    form: &self.form,
-                    program,
-                    gathered: &mut gathered,
-                    products: open.then(Vec::new),
-                };
-                let segment = Segment { sequence: &mut sequence, tokens, logits_from };
-                self.executor.forward_beside(&mut [segment], &mut capture);
-                if let Some(products) = capture.products {
-                    let token = fed.tokens[last as usize];
-                    opening.tokens.push(Token { position: last, rows: self.rows(token, last), products });
-                }
-                from = end;
+            let row = |position: u32| (position - positions.start) as usize;
+            let tokens = &fed.tokens[positions.start as usize..positions.end as usize];
+            let chooses = here.iter().find(|p| **p >= fed.first);
+            let mut capture = Capture {
+                form: &self.form,
+                program,
+                positions: tokens.len(),
+                gathered: &mut gathered,
+                opened: here.iter().map(|p| (row(*p), vec![])).collect(),
+            };
+            let logits_from = chooses.map_or(tokens.len(), |p| row(*p));
+            let segment = Segment { sequence: &mut sequence, tokens, logits_from };
+            self.executor.forward_beside(&mut [segment], &mut capture);
+            for (position, (_, products)) in here.iter().zip(capture.opened) {
+                let token = fed.tokens[*position as usize];
+                opening.tokens.push(Token {
+                    position: *position,
+                    rows: self.rows(token, *position),
+                    products,
+                });
             }
             let kept = self.keep(gathered, !here.is_empty());
             let roots: Vec<Roots> = kept.iter().map(|(roots, _)| *roots).collect();
@@ -187,15 +184,33 @@ struct Gathered {
     numbers: Vec<i8>,
 }
 
-/// Beside the executor: gathers what blocks are committed by, and the products of the last row if it is opened.
+/// Beside the executor: gathers what blocks are committed by, and the products of opened rows.
 struct Capture<'a> {
     form: &'a Form,
     program: &'a Program,
+    /// Positions of the pass; rows that have logits are its last.
+    positions: usize,
     gathered: &'a mut [Gathered],
-    products: Option<Vec<Packed>>,
+    /// Opened rows among the positions, and their products so far.
+    opened: Vec<(usize, Vec<Packed>)>,
 }
 
 impl Companion for Capture<'_> {
+    /// Makes products of opened rows itself: their accumulators are what is opened.
+    fn make(&mut self, op: usize, values: &mut Values<'_>) -> bool {
+        let Role::Product(i) = self.form.role(op) else { return false };
+        let (p, left_out) = (self.form.products[i], self.positions - values.rows());
+        let mut opened: Vec<_> = self.opened.iter_mut().filter(|(row, _)| *row >= left_out).collect();
+        if opened.is_empty() {
+            return false;
+        }
+        let all = values.accumulators(p.weights, p.x);
+        let of = |row: usize| &all[row * p.rows..(row + 1) * p.rows];
+        opened.iter_mut().for_each(|(row, products)| products.push(Packed::new(of(*row - left_out))));
+        values.put_product(p.op, p.weights, p.x, &mut |row, _, sums| sums.copy_from_slice(of(row)));
+        true
+    }
+
     fn made(&mut self, op: usize, values: &Values<'_>) {
         match self.form.role(op) {
             Role::Carried(i) => {
@@ -213,14 +228,7 @@ impl Companion for Capture<'_> {
                     into.largest.extend(input.chunks_exact(run).filter_map(largest));
                 }
             }
-            Role::Product(i) => {
-                if let Some(products) = &mut self.products {
-                    let p = self.form.products[i];
-                    let last = values.rows() - 1;
-                    products.push(Packed::new(&values.accumulators_at(p.weights, p.x, last)));
-                }
-            }
-            Role::Plain | Role::Embedded(_) | Role::Attended(_) => {}
+            Role::Plain | Role::Embedded(_) | Role::Attended(_) | Role::Product(_) => {}
         }
     }
 }

@@ -100,7 +100,10 @@ fn run(model: &Arc<InMemory>, t: u32, setup: &Setup, base: &Base) -> Result<Run>
         let all = core_ms(|| {
             audit = Some(check_by_batch(&answer.record, &subject, &mut executor, &trace, &challenge));
         });
-        let Some(audit) = audit.filter(|a| a.verdict.holds) else { bail!("an honest trace does not hold") };
+        let Some(audit) = audit else { bail!("a check has a verdict") };
+        if !audit.verdict.holds {
+            bail!("an honest trace does not hold: {:?}", audit.verdict);
+        }
         (bytes, checked) = (audit.cost.bytes, audit.cost.products);
         let hashing = core_ms(|| trace.root(&pool));
         let judging = core_ms(|| trace.wrong_product(model.as_ref(), setup.kernel, &pool, &challenge));

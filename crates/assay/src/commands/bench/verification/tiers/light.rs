@@ -24,7 +24,7 @@ use crate::commands::bench::verification::row::Tier;
 use crate::commands::bench::verification::shapes;
 
 /// Most multiplications of a pass of the prover: more layers than this allows are multiples of those that were executed.
-const PASS: u64 = 10_000_000_000_000;
+const PASS: u64 = 4_000_000_000_000;
 /// Beacons among which a typical draw is looked for.
 const BEACONS: u8 = 64;
 
