@@ -26,6 +26,11 @@ impl Parts {
         self.0.insert(name, ms);
     }
 
+    /// Takes a thing out, and says what it took.
+    pub fn take(&mut self, name: &str) -> f64 {
+        self.0.remove(name).unwrap_or(0.0)
+    }
+
     pub fn get(&self, name: &str) -> f64 {
         self.0.get(name).copied().unwrap_or(0.0)
     }

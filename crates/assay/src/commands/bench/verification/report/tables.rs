@@ -105,7 +105,7 @@ pub fn parts(rows: &[Row]) -> String {
         let of: Vec<&Row> = widths.iter().filter_map(|d| find(rows, *d, t, tier)).collect();
         let Some(widest) = of.last() else { continue };
         // The largest part of the largest model first.
-        let mut names: Vec<(&String, &f64)> = widest.parts.iter().collect();
+        let mut names: Vec<(&String, &f64)> = widest.parts.iter().filter(|(_, ms)| **ms > 0.0).collect();
         names.sort_by(|a, b| b.1.total_cmp(a.1));
         let head: Vec<&str> = std::iter::once("d").chain(names.iter().map(|n| n.0.as_str())).collect();
         let lines = of.iter().map(|r| {
@@ -127,8 +127,9 @@ pub fn sizes(rows: &[Row]) -> String {
     let (widths, _, tiers) = measured(rows);
     let mut out = format!(
         "## Bytes, memory, soundness\n\nAt {t} positions. *Opened* is what the verifier receives per token checked; *kept* what it holds \
-         of the model (weights, or a key); memory is computed from sizes. Tiers without chance stand on the collision resistance of \
-         Keccak-256, 128 bits.\n"
+         of the model (weights, or a key); memory is computed from sizes. *Bits*: a verdict holds though a number is wrong with a chance of \
+         at most 2 to the minus this, since the first wrong product must pass its check. Tiers without chance stand on the collision \
+         resistance of Keccak-256, 128 bits.\n"
     );
     for tier in tiers {
         let lines: Vec<Vec<String>> = widths
@@ -142,11 +143,13 @@ pub fn sizes(rows: &[Row]) -> String {
                     bytes(r.memory_bytes as f64),
                     sig(r.prover_core_ms_per_token),
                     r.soundness_bits.to_string(),
+                    format!("{} of {}", r.layers_measured, r.layers),
                 ]
             })
             .collect();
         if !lines.is_empty() {
-            let head = ["d", "opened", "kept", "memory", "prover's core-ms per position", "bits"];
+            let head =
+                ["d", "opened", "kept", "memory", "prover's core-ms per position", "bits", "layers measured"];
             out.push_str(&format!("\n{}:\n\n{}", tier.label(), table(&head, lines)));
         }
     }
@@ -189,7 +192,9 @@ fn partial(rows: &[Row]) -> String {
     let (widths, _, _) = measured(rows);
     let parts: Vec<String> = widths
         .iter()
-        .filter_map(|d| rows.iter().find(|r| r.d == *d && r.layers_measured < r.layers))
+        .filter_map(|d| {
+            rows.iter().find(|r| (r.d, r.tier) == (*d, Tier::Reexec) && r.layers_measured < r.layers)
+        })
         .map(|r| format!("{} of {} layers at d = {}", r.layers_measured, r.layers, r.d))
         .collect();
     if parts.is_empty() { "none was partly".into() } else { format!("{} were", parts.join(", ")) }

@@ -12,7 +12,7 @@ use assay_engine::import::synthetic::memory::InMemory;
 use assay_engine::pool::Pool;
 use assay_engine::program::{Op, Shape, TensorId, ValueId};
 use assay_verify::batch::{Challenge, MULTIPLIED_ROWS, Trace, check_by_batch};
-use assay_verify::freivalds::{SOUNDNESS_BITS, soundness_of};
+use assay_verify::freivalds::SOUNDNESS_BITS;
 
 use super::answer::Answer;
 use super::{Measured, cache_bytes, model_bytes, transcript_bytes};
@@ -31,7 +31,6 @@ const TRACE_BYTES: u64 = 600_000_000;
 struct Run {
     parts: Parts,
     trace_bytes: f64,
-    products: f64,
     prover: f64,
 }
 
@@ -42,7 +41,6 @@ impl Run {
         Run {
             parts: self.parts.beyond(&none.parts, factor).plus(&none.parts),
             trace_bytes: line(self.trace_bytes, none.trace_bytes),
-            products: line(self.products, none.products),
             prover: line(self.prover, none.prover),
         }
     }
@@ -72,7 +70,7 @@ pub fn measure(model: &Model, t: u32, setup: &Setup, base: &Base) -> Result<Meas
         key_bytes: model_bytes(model),
         memory_bytes: model_bytes(model) + trace_bytes + cache_bytes(model, t) * all,
         checked: t,
-        soundness_bits: soundness_of(whole.products as u64) + 2 * SOUNDNESS_BITS,
+        soundness_bits: 3 * SOUNDNESS_BITS,
     })
 }
 
@@ -94,7 +92,7 @@ fn run(model: &Arc<InMemory>, t: u32, setup: &Setup, base: &Base) -> Result<Run>
     let challenge = Challenge::new(Hash::from_bytes([9; 32]), root);
     let program = model.program().program();
     let subject = answer.subject(program);
-    let (mut rounds, mut bytes, mut checked) = (vec![], 0, 0);
+    let (mut rounds, mut bytes) = (vec![], 0);
     for _ in 0..setup.rounds {
         let mut audit = None;
         let all = core_ms(|| {
@@ -104,7 +102,7 @@ fn run(model: &Arc<InMemory>, t: u32, setup: &Setup, base: &Base) -> Result<Run>
         if !audit.verdict.holds {
             bail!("an honest trace does not hold: {:?}", audit.verdict);
         }
-        (bytes, checked) = (audit.cost.bytes, audit.cost.products);
+        bytes = audit.cost.bytes;
         let hashing = core_ms(|| trace.root(&pool));
         let judging = core_ms(|| trace.wrong_product(model.as_ref(), setup.kernel, &pool, &challenge));
         let weighing = weights(model, setup, &pool);
@@ -115,18 +113,17 @@ fn run(model: &Arc<InMemory>, t: u32, setup: &Setup, base: &Base) -> Result<Run>
         rounds.push(round);
     }
     let mut parts = Parts::median(&rounds);
-    let execution = parts.get("execution");
+    let all = parts.take("execution");
     let inside = without_products(&mut executor, &answer, trace);
     // The choice is of biased logits: the usual one costs something else.
     let choices = f64::from(t / 2 + 1);
-    let mut execution = inside.scaled_to((execution - choices * base.choice.biased).max(0.0));
+    let mut execution = inside.scaled_to((all - choices * base.choice.biased).max(0.0));
     execution.add(CHOICE, choices * base.choice.plain);
-    parts = parts.beyond(&Parts::of("execution", parts.get("execution")), 1.0).plus(&execution);
+    parts = parts.plus(&execution);
     let positions = f64::from(t);
     Ok(Run {
         parts: parts.times(1.0 / positions),
         trace_bytes: bytes as f64 / positions,
-        products: checked as f64,
         prover: (tracing + committing) / positions,
     })
 }
