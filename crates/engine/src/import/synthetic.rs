@@ -1,6 +1,6 @@
 //! Models of real shapes with random weights: for measuring speed, not for reading.
 //!
-//! They are written as artifacts ([`write`]), or stay in memory ([`memory`]), where a few layers can stand for all of them.
+//! They are written as artifacts ([`write()`]), or stay in memory ([`memory`]), where a few layers can stand for all of them.
 
 use std::path::Path;
 
@@ -71,7 +71,7 @@ impl Size {
     }
 }
 
-/// Shapes that [`write`] knows: SmolLM2-135M's, SmolLM2-360M's and Llama-3.2-1B's, with a vocabulary of 32 000.
+/// Shapes that [`write()`] knows: SmolLM2-135M's, SmolLM2-360M's and Llama-3.2-1B's, with a vocabulary of 32 000.
 pub const SHAPES: [Size; 3] = [
     size("135M", [576, 30, 9, 3, 1536]),
     size("360M", [960, 32, 15, 5, 2560]),
