@@ -77,6 +77,12 @@ contract Directory {
                 || a.epochs == address(0) || a.objections == address(0) || a.audits == address(0)
                 || a.retrieval == address(0) || a.disputes == address(0) || a.treasury == address(0)
         ) revert BadParameter("address");
+        // The treasury is an account, not a part: what it gets must be able to leave.
+        if (
+            a.treasury == a.vault || a.treasury == a.registry || a.treasury == a.channels || a.treasury == a.epochs
+                || a.treasury == a.objections || a.treasury == a.audits || a.treasury == a.retrieval
+                || a.treasury == a.disputes
+        ) revert BadParameter("treasury");
         if (p.epochSeconds == 0 || p.postSeconds == 0 || p.postSeconds > p.epochSeconds) {
             revert BadParameter("postSeconds");
         }
@@ -86,7 +92,8 @@ contract Directory {
         }
         if (p.retrievalSeconds == 0 || p.retrievalSeconds > _window(p)) revert BadParameter("retrievalSeconds");
         // Stake must outlive whatever it answers for: two epochs of duty, posting, the audit, an answer, a dispute.
-        uint256 duty = 2 * uint256(p.epochSeconds) + p.postSeconds + _window(p) + p.answerSeconds + p.disputeSeconds;
+        uint256 duty = 2 * uint256(p.epochSeconds) + p.postSeconds + _window(p) + 2 * uint256(p.answerSeconds)
+            + p.disputeSeconds;
         if (p.unbondSeconds < duty) revert BadParameter("unbondSeconds");
         if (p.unbondSeconds > 90 days) revert BadParameter("unbondSeconds max");
         if (p.savingsPpm == 0 || p.savingsPpm > PPM) revert BadParameter("savingsPpm");

@@ -239,7 +239,8 @@ contract Objections {
         uint40 until = uint40(block.timestamp + _answerSeconds);
         _vault.take(msg.sender, _demandBond);
         _demands[key] = Demand(msg.sender, until, requestHash, transcriptRoot);
-        _epochs.holdUntil(provider, epoch, until);
+        // As long again to prove the silence, before the fees it is about are released.
+        _epochs.holdUntil(provider, epoch, until + _answerSeconds);
         emit Demanded(provider, epoch, index, kind, msg.sender, until);
     }
 
