@@ -126,17 +126,17 @@ contract Audits {
         _epochs = Epochs(a.epochs);
         _disputes = a.disputes;
         _treasury = a.treasury;
-        _commitSeconds = p.commitSeconds;
-        _revealSeconds = p.revealSeconds;
-        _answerSeconds = p.answerSeconds;
-        _disputeSeconds = p.disputeSeconds;
-        _secondPpm = p.secondPpm;
-        _reporterPpm = p.reporterPpm;
-        _seatStake = p.seatStake;
-        _silencePenalty = p.silencePenalty;
-        _lazinessPenalty = p.lazinessPenalty;
-        _accusationBond = p.accusationBond;
-        _seatRestEpochs = uint64(p.unbondSeconds / p.epochSeconds + 2);
+        _commitSeconds = p.times.commitSeconds;
+        _revealSeconds = p.times.revealSeconds;
+        _answerSeconds = p.times.answerSeconds;
+        _disputeSeconds = p.times.disputeSeconds;
+        _secondPpm = p.rates.secondPpm;
+        _reporterPpm = p.split.reporterPpm;
+        _seatStake = p.stakes.seatStake;
+        _silencePenalty = p.stakes.silencePenalty;
+        _lazinessPenalty = p.stakes.lazinessPenalty;
+        _accusationBond = p.stakes.accusationBond;
+        _seatRestEpochs = uint64(p.times.unbondSeconds / p.times.epochSeconds + 2);
     }
 
     // ---- seats

@@ -15,9 +15,9 @@ struct Addresses {
     address treasury;
 }
 
-/// The numbers of one deployment; `docs/economics.md` gives each one's reason. Seconds, millionths (ppm), token units.
-struct Parameters {
-    // time
+/// When things happen, in seconds (`beaconBlocks`: blocks).
+/// @param genesis when epoch 0 begins, not in the future
+struct Times {
     uint64 genesis;
     uint32 epochSeconds;
     uint32 postSeconds;
@@ -29,30 +29,46 @@ struct Parameters {
     uint32 disputeSeconds;
     uint32 refundSeconds;
     uint32 unbondSeconds;
-    // lottery
+    uint32 retrievalSeconds;
+}
+
+/// How often is checked, in millionths, and by how many.
+struct Rates {
     uint32 savingsPpm;
     uint32 rateMinPpm;
     uint32 secondPpm;
+    uint32 retrievalPpm;
     uint32 auditsPerMember;
     uint8 panelMin;
     uint8 panelMax;
-    // fee split
+}
+
+/// Who gets how much, in millionths: of a fee, and (`reporterPpm`) of what is slashed.
+struct Split {
     uint32 royaltyMaxPpm;
     uint32 hostsPpm;
     uint32 protocolPpm;
     uint32 auditorsMinPpm;
     uint32 auditCostPpm;
-    // bonds and penalties
     uint32 reporterPpm;
+}
+
+/// What is put at risk, in token units.
+struct Stakes {
     uint64 seatStake;
+    uint64 pledgeStake;
     uint64 silencePenalty;
     uint64 lazinessPenalty;
     uint64 accusationBond;
     uint64 demandBond;
-    // retrieval
-    uint64 pledgeStake;
-    uint32 retrievalPpm;
-    uint32 retrievalSeconds;
+}
+
+/// The numbers of one deployment; `docs/economics.md` gives each one's reason.
+struct Parameters {
+    Times times;
+    Rates rates;
+    Split split;
+    Stakes stakes;
 }
 
 /// Where the parts of a deployment are and by which numbers they run. It is deployed first, with the addresses that the others
@@ -68,10 +84,10 @@ contract Directory {
     error BadParameter(bytes32 what);
 
     /// @param a every address non-zero
-    /// @param p a `genesis` of 0 means now
+    /// @param p its `genesis` may be 0, which means now
     constructor(Addresses memory a, Parameters memory p) {
-        if (p.genesis == 0) p.genesis = uint64(block.timestamp);
-        if (p.genesis > block.timestamp) revert BadParameter("genesis");
+        if (p.times.genesis == 0) p.times.genesis = uint64(block.timestamp);
+        if (p.times.genesis > block.timestamp) revert BadParameter("genesis");
         if (
             a.token == address(0) || a.vault == address(0) || a.registry == address(0) || a.channels == address(0)
                 || a.epochs == address(0) || a.objections == address(0) || a.audits == address(0)
@@ -83,30 +99,30 @@ contract Directory {
                 || a.treasury == a.objections || a.treasury == a.audits || a.treasury == a.retrieval
                 || a.treasury == a.disputes
         ) revert BadParameter("treasury");
-        if (p.epochSeconds == 0 || p.postSeconds == 0 || p.postSeconds > p.epochSeconds) {
+        if (p.times.epochSeconds == 0 || p.times.postSeconds == 0 || p.times.postSeconds > p.times.epochSeconds) {
             revert BadParameter("postSeconds");
         }
-        if (p.beaconBlocks == 0 || p.beaconBlocks > 128) revert BadParameter("beaconBlocks");
-        if (p.commitSeconds == 0 || p.revealSeconds == 0 || p.objectSeconds == 0 || p.answerSeconds == 0) {
+        if (p.times.beaconBlocks == 0 || p.times.beaconBlocks > 128) revert BadParameter("beaconBlocks");
+        if (p.times.commitSeconds == 0 || p.times.revealSeconds == 0 || p.times.objectSeconds == 0 || p.times.answerSeconds == 0) {
             revert BadParameter("windows");
         }
-        if (p.retrievalSeconds == 0 || p.retrievalSeconds > _window(p)) revert BadParameter("retrievalSeconds");
+        if (p.times.retrievalSeconds == 0 || p.times.retrievalSeconds > _window(p)) revert BadParameter("retrievalSeconds");
         // Stake must outlive whatever it answers for: two epochs of duty, posting, the audit, an answer, a dispute.
-        uint256 duty = 2 * uint256(p.epochSeconds) + p.postSeconds + _window(p) + 2 * uint256(p.answerSeconds)
-            + p.disputeSeconds;
-        if (p.unbondSeconds < duty) revert BadParameter("unbondSeconds");
-        if (p.unbondSeconds > 90 days) revert BadParameter("unbondSeconds max");
-        if (p.savingsPpm == 0 || p.savingsPpm > PPM) revert BadParameter("savingsPpm");
-        if (p.rateMinPpm > PPM || p.secondPpm > PPM || p.retrievalPpm > PPM) revert BadParameter("rates");
-        if (p.panelMin == 0 || p.panelMax < p.panelMin || p.panelMax > 64 || p.auditsPerMember == 0) {
+        uint256 duty = 2 * uint256(p.times.epochSeconds) + p.times.postSeconds + _window(p) + 2 * uint256(p.times.answerSeconds)
+            + p.times.disputeSeconds;
+        if (p.times.unbondSeconds < duty) revert BadParameter("unbondSeconds");
+        if (p.times.unbondSeconds > 90 days) revert BadParameter("unbondSeconds max");
+        if (p.rates.savingsPpm == 0 || p.rates.savingsPpm > PPM) revert BadParameter("savingsPpm");
+        if (p.rates.rateMinPpm > PPM || p.rates.secondPpm > PPM || p.rates.retrievalPpm > PPM) revert BadParameter("rates");
+        if (p.rates.panelMin == 0 || p.rates.panelMax < p.rates.panelMin || p.rates.panelMax > 64 || p.rates.auditsPerMember == 0) {
             revert BadParameter("panel");
         }
-        uint256 auditors = p.auditCostPpm > p.auditorsMinPpm ? p.auditCostPpm : p.auditorsMinPpm;
-        if (uint256(p.royaltyMaxPpm) + p.hostsPpm + p.protocolPpm + auditors > PPM) revert BadParameter("split");
+        uint256 auditors = p.split.auditCostPpm > p.split.auditorsMinPpm ? p.split.auditCostPpm : p.split.auditorsMinPpm;
+        if (uint256(p.split.royaltyMaxPpm) + p.split.hostsPpm + p.split.protocolPpm + auditors > PPM) revert BadParameter("split");
         // Whoever reports itself must lose by it.
-        if (p.reporterPpm > PPM / 2) revert BadParameter("reporterPpm");
-        if (p.seatStake == 0 || p.pledgeStake == 0) revert BadParameter("stakes");
-        if (p.silencePenalty > p.seatStake || p.lazinessPenalty > p.seatStake) revert BadParameter("penalties");
+        if (p.split.reporterPpm > PPM / 2) revert BadParameter("reporterPpm");
+        if (p.stakes.seatStake == 0 || p.stakes.pledgeStake == 0) revert BadParameter("stakes");
+        if (p.stakes.silencePenalty > p.stakes.seatStake || p.stakes.lazinessPenalty > p.stakes.seatStake) revert BadParameter("penalties");
         _addresses = a;
         _parameters = p;
     }
@@ -122,6 +138,6 @@ contract Directory {
     }
 
     function _window(Parameters memory p) private pure returns (uint256) {
-        return uint256(p.commitSeconds) + p.revealSeconds + p.objectSeconds;
+        return uint256(p.times.commitSeconds) + p.times.revealSeconds + p.times.objectSeconds;
     }
 }

@@ -178,22 +178,22 @@ contract Epochs is IHolds {
         _audits = a.audits;
         _disputes = a.disputes;
         _treasury = a.treasury;
-        _genesis = p.genesis;
-        _epochSeconds = p.epochSeconds;
-        _postSeconds = p.postSeconds;
-        _beaconBlocks = p.beaconBlocks;
-        _auditSeconds = p.commitSeconds + p.revealSeconds + p.objectSeconds;
-        _disputeSeconds = p.disputeSeconds;
-        _refundSeconds = p.refundSeconds;
-        _savingsPpm = p.savingsPpm;
-        _rateMinPpm = p.rateMinPpm;
-        _auditsPerMember = p.auditsPerMember;
-        _hostsPpm = p.hostsPpm;
-        _protocolPpm = p.protocolPpm;
-        _auditorsMinPpm = p.auditorsMinPpm;
-        _auditCostPpm = p.auditCostPpm;
-        _panelMin = p.panelMin;
-        _panelMax = p.panelMax;
+        _genesis = p.times.genesis;
+        _epochSeconds = p.times.epochSeconds;
+        _postSeconds = p.times.postSeconds;
+        _beaconBlocks = p.times.beaconBlocks;
+        _auditSeconds = p.times.commitSeconds + p.times.revealSeconds + p.times.objectSeconds;
+        _disputeSeconds = p.times.disputeSeconds;
+        _refundSeconds = p.times.refundSeconds;
+        _savingsPpm = p.rates.savingsPpm;
+        _rateMinPpm = p.rates.rateMinPpm;
+        _auditsPerMember = p.rates.auditsPerMember;
+        _hostsPpm = p.split.hostsPpm;
+        _protocolPpm = p.split.protocolPpm;
+        _auditorsMinPpm = p.split.auditorsMinPpm;
+        _auditCostPpm = p.split.auditCostPpm;
+        _panelMin = p.rates.panelMin;
+        _panelMax = p.rates.panelMax;
     }
 
     // ---- money in

@@ -88,8 +88,8 @@ contract Objections {
         _stakes = IStakes(a.registry);
         _epochs = Epochs(a.epochs);
         _audits = Audits(a.audits);
-        _answerSeconds = p.answerSeconds;
-        _demandBond = p.demandBond;
+        _answerSeconds = p.times.answerSeconds;
+        _demandBond = p.stakes.demandBond;
     }
 
     // ---- proofs that need no answer

@@ -117,9 +117,9 @@ contract Registry is EIP712, IStakes {
         _retrieval = a.retrieval;
         _disputes = a.disputes;
         _treasury = a.treasury;
-        _unbondSeconds = p.unbondSeconds;
-        _reporterPpm = p.reporterPpm;
-        _royaltyMaxPpm = p.royaltyMaxPpm;
+        _unbondSeconds = p.times.unbondSeconds;
+        _reporterPpm = p.split.reporterPpm;
+        _royaltyMaxPpm = p.split.royaltyMaxPpm;
     }
 
     modifier onlyOwner(address node) {

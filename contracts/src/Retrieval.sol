@@ -80,11 +80,11 @@ contract Retrieval {
         _registry = Registry(a.registry);
         _epochs = Epochs(a.epochs);
         _treasury = a.treasury;
-        _pledgeStake = p.pledgeStake;
-        _retrievalPpm = p.retrievalPpm;
-        _retrievalSeconds = p.retrievalSeconds;
-        _reporterPpm = p.reporterPpm;
-        _restEpochs = uint64(p.unbondSeconds / p.epochSeconds + 2);
+        _pledgeStake = p.stakes.pledgeStake;
+        _retrievalPpm = p.rates.retrievalPpm;
+        _retrievalSeconds = p.times.retrievalSeconds;
+        _reporterPpm = p.split.reporterPpm;
+        _restEpochs = uint64(p.times.unbondSeconds / p.times.epochSeconds + 2);
     }
 
     /// Promises to keep a listing's content, from the next epoch on. Reserves `pledgeStake` of the host's stake.
