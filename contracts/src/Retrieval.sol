@@ -233,7 +233,8 @@ contract Retrieval {
         uint256 unconfirmed = pool.perPledge - p.seen;
         p.seen = pool.perPledge;
         _registry.unreserve(host, _pledgeStake);
-        if (unconfirmed > 0) _share(pool, unconfirmed);
+        // After the last pledge, what did not divide goes with it.
+        if (unconfirmed > 0 || pool.pledges == 0) _share(pool, unconfirmed);
     }
 
     function _share(Pool storage pool, uint256 amount) private {

@@ -67,7 +67,6 @@ struct World {
     batches: Vec<Batch>,
     demands: Vec<(usize, u64)>,
     accusations: Vec<(B256, usize, usize)>,
-    pledges: Vec<usize>,
     happened: BTreeMap<&'static str, u64>,
 }
 
@@ -132,7 +131,6 @@ impl World {
             batches: Vec::new(),
             demands: Vec::new(),
             accusations: Vec::new(),
-            pledges: Vec::new(),
             happened: BTreeMap::new(),
         }
     }
@@ -502,14 +500,11 @@ impl World {
     fn host(&mut self) {
         let retrieval = self.n.parts.at.retrieval;
         let (modelRoot, listing): (B256, _) = (some("model").into(), self.author.address);
-        let who = self.draws.below(2);
-        let by = self.hosts[who].clone();
+        let by = self.hosts[self.draws.below(2)].clone();
         let host = by.address;
         match self.draws.below(6) {
             0 | 1 => {
-                if self.call(&by, retrieval, Retrieval::pledgeCall { host, modelRoot, listing }) {
-                    self.pledges.push(who);
-                }
+                self.call(&by, retrieval, Retrieval::pledgeCall { host, modelRoot, listing });
             }
             2 => {
                 self.call(&by, retrieval, Retrieval::collectCall { host, modelRoot, listing });
