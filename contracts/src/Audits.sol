@@ -164,9 +164,10 @@ contract Audits {
         _seatCounts.push(uint48(epoch + 1), uint208(_seats.length));
     }
 
-    /// Leaves seats: they are drawn for no epoch after this one. Anyone may empty the seats of an auditor whose stake no longer covers them.
+    /// Leaves seats: they are drawn for no epoch after this one. Anyone may empty, one by one, the seats of an auditor whose
+    /// stake no longer covers them.
     function leaveSeats(address auditor, uint256[] calldata slots) external {
-        if (!_registry.actsFor(auditor, msg.sender) && !_registry.isShort(auditor)) {
+        if (!_registry.actsFor(auditor, msg.sender) && (slots.length != 1 || !_registry.isShort(auditor))) {
             revert NotNode(auditor, msg.sender);
         }
         uint48 until = uint48(_epochs.current() + 1);

@@ -58,11 +58,20 @@ contract Channels is EIP712 {
 
     /// @param balance what was deposited and has not left by withdrawal or refund; never below `claimed`
     /// @param claimed what the receiver has claimed
+    /// @param leaving what the payer announced to take back, and `leavesAt` when
+    /// @param period how many epochs the receiver had posted at the last claim, and `base` what was claimed before that period; likewise
+    ///   the two periods with claims before it
     struct Channel {
-        uint128 balance;
-        uint128 claimed;
-        uint128 leaving;
+        uint64 balance;
+        uint64 claimed;
+        uint64 leaving;
         uint40 leavesAt;
+        uint24 period;
+        uint64 base;
+        uint64 base1;
+        uint64 base2;
+        uint24 period1;
+        uint24 period2;
     }
 
     mapping(bytes32 channelId => Channel) private _channels;
@@ -110,12 +119,12 @@ contract Channels is EIP712 {
         if (config.withdrawDelay < WITHDRAW_DELAY_MIN || config.withdrawDelay > WITHDRAW_DELAY_MAX) {
             revert BadWithdrawDelay(config.withdrawDelay);
         }
-        if (amount > type(uint64).max) revert AmountTooLarge(amount);
         bytes32 id = channelId(config);
         Channel storage c = _channels[id];
+        if (amount > type(uint64).max - c.balance) revert AmountTooLarge(amount);
         if (c.balance == 0) emit Opened(id, config.payer, config.receiver, config);
         _vault.take(msg.sender, amount);
-        c.balance += amount;
+        c.balance += uint64(amount);
         emit Funded(id, amount, c.balance);
     }
 
@@ -125,7 +134,7 @@ contract Channels is EIP712 {
         if (msg.sender != config.payer && msg.sender != config.payerAuthorizer) revert NotPayer(msg.sender);
         bytes32 id = channelId(config);
         Channel storage c = _channels[id];
-        c.leaving = amount;
+        c.leaving = amount > type(uint64).max ? type(uint64).max : uint64(amount);
         c.leavesAt = uint40(block.timestamp) + config.withdrawDelay;
         emit WithdrawalStarted(id, amount, c.leavesAt);
     }
@@ -136,8 +145,8 @@ contract Channels is EIP712 {
         Channel storage c = _channels[id];
         if (c.leavesAt == 0) revert NothingToDo();
         if (block.timestamp < c.leavesAt) revert TooSoon(c.leavesAt);
-        uint128 free = c.balance - c.claimed;
-        uint128 amount = c.leaving < free ? c.leaving : free;
+        uint64 free = c.balance - c.claimed;
+        uint64 amount = c.leaving < free ? c.leaving : free;
         c.leaving = 0;
         c.leavesAt = 0;
         c.balance -= amount;
@@ -193,10 +202,10 @@ contract Channels is EIP712 {
                     )
             ) revert NotReceiver(msg.sender);
         }
-        uint128 free = c.balance - c.claimed;
+        uint64 free = c.balance - c.claimed;
         if (amount > free) amount = free;
         if (amount == 0) revert NothingToDo();
-        c.balance -= amount;
+        c.balance -= uint64(amount);
         _vault.give(config.payer, amount);
         emit Refunded(id, amount);
     }
@@ -227,9 +236,14 @@ contract Channels is EIP712 {
         return _channels[id];
     }
 
-    /// What was ever claimed from a channel.
-    function claimedOf(bytes32 id) external view returns (uint256) {
-        return _channels[id].claimed;
+    /// What was claimed from a channel between the receiver's posts `period` and `period + 1`: 0 also if there were claims in three later
+    /// periods.
+    function claimedIn(bytes32 id, uint256 period) external view returns (uint256) {
+        Channel storage c = _channels[id];
+        if (period == c.period) return c.claimed - c.base;
+        if (period == c.period1) return c.base - c.base1;
+        if (period == c.period2) return c.base1 - c.base2;
+        return 0;
     }
 
     /// What the payer, or its authorizer, signs.
@@ -252,7 +266,13 @@ contract Channels is EIP712 {
         if (item.totalClaimed > max) revert ClaimTooHigh(id, item.totalClaimed, max);
         if (item.totalClaimed < claimed) revert ClaimTooLow(id, item.totalClaimed, claimed);
         if (item.totalClaimed == claimed) return id;
-        c.claimed = item.totalClaimed;
+        uint24 period = uint24(_epochs.postsOf(config.receiver));
+        if (period != c.period) {
+            (c.base2, c.period2) = (c.base1, c.period1);
+            (c.base1, c.period1) = (c.base, c.period);
+            (c.base, c.period) = (uint64(claimed), period);
+        }
+        c.claimed = uint64(item.totalClaimed);
         unsettledOf[config.receiver] += item.totalClaimed - claimed;
         emit Claimed(id, item.totalClaimed);
     }

@@ -37,6 +37,7 @@ struct ShareLeaf {
 /// @param sharesRoot over the shares, in rising order of model roots
 /// @param providerPart of `total`, what the provider earns; the rest is `auditorsPart`, royalties, hosts and protocol
 /// @param backing what else the provider could lose when it posted, in token units: the F of the lottery
+/// @param period how many batches the provider had posted before
 /// @param previous the provider's posted epoch before this one, plus 1; 0 if there is none
 struct Batch {
     bytes32 root;
@@ -54,6 +55,7 @@ struct Batch {
     uint32 previous;
     uint16 released;
     uint40 heldUntil;
+    uint32 period;
 }
 
 /// Receipts by epochs: providers post roots, a beacon that nobody knew draws what is audited, and fees are released when no objection
@@ -106,6 +108,7 @@ contract Epochs is IHolds {
     /// @param escrow of its open batches, what is not the auditors'; once it is struck, with its pot: what is left to refund
     /// @param nextSequence where its next batch begins, plus 1; 0: anywhere
     /// @param lastPosted epoch of its last batch, plus 1
+    /// @param posts how many batches it has posted
     /// @param lastSettled epoch of its last settled batch, plus 1
     struct Account {
         uint128 pot;
@@ -115,12 +118,13 @@ contract Epochs is IHolds {
         uint72 nextSequence;
         uint32 lastPosted;
         uint32 lastSettled;
+        uint32 posts;
     }
 
     mapping(uint64 epoch => Beacon) private _beacons;
     mapping(address provider => Account) private _accounts;
     mapping(address provider => mapping(uint64 epoch => Batch)) private _batches;
-    mapping(bytes32 channelId => uint256) private _refundedOf;
+    mapping(bytes32 channelId => mapping(uint256 period => uint256)) private _refundedOf;
     mapping(bytes32 receiptLeaf => bool) public isRefunded;
 
     event Income(address indexed provider, uint256 amount);
@@ -245,6 +249,7 @@ contract Epochs is IHolds {
         b.shares = uint8(shares.length);
         b.state = OPEN;
         b.previous = account.lastPosted;
+        b.period = account.posts;
         uint256 models;
         (b.sharesRoot, b.total, models) = _share(shares);
         if (b.total > account.pot) revert TotalTooHigh(b.total, account.pot);
@@ -264,6 +269,7 @@ contract Epochs is IHolds {
         account.escrow += b.total - b.auditorsPart;
         account.nextSequence = uint72(first) + count + 1;
         account.lastPosted = uint32(epoch + 1);
+        ++account.posts;
         emit Posted(provider, epoch, b, shares);
     }
 
@@ -372,7 +378,8 @@ contract Epochs is IHolds {
     }
 
     /// Gives back what a payer paid a struck provider for a receipt that was not settled: of a posted epoch by the receipt's proof, less
-    /// the auditors' part; of what was never posted by the provider's signature. A channel gets back at most what was claimed from it.
+    /// the auditors' part; of what was never posted by the provider's signature. A channel gets back at most what was claimed from it
+    /// between that post and the one before, so that receipts which a cheat writes to itself return nothing but its own money.
     /// @param epoch of the batch; ignored where `signature` is given
     /// @param signature the provider's, for a receipt beyond its last batch; empty otherwise
     function refund(
@@ -389,10 +396,12 @@ contract Epochs is IHolds {
         if (isRefunded[leaf]) revert AlreadyDone();
         isRefunded[leaf] = true;
         uint256 amount = receipt.feeMicroUsd;
+        uint256 period = account.posts;
         if (signature.length == 0) {
             Batch storage batch = _batches[receipt.provider][epoch];
             if (batch.state != OPEN) revert NotPosted(receipt.provider, epoch);
             if (leaf.rootFrom(proof) != batch.root) revert BadProof();
+            period = batch.period;
             if (batch.total > 0) amount = amount * (batch.total - batch.auditorsPart) / batch.total;
         } else {
             Receipts.requireSigned(receipt, separator, signature);
@@ -400,10 +409,10 @@ contract Epochs is IHolds {
         }
         bytes32 id = _channels.channelId(config);
         if (id != receipt.payerChannel || config.receiver != receipt.provider) revert WrongChannel(id);
-        uint256 left = _channels.claimedOf(id) - _refundedOf[id];
+        uint256 left = _channels.claimedIn(id, period) - _refundedOf[id][period];
         if (amount > left) amount = left;
         if (amount > account.escrow) amount = account.escrow;
-        _refundedOf[id] += amount;
+        _refundedOf[id][period] += amount;
         account.escrow -= uint128(amount);
         _vault.give(config.payer, amount);
         emit Refunded(receipt.provider, id, receipt.sequence, amount);
@@ -462,6 +471,11 @@ contract Epochs is IHolds {
 
     function accountOf(address provider) external view returns (Account memory) {
         return _accounts[provider];
+    }
+
+    /// How many batches a provider has posted.
+    function postsOf(address provider) external view returns (uint256) {
+        return _accounts[provider].posts;
     }
 
     /// Whether no batch of a node for `epoch` or before is open.

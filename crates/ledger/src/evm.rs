@@ -8,6 +8,7 @@ use alloy_sol_types::{SolCall, SolError};
 use revm::context::TxEnv;
 use revm::context_interface::result::{ExecutionResult, Output};
 use revm::database::{CacheDB, EmptyDB};
+use revm::handler::{MainnetContext, MainnetEvm};
 use revm::primitives::TxKind;
 use revm::{Context, Database, ExecuteCommitEvm, ExecuteEvm, MainBuilder, MainContext};
 
@@ -147,14 +148,10 @@ impl Chain {
     }
 }
 
-/// An EVM for one transaction in the block with this number.
-macro_rules! mainnet_type {
-    ($db:ty) => {
-        revm::handler::MainnetEvm<revm::handler::MainnetContext<$db>>
-    };
-}
+type Mainnet<'a> = MainnetEvm<MainnetContext<&'a mut CacheDB<EmptyDB>>>;
 
-fn mainnet(db: &mut CacheDB<EmptyDB>, number: u64, time: u64) -> mainnet_type!(&mut CacheDB<EmptyDB>) {
+/// An EVM for one transaction in the block with this number.
+fn mainnet(db: &mut CacheDB<EmptyDB>, number: u64, time: u64) -> Mainnet<'_> {
     Context::mainnet()
         .with_db(db)
         .modify_cfg_chained(|cfg| cfg.chain_id = CHAIN_ID)
@@ -210,7 +207,7 @@ pub fn header(number: u64) -> Vec<u8> {
     header
 }
 
-/// One string in RLP, of fewer than 2^16 bytes.
+/// One string in RLP, of fewer than 56 bytes or of 256 to 65 535.
 fn item(out: &mut Vec<u8>, bytes: &[u8]) {
     match bytes {
         [single] if *single < 0x80 => {}

@@ -638,7 +638,7 @@ impl World {
             let id = self.n.channel_id(&self.lanes[lane].config.clone());
             let c = self.n.chain.read(at.channels, &Channels::channelOfCall { id }).unwrap();
             assert!(c.claimed <= c.balance, "claims are covered");
-            deposits += u64::try_from(c.balance - c.claimed).unwrap();
+            deposits += c.balance - c.claimed;
         }
         for provider in 0..2 {
             let receiver = self.providers[provider].address;
