@@ -36,7 +36,7 @@ struct ShareLeaf {
 /// @param tallyRoot over the running totals: leaf `i` has, for each share in order, 8 bytes: the sum of its fees up to receipt `i`
 /// @param sharesRoot over the shares, in rising order of model roots
 /// @param providerPart of `total`, what the provider earns; the rest is `auditorsPart`, royalties, hosts and protocol
-/// @param backing what else the provider could lose when it posted, in token units: the F of the lottery
+/// @param backing the provider's stake when it posted, in token units: what else it loses, the F of the lottery
 /// @param period how many batches the provider had posted before
 /// @param previous the provider's posted epoch before this one, plus 1; 0 if there is none
 struct Batch {
@@ -104,7 +104,6 @@ contract Epochs is IHolds {
     }
 
     /// @param pot what was settled and is not yet posted
-    /// @param outstanding the provider's parts of its open batches
     /// @param escrow of its open batches, what is not the auditors'; once it is struck, with its pot: what is left to refund
     /// @param nextSequence where its next batch begins, plus 1; 0: anywhere
     /// @param lastPosted epoch of its last batch, plus 1
@@ -112,7 +111,6 @@ contract Epochs is IHolds {
     /// @param lastSettled epoch of its last settled batch, plus 1
     struct Account {
         uint128 pot;
-        uint128 outstanding;
         uint128 escrow;
         uint40 forfeitedAt;
         uint72 nextSequence;
@@ -253,7 +251,8 @@ contract Epochs is IHolds {
         uint256 models;
         (b.sharesRoot, b.total, models) = _share(shares);
         if (b.total > account.pot) revert TotalTooHigh(b.total, account.pot);
-        uint256 backing = _registry.stakeOf(provider) + account.outstanding;
+        // Fees of open batches do not count: they go back to their payers, and a payer may be the provider itself.
+        uint256 backing = _registry.stakeOf(provider);
         b.backing = backing > type(uint64).max ? type(uint64).max : uint64(backing);
         uint256 rate = Lottery.averageRatePpm(b.total, count, b.backing, _savingsPpm, _rateMinPpm);
         b.panel = _panelFor(count, rate);
@@ -265,7 +264,6 @@ contract Epochs is IHolds {
 
         _batches[provider][epoch] = b;
         account.pot -= b.total;
-        account.outstanding += b.providerPart;
         account.escrow += b.total - b.auditorsPart;
         account.nextSequence = uint72(first) + count + 1;
         account.lastPosted = uint32(epoch + 1);
@@ -317,7 +315,6 @@ contract Epochs is IHolds {
         batch.state = SETTLED;
         account.lastSettled = uint32(epoch + 1);
         uint256 providerPart = batch.providerPart;
-        account.outstanding -= uint128(providerPart);
         account.escrow -= batch.total - batch.auditorsPart;
         _vault.give(address(_registry), providerPart);
         _registry.credit(provider, providerPart);
@@ -372,7 +369,6 @@ contract Epochs is IHolds {
         Account storage account = _accounts[provider];
         account.escrow += account.pot;
         account.pot = 0;
-        account.outstanding = 0;
         account.forfeitedAt = uint40(block.timestamp);
         emit Forfeited(provider, account.escrow);
     }
