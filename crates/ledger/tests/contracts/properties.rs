@@ -241,12 +241,19 @@ impl World {
             self.n.end_epoch(epoch);
             epoch += 1;
         }
+        // No receipt of a later epoch.
+        let early = |r: &Option<Receipt>| r.as_ref().is_some_and(|r| r.epoch >= epoch);
+        let count = self.pending[provider].iter().position(early).unwrap_or(self.pending[provider].len());
+        if count == 0 {
+            return;
+        }
         let first = self.next[provider] - self.pending[provider].len() as u64;
         let listings = BTreeMap::from([(some("model"), self.author.address)]);
-        let posted = Posted::of(&self.n.domain(), first, self.pending[provider].clone(), &listings);
+        let receipts = self.pending[provider][..count].to_vec();
+        let posted = Posted::of(&self.n.domain(), first, receipts, &listings);
         let by = self.providers[provider].clone();
         if self.call(&by, epochs, posted.call(by.address, epoch - 1)) {
-            self.pending[provider].clear();
+            self.pending[provider].drain(..count);
             self.batches.push(Batch {
                 provider,
                 epoch: epoch - 1,
