@@ -42,7 +42,7 @@ impl Failure {
 }
 
 /// What a transaction did.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Done<T> {
     /// What the call returned.
     pub value: T,
@@ -50,6 +50,12 @@ pub struct Done<T> {
     pub gas: u64,
     /// What was logged.
     pub logs: Vec<Log>,
+}
+
+impl<T> std::fmt::Debug for Done<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Done").field("gas", &self.gas).field("logs", &self.logs.len()).finish_non_exhaustive()
+    }
 }
 
 /// A chain in the process.

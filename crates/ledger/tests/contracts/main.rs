@@ -1,5 +1,8 @@
 //! The contracts, executed in revm: each action, each refusal, where money goes, and random sequences of everything at once.
 
+#![allow(non_snake_case)] // fields of calls are called as in Solidity
+#![allow(unreachable_pub)]
+
 mod audits;
 mod channels;
 mod epochs;

@@ -279,7 +279,31 @@ impl World {
         if number >= self.n.chain.number() {
             self.n.chain.mine(5, 60);
         }
-        self.call(&anyone, epochs, Epochs::fixBeaconCall { epoch, header: header(number).into() });
+        if self.call(&anyone, epochs, Epochs::fixBeaconCall { epoch, header: header(number).into() }) {
+            for host in self.hosts.clone() {
+                if self.draws.below(4) > 0 {
+                    self.answer_question(&host, epoch);
+                }
+            }
+        }
+    }
+
+    fn answer_question(&mut self, by: &Actor, epoch: u64) {
+        let retrieval = self.n.parts.at.retrieval;
+        let (modelRoot, listing, host): (B256, _, _) = (some("model").into(), self.author.address, by.address);
+        let question = Retrieval::questionForCall { host, modelRoot, listing, epoch };
+        let Ok(question) = self.n.chain.read(retrieval, &question) else { return };
+        let leaves: Vec<Hash> = chunks().iter().map(|c| merkle::leaf(c)).collect();
+        let index = question.index as usize;
+        let call = Retrieval::answerCall {
+            host,
+            modelRoot,
+            listing,
+            epoch,
+            chunk: chunks()[index].clone().into(),
+            proof: (&merkle::prove(&leaves, index).unwrap()).into(),
+        };
+        self.call(by, retrieval, call);
     }
 
     /// The panel of a batch with its trees, once there is a beacon.
@@ -319,9 +343,12 @@ impl World {
         }
         self.members(i, true);
         if self.draws.below(3) > 0 {
-            self.n.chain.mine(1, 7200);
+            self.n.chain.mine(1, 7230);
         }
         self.members(i, false);
+        if self.draws.below(2) > 0 {
+            self.accuse_in(i);
+        }
     }
 
     fn members(&mut self, i: usize, commit: bool) {
@@ -415,6 +442,10 @@ impl World {
 
     fn accuse(&mut self) {
         let Some(i) = self.some_batch() else { return };
+        self.accuse_in(i);
+    }
+
+    fn accuse_in(&mut self, i: usize) {
         if !self.learn_panel(i) {
             return;
         }
@@ -522,25 +553,13 @@ impl World {
             other => {
                 let Some(i) = self.some_batch() else { return };
                 let epoch = self.batches[i].epoch;
-                let question = Retrieval::questionForCall { host, modelRoot, listing, epoch };
-                let Ok(question) = self.n.chain.read(retrieval, &question) else { return };
                 if other == 4 {
                     let anyone = self.anyone.clone();
                     let call = Retrieval::proveFailureCall { host, modelRoot, listing, epoch };
                     self.call(&anyone, retrieval, call);
-                    return;
+                } else {
+                    self.answer_question(&by, epoch);
                 }
-                let leaves: Vec<Hash> = chunks().iter().map(|c| merkle::leaf(c)).collect();
-                let index = question.index as usize;
-                let call = Retrieval::answerCall {
-                    host,
-                    modelRoot,
-                    listing,
-                    epoch,
-                    chunk: chunks()[index].clone().into(),
-                    proof: (&merkle::prove(&leaves, index).unwrap()).into(),
-                };
-                self.call(&by, retrieval, call);
             }
         }
     }
