@@ -115,7 +115,12 @@ impl Chain {
     }
 
     /// Sends a call in a transaction of its own.
-    pub fn send<C: SolCall>(&mut self, from: Address, to: Address, call: &C) -> Result<Done<C::Return>, Failure> {
+    pub fn send<C: SolCall>(
+        &mut self,
+        from: Address,
+        to: Address,
+        call: &C,
+    ) -> Result<Done<C::Return>, Failure> {
         let done = self.transact(from, TxKind::Call(to), call.abi_encode().into())?;
         let value = C::abi_decode_returns(done.value.data()).map_err(|_| Failure::Malformed)?;
         Ok(Done { value, gas: done.gas, logs: done.logs })

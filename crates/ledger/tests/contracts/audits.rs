@@ -51,11 +51,8 @@ fn panel(n: &mut Network) -> Panel {
     let receipts: Vec<Receipt> = posted.receipts.iter().flatten().cloned().collect();
     let (mut who, mut trees) = (Vec::new(), Vec::new());
     for member in 0..usize::from(members) {
-        let call = Audits::auditorOfCall {
-            provider: m.provider.address,
-            epoch: 1,
-            member: U256::from(member),
-        };
+        let call =
+            Audits::auditorOfCall { provider: m.provider.address, epoch: 1, member: U256::from(member) };
         let auditor = n.chain.read(audits, &call).unwrap();
         trees.push(audit_tree(n, 1, member, auditor, &receipts));
         who.push(auditor);
@@ -117,11 +114,8 @@ impl Panel {
 
     fn collect(&self, n: &mut Network, member: usize) -> Result<(), Failure> {
         let audits = n.parts.at.audits;
-        let call = Audits::collectCall {
-            provider: self.m.provider.address,
-            epoch: 1,
-            member: U256::from(member),
-        };
+        let call =
+            Audits::collectCall { provider: self.m.provider.address, epoch: 1, member: U256::from(member) };
         n.send(&Actor::named("anyone"), audits, call).map(|_| ())
     }
 
@@ -267,7 +261,9 @@ fn a_false_trace_is_contested_and_a_mismatch_alone_costs_nothing() {
                 n.send(&disputes, audits, rule(right)).unwrap();
             }
             None => {
-                assert!(n.send(&accuser, audits, Audits::lapseCall { id }).unwrap_err().is::<Audits::TooSoon>());
+                assert!(
+                    n.send(&accuser, audits, Audits::lapseCall { id }).unwrap_err().is::<Audits::TooSoon>()
+                );
                 n.chain.mine(1, 7201);
                 n.send(&accuser, audits, Audits::lapseCall { id }).unwrap();
             }
@@ -279,10 +275,7 @@ fn a_false_trace_is_contested_and_a_mismatch_alone_costs_nothing() {
             None => assert_eq!((auditor_now, accuser_now, lost), (held, 100 * DOLLAR, 0)),
             Some(true) => {
                 // The other's bond, and a tenth of the penalty.
-                assert_eq!(
-                    (auditor_now, accuser_now, lost),
-                    (held - 20 * DOLLAR, 125 * DOLLAR, 50 * DOLLAR)
-                );
+                assert_eq!((auditor_now, accuser_now, lost), (held - 20 * DOLLAR, 125 * DOLLAR, 50 * DOLLAR));
             }
         }
         assert_eq!(p.collect(&mut n, member).is_ok(), ruling != Some(true));

@@ -58,7 +58,11 @@ fn a_voucher_pays_no_more_than_there_is_and_only_with_its_signature() {
     let refused = n.send(&receiver, channels, Channels::claimCall { claims: forged }).unwrap_err();
     assert!(refused.is::<Channels::BadVoucher>());
     let claims = vec![n.voucher(&payer, &config, 50 * DOLLAR, 11 * DOLLAR)];
-    assert!(n.send(&receiver, channels, Channels::claimCall { claims }).unwrap_err().is::<Channels::ClaimTooHigh>());
+    assert!(
+        n.send(&receiver, channels, Channels::claimCall { claims })
+            .unwrap_err()
+            .is::<Channels::ClaimTooHigh>()
+    );
     let claims = vec![n.voucher(&payer, &config, 50 * DOLLAR, 10 * DOLLAR)];
     let stolen = n.send(&thief, channels, Channels::claimCall { claims: claims.clone() }).unwrap_err();
     assert!(stolen.is::<Channels::NotReceiver>());
@@ -106,7 +110,8 @@ fn authorizers_sign_claims_and_refunds() {
     let packed = [id.as_slice(), &u128::from(5 * DOLLAR).to_be_bytes()].concat();
     let batch = ClaimBatch { claims: keccak256(packed) };
     let hash = alloy_sol_types::SolStruct::eip712_signing_hash(&batch, &domain);
-    let forged = Channels::claimWithSignatureCall { claims: claims.clone(), authorizerSignature: courier.sign(hash) };
+    let forged =
+        Channels::claimWithSignatureCall { claims: claims.clone(), authorizerSignature: courier.sign(hash) };
     assert!(n.send(&courier, channels, forged).unwrap_err().is::<Channels::NotReceiver>());
     let call = Channels::claimWithSignatureCall { claims, authorizerSignature: hub.sign(hash) };
     n.send(&courier, channels, call).unwrap();
@@ -118,7 +123,9 @@ fn authorizers_sign_claims_and_refunds() {
         amount: (15 * DOLLAR).into(),
         authorizerSignature,
     };
-    assert!(n.send(&courier, channels, refund(courier.sign(hash))).unwrap_err().is::<Channels::NotReceiver>());
+    assert!(
+        n.send(&courier, channels, refund(courier.sign(hash))).unwrap_err().is::<Channels::NotReceiver>()
+    );
     n.send(&courier, channels, refund(hub.sign(hash))).unwrap();
     assert_eq!(n.balance(payer.address), 95 * DOLLAR);
     n.check_money();

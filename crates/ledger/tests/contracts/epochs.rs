@@ -138,8 +138,7 @@ fn fees_are_split_to_the_unit() {
     n.end_epoch(0);
     let mut posted = m.posted(&n, 0, 6, 0);
     posted.receipts[0].as_mut().unwrap().fee_micro_usd = 33_333;
-    let posted =
-        Posted::of(&n.domain(), 0, posted.receipts, &BTreeMap::from([(m.model, m.author.address)]));
+    let posted = Posted::of(&n.domain(), 0, posted.receipts, &BTreeMap::from([(m.model, m.author.address)]));
     n.post(&m.provider, 0, &posted).unwrap();
     let (_, fixed) = n.draw(0);
     let epochs = n.parts.at.epochs;

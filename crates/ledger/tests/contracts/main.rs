@@ -6,6 +6,7 @@
 mod audits;
 mod channels;
 mod epochs;
+mod gas;
 mod network;
 mod properties;
 mod registry;

@@ -103,11 +103,21 @@ impl Network {
         Network { chain, parts, p, treasury, disputes, gas: BTreeMap::new(), accounts }
     }
 
-    pub fn send<C: SolCall>(&mut self, from: &Actor, to: Address, call: C) -> Result<Done<C::Return>, Failure> {
+    pub fn send<C: SolCall>(
+        &mut self,
+        from: &Actor,
+        to: Address,
+        call: C,
+    ) -> Result<Done<C::Return>, Failure> {
         self.send_from(from.address, to, call)
     }
 
-    pub fn send_from<C: SolCall>(&mut self, from: Address, to: Address, call: C) -> Result<Done<C::Return>, Failure> {
+    pub fn send_from<C: SolCall>(
+        &mut self,
+        from: Address,
+        to: Address,
+        call: C,
+    ) -> Result<Done<C::Return>, Failure> {
         let done = self.chain.send(from, to, &call)?;
         let name = C::SIGNATURE.split('(').next().unwrap();
         self.gas.insert(name, done.gas);
@@ -188,7 +198,12 @@ impl Network {
         voucher::channel_id(config, &voucher::domain(CHAIN_ID, self.parts.at.channels))
     }
 
-    pub fn fund(&mut self, payer: &Actor, config: &Channels::ChannelConfig, amount: u64) -> Result<(), Failure> {
+    pub fn fund(
+        &mut self,
+        payer: &Actor,
+        config: &Channels::ChannelConfig,
+        amount: u64,
+    ) -> Result<(), Failure> {
         let channels = self.parts.at.channels;
         let call = Channels::depositCall { config: config.clone(), amount: amount.into() };
         self.send(payer, channels, call).map(|_| ())
@@ -275,7 +290,14 @@ pub fn some(text: &str) -> [u8; 32] {
 }
 
 /// A receipt of one provider, whose fee `config` pays.
-pub fn receipt(provider: &Actor, sequence: u64, model: [u8; 32], fee: u64, channel: B256, epoch: u64) -> Receipt {
+pub fn receipt(
+    provider: &Actor,
+    sequence: u64,
+    model: [u8; 32],
+    fee: u64,
+    channel: B256,
+    epoch: u64,
+) -> Receipt {
     let s = |what: &str| some(&format!("{what} {} {sequence}", provider.address));
     Receipt {
         provider: provider.node(),
@@ -432,7 +454,10 @@ pub fn audit_tree(
         let call = Audits::isAssignedCall { epoch, member: U256::from(member), receipt: r.into() };
         if network.chain.read(audits, &call).unwrap() {
             let digest = digest(auditor, beacon, r, &trace_root(r));
-            leaves.push((r.sequence, merkle::leaf(&[&r.sequence.to_be_bytes()[..], digest.as_slice()].concat())));
+            leaves.push((
+                r.sequence,
+                merkle::leaf(&[&r.sequence.to_be_bytes()[..], digest.as_slice()].concat()),
+            ));
         }
     }
     leaves

@@ -65,8 +65,12 @@ fn only_the_fixed_parts_slash_and_only_parts_move_balances() {
     let owner = n.rich("owner", 10);
     n.enrol(&owner, PROVIDER, 5 * DOLLAR);
     let thief = Actor::named("thief");
-    let slash =
-        Registry::slashCall { node: owner.address, amount: U256::from(1), beneficiary: thief.address, sharePpm: 1 };
+    let slash = Registry::slashCall {
+        node: owner.address,
+        amount: U256::from(1),
+        beneficiary: thief.address,
+        sharePpm: 1,
+    };
     assert!(n.send(&thief, registry, slash).unwrap_err().is::<Registry::NotAuthorised>());
     let strike = Registry::strikeCall { node: owner.address, reporter: thief.address };
     assert!(n.send(&thief, registry, strike).unwrap_err().is::<Registry::NotAuthorised>());
@@ -86,7 +90,8 @@ fn what_is_slashed_goes_to_the_winner_and_the_treasury() {
     let registry = n.parts.at.registry;
     let owner = n.rich("owner", 100);
     n.enrol(&owner, PROVIDER, 30 * DOLLAR + 7);
-    n.send(&owner, registry, Registry::unbondCall { node: owner.address, amount: U256::from(20 * DOLLAR) }).unwrap();
+    n.send(&owner, registry, Registry::unbondCall { node: owner.address, amount: U256::from(20 * DOLLAR) })
+        .unwrap();
     let (winner, disputes) = (Address::repeat_byte(7), n.disputes.clone());
     n.accounts.push(winner);
 
@@ -151,7 +156,8 @@ fn reserved_stake_stays() {
     };
     assert!(n.send(&auditor, audits, seats(3)).unwrap_err().is::<Registry::StakeReserved>());
     n.send(&auditor, audits, seats(2)).unwrap();
-    let unbond = |dollars: u64| Registry::unbondCall { node: auditor.address, amount: U256::from(dollars * DOLLAR) };
+    let unbond =
+        |dollars: u64| Registry::unbondCall { node: auditor.address, amount: U256::from(dollars * DOLLAR) };
     assert!(n.send(&auditor, registry, unbond(51)).unwrap_err().is::<Registry::StakeReserved>());
     let leave = Audits::leaveSeatsCall { auditor: auditor.address, slots: vec![U256::from(0)] };
     let thief = Actor::named("thief");
