@@ -1,7 +1,7 @@
 //! The contracts, executed in revm: each action, each refusal, where money goes, and random sequences of everything at once.
 
 #![allow(non_snake_case)] // fields of calls are called as in Solidity
-#![allow(unreachable_pub)]
+#![allow(clippy::unwrap_used, unreachable_pub)]
 
 mod audits;
 mod channels;

@@ -111,10 +111,9 @@ impl World {
             n.enrol(host, HOST, 200 * DOLLAR);
         }
         let mut lanes = Vec::new();
-        for payer in 0..2 {
-            for provider in 0..2 {
-                let config = n.config(&payers[payer], &providers[provider], 0);
-                lanes.push(Lane { config, payer, provider, claimed: 0 });
+        for (payer, p) in payers.iter().enumerate() {
+            for (provider, v) in providers.iter().enumerate() {
+                lanes.push(Lane { config: n.config(p, v, 0), payer, provider, claimed: 0 });
             }
         }
         World {
