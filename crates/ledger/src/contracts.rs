@@ -1,0 +1,109 @@
+//! The contracts' interfaces and bytecode, from the artifacts that `contracts/scripts/build.mjs` writes, and what the protocol's own types are
+//! called in them.
+
+#![allow(missing_docs)] // generated: the Solidity sources are documented
+
+use alloy_primitives::{Address, B256};
+use alloy_sol_types::sol;
+use assay_core::id::{ChannelId, Hash, NodeAddress};
+use assay_core::merkle::Proof;
+use assay_core::receipt::Receipt;
+
+sol!(
+    #[sol(all_derives)]
+    Directory,
+    "../../contracts/artifacts/Directory.json"
+);
+sol!(
+    #[sol(all_derives)]
+    Vault,
+    "../../contracts/artifacts/Vault.json"
+);
+sol!(
+    #[sol(all_derives)]
+    Registry,
+    "../../contracts/artifacts/Registry.json"
+);
+sol!(
+    #[sol(all_derives)]
+    Channels,
+    "../../contracts/artifacts/Channels.json"
+);
+sol!(
+    #[sol(all_derives)]
+    Epochs,
+    "../../contracts/artifacts/Epochs.json"
+);
+sol!(
+    #[sol(all_derives)]
+    Objections,
+    "../../contracts/artifacts/Objections.json"
+);
+sol!(
+    #[sol(all_derives)]
+    Audits,
+    "../../contracts/artifacts/Audits.json"
+);
+sol!(
+    #[sol(all_derives)]
+    Retrieval,
+    "../../contracts/artifacts/Retrieval.json"
+);
+sol!(
+    #[sol(all_derives)]
+    TestToken,
+    "../../contracts/artifacts/TestToken.json"
+);
+
+/// A hash as the contracts have it.
+pub fn b256(hash: &Hash) -> B256 {
+    B256::from(*hash.as_bytes())
+}
+
+/// A node's address as the contracts have it.
+pub fn address(node: &NodeAddress) -> Address {
+    Address::from(*node.as_bytes())
+}
+
+/// A channel's id as receipts have it.
+pub fn channel_id(id: B256) -> ChannelId {
+    ChannelId::from_bytes(id.0)
+}
+
+/// The same struct in the interface of each contract that takes it.
+macro_rules! same_struct {
+    ($($contract:ident),*) => {$(
+        impl From<&Receipt> for $contract::Receipt {
+            fn from(r: &Receipt) -> Self {
+                Self {
+                    provider: address(&r.provider),
+                    sequence: r.sequence,
+                    modelRoot: r.model_root.as_bytes().into(),
+                    requestHash: r.request_hash.as_bytes().into(),
+                    transcriptRoot: r.transcript_root.as_bytes().into(),
+                    digestRoot: r.digest_root.as_bytes().into(),
+                    promptTokens: r.prompt_tokens,
+                    completionTokens: r.completion_tokens,
+                    feeMicroUsd: r.fee_micro_usd,
+                    payerChannel: r.payer_channel.as_bytes().into(),
+                    clientNonce: r.client_nonce.as_bytes().into(),
+                    epoch: r.epoch,
+                }
+            }
+        }
+        same_proof!($contract);
+    )*};
+}
+
+macro_rules! same_proof {
+    ($contract:ident) => {
+        impl From<&Proof> for $contract::Proof {
+            fn from(p: &Proof) -> Self {
+                Self { index: p.index, count: p.count, path: p.path.iter().map(b256).collect() }
+            }
+        }
+    };
+}
+
+same_struct!(Epochs, Objections, Audits);
+same_proof!(Retrieval);

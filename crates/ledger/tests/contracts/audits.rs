@@ -1,0 +1,389 @@
+//! Seats, panels, commitments, and what doubts come to.
+
+use std::collections::BTreeSet;
+
+use alloy_primitives::{Address, B256, U256};
+use assay_core::id::Hash;
+use assay_core::merkle;
+use assay_core::receipt::Receipt;
+use assay_ledger::contracts::{Audits, Objections};
+use assay_ledger::evm::Failure;
+
+use crate::epochs::{Market, market};
+use crate::network::{AUDITOR, Actor, DOLLAR, Network, Posted, audit_tree, b, parameters, some, trace_root};
+
+struct Panel {
+    m: Market,
+    posted: Posted,
+    auditors: Vec<Actor>,
+    who: Vec<Address>,
+    trees: Vec<Vec<(u64, Hash)>>,
+    fixed: u64,
+}
+
+/// A network in which three of ten receipts are drawn.
+fn network() -> Network {
+    let mut p = parameters();
+    p.rates.rateMinPpm = 300_000;
+    Network::with(p, 0)
+}
+
+/// A posted epoch 1 of 60 receipts, with its beacon, before commitments.
+fn panel(n: &mut Network) -> Panel {
+    let audits = n.parts.at.audits;
+    let m = market(n, 10 * DOLLAR);
+    let mut slot = 0u64;
+    let auditors: Vec<Actor> = (0..3)
+        .map(|i| {
+            let auditor = n.rich(&format!("auditor {i}"), 1000);
+            n.enrol(&auditor, AUDITOR, 400 * DOLLAR);
+            let slots = (slot..slot + 2).map(U256::from).collect();
+            slot += 2;
+            n.send(&auditor, audits, Audits::takeSeatsCall { auditor: auditor.address, slots }).unwrap();
+            auditor
+        })
+        .collect();
+    n.end_epoch(1);
+    let posted = m.posted(n, 0, 60, 1);
+    n.post(&m.provider, 1, &posted).unwrap();
+    let (_, fixed) = n.draw(1);
+    let members = n.batch(m.provider.address, 1).panel;
+    let receipts: Vec<Receipt> = posted.receipts.iter().flatten().cloned().collect();
+    let (mut who, mut trees) = (Vec::new(), Vec::new());
+    for member in 0..usize::from(members) {
+        let call =
+            Audits::auditorOfCall { provider: m.provider.address, epoch: 1, member: U256::from(member) };
+        let auditor = n.chain.read(audits, &call).unwrap();
+        trees.push(audit_tree(n, 1, member, auditor, &receipts));
+        who.push(auditor);
+    }
+    Panel { m, posted, auditors, who, trees, fixed }
+}
+
+impl Panel {
+    fn actor(&self, member: usize) -> Actor {
+        self.auditors.iter().find(|a| a.address == self.who[member]).unwrap().clone()
+    }
+
+    fn root(&self, member: usize) -> B256 {
+        b(merkle::root(self.trees[member].iter().map(|(_, leaf)| *leaf)))
+    }
+
+    fn commit(&self, n: &mut Network, member: usize, by: &Actor) -> Result<(), Failure> {
+        let audits = n.parts.at.audits;
+        let call = Audits::commitmentOfCall {
+            auditor: self.who[member],
+            provider: self.m.provider.address,
+            epoch: 1,
+            member: U256::from(member),
+            root: self.root(member),
+            salt: some("salt").into(),
+        };
+        let commitment = n.chain.read(audits, &call).unwrap();
+        let call = Audits::commitCall {
+            provider: self.m.provider.address,
+            epoch: 1,
+            member: U256::from(member),
+            commitment,
+        };
+        n.send(by, audits, call).map(|_| ())
+    }
+
+    fn reveal(&self, n: &mut Network, member: usize) -> Result<(), Failure> {
+        let audits = n.parts.at.audits;
+        let call = Audits::revealCall {
+            provider: self.m.provider.address,
+            epoch: 1,
+            member: U256::from(member),
+            root: self.root(member),
+            salt: some("salt").into(),
+        };
+        n.send(&Actor::named("anyone"), audits, call).map(|_| ())
+    }
+
+    /// All members commit and reveal.
+    fn audit(&self, n: &mut Network) {
+        for member in 0..self.who.len() {
+            self.commit(n, member, &self.actor(member)).unwrap();
+        }
+        n.chain.warp(self.fixed + 7201);
+        for member in 0..self.who.len() {
+            self.reveal(n, member).unwrap();
+        }
+    }
+
+    fn collect(&self, n: &mut Network, member: usize) -> Result<(), Failure> {
+        let audits = n.parts.at.audits;
+        let call =
+            Audits::collectCall { provider: self.m.provider.address, epoch: 1, member: U256::from(member) };
+        n.send(&Actor::named("anyone"), audits, call).map(|_| ())
+    }
+
+    /// A member with work, and the first receipt of it.
+    fn busy(&self) -> (usize, Receipt) {
+        let member = self.trees.iter().position(|t| !t.is_empty()).expect("something was drawn");
+        let sequence = self.trees[member][0].0;
+        (member, self.posted.receipts[sequence as usize].clone().unwrap())
+    }
+
+    fn accuse(
+        &self,
+        n: &mut Network,
+        by: &Actor,
+        member: usize,
+        receipt: &Receipt,
+        trace: [u8; 32],
+    ) -> Result<B256, Failure> {
+        let audits = n.parts.at.audits;
+        let call = Audits::accuseCall {
+            epoch: 1,
+            member: U256::from(member),
+            receipt: receipt.into(),
+            proof: (&self.posted.proof(receipt.sequence as usize)).into(),
+            traceRoot: trace.into(),
+        };
+        n.send(by, audits, call).map(|d| d.value)
+    }
+
+    fn acquit(&self, n: &mut Network, id: B256, member: usize) -> Result<(), Failure> {
+        let audits = n.parts.at.audits;
+        let leaves: Vec<Hash> = self.trees[member].iter().map(|(_, leaf)| *leaf).collect();
+        let proof = merkle::prove(&leaves, 0).unwrap();
+        n.send(&Actor::named("anyone"), audits, Audits::acquitCall { id, proof: (&proof).into() }).map(|_| ())
+    }
+}
+
+#[test]
+fn commitments_end_before_the_first_reveal() {
+    let mut n = network();
+    let p = panel(&mut n);
+    let other = p.auditors.iter().find(|a| a.address != p.who[0]).unwrap().clone();
+    assert!(p.commit(&mut n, 0, &other).unwrap_err().is::<Audits::NotNode>());
+    p.commit(&mut n, 0, &p.actor(0)).unwrap();
+    n.chain.warp(p.fixed + 7200);
+    p.commit(&mut n, 1, &p.actor(1)).unwrap();
+    assert!(p.reveal(&mut n, 0).unwrap_err().is::<Audits::TooSoon>());
+    n.chain.warp(p.fixed + 7201);
+    assert!(p.commit(&mut n, 1, &p.actor(1)).unwrap_err().is::<Audits::TooLate>());
+    p.reveal(&mut n, 0).unwrap();
+    assert!(p.reveal(&mut n, 0).unwrap_err().is::<Audits::WrongPhase>());
+    n.chain.warp(p.fixed + 10_801);
+    assert!(p.reveal(&mut n, 1).unwrap_err().is::<Audits::TooLate>());
+}
+
+#[test]
+fn members_are_paid_equal_parts_when_objections_are_over() {
+    let mut n = network();
+    let p = panel(&mut n);
+    p.audit(&mut n);
+    assert!(p.collect(&mut n, 0).unwrap_err().is::<Audits::TooSoon>());
+    n.chain.warp(p.fixed + 14_401);
+    let batch = n.batch(p.m.provider.address, 1);
+    let part = batch.auditorsPart / u64::from(batch.panel);
+    for member in 0..p.who.len() {
+        let held = n.balance(p.who[member]);
+        p.collect(&mut n, member).unwrap();
+        assert_eq!(n.balance(p.who[member]) - held, part);
+        assert!(p.collect(&mut n, member).unwrap_err().is::<Audits::WrongPhase>());
+    }
+    n.check_money();
+}
+
+#[test]
+fn silence_costs_its_penalty_and_the_part() {
+    let mut n = network();
+    let p = panel(&mut n);
+    let audits = n.parts.at.audits;
+    let reporter = n.rich("reporter", 0);
+    p.commit(&mut n, 0, &p.actor(0)).unwrap();
+    let absent = |member: usize| Audits::proveAbsenceCall {
+        provider: p.m.provider.address,
+        epoch: 1,
+        member: U256::from(member),
+    };
+    n.chain.warp(p.fixed + 10_800);
+    assert!(n.send(&reporter, audits, absent(0)).unwrap_err().is::<Audits::TooSoon>());
+    n.chain.warp(p.fixed + 10_801);
+    let treasury = n.treasury;
+    let batch = n.batch(p.m.provider.address, 1);
+    let part = batch.auditorsPart / u64::from(batch.panel);
+    for member in 0..2 {
+        let (stake, held) = (n.node(p.who[member]).stake, (n.balance(treasury), n.balance(reporter.address)));
+        n.send(&reporter, audits, absent(member)).unwrap();
+        assert_eq!(stake - n.node(p.who[member]).stake, u128::from(5 * DOLLAR));
+        assert_eq!(n.balance(reporter.address) - held.1, DOLLAR / 2);
+        assert_eq!(n.balance(treasury) - held.0, 5 * DOLLAR - DOLLAR / 2 + part);
+        assert!(n.send(&reporter, audits, absent(member)).unwrap_err().is::<Audits::WrongPhase>());
+    }
+    n.check_money();
+}
+
+#[test]
+fn an_honest_auditor_is_acquitted_and_keeps_the_bond() {
+    let mut n = network();
+    let p = panel(&mut n);
+    p.audit(&mut n);
+    let (member, receipt) = p.busy();
+    let accuser = n.rich("accuser", 100);
+    let id = p.accuse(&mut n, &accuser, member, &receipt, trace_root(&receipt)).unwrap();
+    let again = p.accuse(&mut n, &accuser, member, &receipt, trace_root(&receipt)).unwrap_err();
+    assert!(again.is::<Audits::AlreadyAccused>());
+    let held = n.balance(p.who[member]);
+    p.acquit(&mut n, id, member).unwrap();
+    assert_eq!(n.balance(p.who[member]) - held, 20 * DOLLAR);
+    n.chain.warp(p.fixed + 14_401);
+    p.collect(&mut n, member).unwrap();
+    n.check_money();
+}
+
+#[test]
+fn a_false_trace_is_contested_and_a_mismatch_alone_costs_nothing() {
+    for ruling in [Some(false), None, Some(true)] {
+        let mut n = network();
+        let p = panel(&mut n);
+        p.audit(&mut n);
+        let audits = n.parts.at.audits;
+        let (member, receipt) = p.busy();
+        let auditor = p.actor(member);
+        let accuser = n.rich("accuser", 100);
+        let id = p.accuse(&mut n, &accuser, member, &receipt, some("false")).unwrap();
+        assert!(p.acquit(&mut n, id, member).unwrap_err().is::<Audits::WrongDigest>());
+        let (stake, held) = (n.node(auditor.address).stake, n.balance(auditor.address));
+        assert!(n.send(&accuser, audits, Audits::contestCall { id }).unwrap_err().is::<Audits::NotNode>());
+        n.send(&auditor, audits, Audits::contestCall { id }).unwrap();
+        n.chain.warp(p.fixed + 14_401);
+        assert!(p.collect(&mut n, member).unwrap_err().is::<Audits::AccusationsOpen>());
+        let disputes = n.disputes.clone();
+        let rule = |accuserIsRight| Audits::ruledCall { id, accuserIsRight };
+        assert!(n.send(&accuser, audits, rule(true)).unwrap_err().is::<Audits::NotAuthorised>());
+        match ruling {
+            Some(right) => {
+                n.send(&disputes, audits, rule(right)).unwrap();
+            }
+            None => {
+                assert!(
+                    n.send(&accuser, audits, Audits::lapseCall { id }).unwrap_err().is::<Audits::TooSoon>()
+                );
+                n.chain.mine(1, 7201);
+                n.send(&accuser, audits, Audits::lapseCall { id }).unwrap();
+            }
+        }
+        let lost = u64::try_from(stake - n.node(auditor.address).stake).unwrap();
+        let (auditor_now, accuser_now) = (n.balance(auditor.address), n.balance(accuser.address));
+        match ruling {
+            Some(false) => assert_eq!((auditor_now, accuser_now, lost), (held + 20 * DOLLAR, 80 * DOLLAR, 0)),
+            None => assert_eq!((auditor_now, accuser_now, lost), (held, 100 * DOLLAR, 0)),
+            Some(true) => {
+                // The other's bond, and a tenth of the penalty.
+                assert_eq!((auditor_now, accuser_now, lost), (held - 20 * DOLLAR, 125 * DOLLAR, 50 * DOLLAR));
+            }
+        }
+        assert_eq!(p.collect(&mut n, member).is_ok(), ruling != Some(true));
+        n.check_money();
+    }
+}
+
+#[test]
+fn a_digest_of_nothing_is_lost_by_silence() {
+    let mut n = network();
+    let mut p = panel(&mut n);
+    let (member, receipt) = p.busy();
+    p.trees[member][0].1 = merkle::leaf(b"made up");
+    p.audit(&mut n);
+    let audits = n.parts.at.audits;
+    let accuser = n.rich("accuser", 100);
+    let id = p.accuse(&mut n, &accuser, member, &receipt, trace_root(&receipt)).unwrap();
+    assert!(p.acquit(&mut n, id, member).unwrap_err().is::<Audits::WrongDigest>());
+    n.chain.mine(1, 3600);
+    let lapse = Audits::lapseCall { id };
+    assert!(n.send(&accuser, audits, lapse.clone()).unwrap_err().is::<Audits::TooSoon>());
+    n.chain.mine(1, 1);
+    let (treasury, auditor) = (n.treasury, p.actor(member));
+    let (held, stake) = (n.balance(treasury), n.node(auditor.address).stake);
+    n.send(&accuser, audits, lapse).unwrap();
+    let batch = n.batch(p.m.provider.address, 1);
+    let part = batch.auditorsPart / u64::from(batch.panel);
+    assert_eq!(n.balance(accuser.address), 105 * DOLLAR);
+    assert_eq!(n.balance(treasury) - held, 45 * DOLLAR + part);
+    assert_eq!(stake - n.node(auditor.address).stake, u128::from(50 * DOLLAR));
+    n.check_money();
+}
+
+#[test]
+fn only_drawn_receipts_of_a_member_are_doubted() {
+    let mut n = network();
+    let p = panel(&mut n);
+    p.audit(&mut n);
+    let accuser = n.rich("accuser", 1000);
+    for member in 0..p.who.len() {
+        let assigned: BTreeSet<u64> = p.trees[member].iter().map(|(s, _)| *s).collect();
+        for receipt in p.posted.receipts.iter().flatten().take(20) {
+            if assigned.contains(&receipt.sequence) {
+                continue;
+            }
+            let refused = p.accuse(&mut n, &accuser, member, receipt, trace_root(receipt)).unwrap_err();
+            assert!(refused.is::<Audits::NotAssigned>());
+        }
+    }
+}
+
+#[test]
+fn a_refused_record_is_demanded_by_its_auditor_alone() {
+    let mut n = network();
+    let p = panel(&mut n);
+    let objections = n.parts.at.objections;
+    let (member, receipt) = p.busy();
+    let call = Objections::demandRecordCall {
+        epoch: 1,
+        member: U256::from(member),
+        receipt: (&receipt).into(),
+        proof: (&p.posted.proof(receipt.sequence as usize)).into(),
+    };
+    assert!(n.send(&p.m.payer, objections, call.clone()).unwrap_err().is::<Objections::NotAssigned>());
+    n.send(&p.actor(member), objections, call).unwrap();
+    let wrong = Objections::answerRecordCall {
+        provider: p.m.provider.address,
+        epoch: 1,
+        index: receipt.sequence,
+        request: vec![vec![1].into()],
+        transcript: vec![vec![2].into()],
+    };
+    assert!(n.send(&p.m.provider, objections, wrong).unwrap_err().is::<Objections::BadRecord>());
+    n.chain.mine(1, 3601);
+    let silence = Objections::proveSilenceCall {
+        provider: p.m.provider.address,
+        epoch: 1,
+        index: receipt.sequence,
+        kind: 1,
+    };
+    n.send(&p.m.payer, objections, silence).unwrap();
+    assert!(n.node(p.m.provider.address).struck);
+    // The audit of a struck provider is paid all the same.
+    for member in 0..p.who.len() {
+        p.commit(&mut n, member, &p.actor(member)).unwrap();
+    }
+    n.chain.warp(p.fixed + 7201);
+    p.reveal(&mut n, 0).unwrap();
+    n.chain.warp(p.fixed + 14_401);
+    p.collect(&mut n, 0).unwrap();
+    n.check_money();
+}
+
+#[test]
+fn a_seat_counts_from_the_next_epoch_and_a_left_one_is_not_given_away_at_once() {
+    let mut n = network();
+    let p = panel(&mut n);
+    let audits = n.parts.at.audits;
+    let (auditor, other) = (p.auditors[0].clone(), p.auditors[1].clone());
+    let slots = vec![U256::from(0)];
+    let leave = Audits::leaveSeatsCall { auditor: auditor.address, slots: slots.clone() };
+    n.send(&auditor, audits, leave.clone()).unwrap();
+    assert!(n.send(&auditor, audits, leave).unwrap_err().is::<Audits::NotYourSeat>());
+    let take = Audits::takeSeatsCall { auditor: other.address, slots };
+    assert!(n.send(&other, audits, take.clone()).unwrap_err().is::<Audits::SlotTaken>());
+    n.chain.mine(1, 3600 * 20);
+    n.send(&other, audits, take).unwrap();
+    let epoch = n.epoch();
+    let seat = n.chain.read(audits, &Audits::seatOfCall { slot: U256::from(0) }).unwrap();
+    assert_eq!((seat.auditor, seat.since.to::<u64>()), (other.address, epoch + 1));
+}

@@ -1,0 +1,13 @@
+//! The contracts, executed in revm: each action, each refusal, where money goes, and random sequences of everything at once.
+
+#![allow(non_snake_case)] // fields of calls are called as in Solidity
+#![allow(clippy::unwrap_used, unreachable_pub)]
+
+mod audits;
+mod channels;
+mod epochs;
+mod gas;
+mod network;
+mod properties;
+mod registry;
+mod retrieval;
