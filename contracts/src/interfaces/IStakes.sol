@@ -1,20 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-pragma solidity ^0.8.30;
+pragma solidity 0.8.37;
 
-/// @title What disputes ask of whoever keeps stakes
-/// @notice Only the contract of disputes may call these. `release`, `forfeit` and `slash` end a dispute: they must not revert, whatever
-/// the parties have left, and call no party.
+/// What the contracts that find guilt may do to stakes. The registry does it for the contracts that its deployment fixed, and for nobody else.
 interface IStakes {
-    /// @notice Sets `amount` of what `party` has aside. Reverts when it has less.
-    function hold(address party, uint256 amount) external;
+    /// Takes up to `amount` of a node's stake, what is unbonding included.
+    /// @param beneficiary who gets a part of what is taken; the protocol's treasury gets the rest
+    /// @param sharePpm that part, in millionths, rounded down
+    /// @return taken what there was, at most `amount`
+    function slash(address node, uint256 amount, address beneficiary, uint32 sharePpm)
+        external
+        returns (uint256 taken);
 
-    /// @notice Gives back what was set aside.
-    function release(address party, uint256 amount) external;
-
-    /// @notice Gives what `party` set aside to `to`.
-    function forfeit(address party, address to, uint256 amount) external;
-
-    /// @notice Takes from a provider that lost a dispute what it forfeits, including what it is about to withdraw, and gives the challenger its
-    /// share.
-    function slash(address provider, address challenger) external;
+    /// Ends a node that was proved to lie: its whole stake is taken, of which `reporterPpm` go to the reporter and the rest to the
+    /// treasury, and its fees that are not yet settled go back to who paid them. Does nothing to a node already struck.
+    function strike(address node, address reporter) external returns (uint256 taken);
 }
