@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-pragma solidity ^0.8.30;
+pragma solidity 0.8.37;
 
 import {Context, Contexts} from "./Contexts.sol";
-import {Contradiction, Malformed, Merkle} from "./Merkle.sol";
+import {Contradiction, Malformed, Trees} from "./Trees.sol";
 import {Cursor, Cursors} from "./Cursor.sol";
 import {IMicroSteps, Rule} from "./IMicroSteps.sol";
 import {Choices} from "./Choices.sol";
@@ -114,7 +114,7 @@ contract Adjudicator {
             uint256 rest = length - (index << 5);
             if (rest > 32) rest = 32;
             uint256 place = c.take(rest);
-            root = Openings.under(c, Merkle.leaf(place, rest), index, (length + 31) >> 5);
+            root = Openings.under(c, Trees.leaf(place, rest), index, (length + 31) >> 5);
             v = Sources.number(place, rest, width, (offset & 31) / width);
         }
     }
@@ -184,7 +184,7 @@ contract Adjudicator {
         uint256 place = Programs.carriedPlace(x.facts, x.facts.hidden);
         if (place >= n || Programs.carriedOp(x.facts, place) != x.facts.hidden) revert Refused();
         uint256 carried = c.take(32 * n);
-        bytes32 carry = Merkle.seal(n, Merkle.leadAt(carried, n));
+        bytes32 carry = Trees.seal(n, Trees.leadAt(carried, n));
         if (Openings.under(c, carry, block_, x.blocks()) != x.trace) revert Contradiction();
         uint256 roots = c.take(96);
         bytes32 hidden;
@@ -197,7 +197,7 @@ contract Adjudicator {
         }
         if (Openings.operation(roots, 3) != hidden) revert Contradiction();
         bytes32 digest = keccak256(abi.encodePacked("assay/digest/1", uint64(block_), scales, numbers));
-        bytes32 leaf = Merkle.leaf(abi.encodePacked(digest));
+        bytes32 leaf = Trees.leaf(abi.encodePacked(digest));
         if (Openings.under(c, leaf, block_, x.blocks()) != x.digests) revert Contradiction();
         if (!c.done()) revert Malformed();
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-pragma solidity ^0.8.30;
+pragma solidity 0.8.37;
 
-import {Contradiction} from "./Merkle.sol";
+import {Contradiction} from "./Trees.sol";
 import {Cursor, Cursors} from "./Cursor.sol";
 import {Extent} from "./Source.sol";
 import {Facts, Programs} from "./Programs.sol";

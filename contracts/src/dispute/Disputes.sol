@@ -1,22 +1,25 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-pragma solidity ^0.8.30;
+pragma solidity 0.8.37;
 
-import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
-
+import {Addresses, Directory, Parameters} from "../Directory.sol";
 import {Contexts} from "./Contexts.sol";
-import {Contradiction, Malformed} from "./Merkle.sol";
+import {Contradiction, Malformed} from "./Trees.sol";
+import {IHolds} from "../interfaces/IHolds.sol";
 import {IStakes} from "../interfaces/IStakes.sol";
 import {Reason, Stage, Walk} from "./Walk.sol";
-import {Receipt, Receipts} from "./Receipts.sol";
+import {Receipt, Receipts} from "../Receipts.sol";
 import {Referee} from "./Referee.sol";
 import {Refused} from "./Integers.sol";
+import {Registry} from "../Registry.sol";
+import {Vault} from "../Vault.sol";
 
 /// @title Disputes over signed receipts (protocol 10)
 /// @notice The provider that signed the receipt defends it; the challenger sets a bond aside and picks. Each has `moveSeconds` for a move;
 /// silence, a message without a meaning and one that contradicts what was said before lose. Who loses pays: the challenger its
-/// bond, to the provider; the provider what stakes say that it forfeits.
-/// @dev Nobody has a power over a dispute: there is no owner, nothing can be paused, and parameters are those of the deployment. A receipt
-/// may be disputed by several challengers at once, so that nobody can stand in another's way; the provider is slashed once.
+/// bond, to the provider's owner; the provider is struck (`IStakes.strike`).
+/// @dev Nobody has a power over a dispute: there is no owner, nothing can be paused, and parameters are those of the deployment. Nothing of
+/// the provider's is set aside, and a receipt may be disputed by several challengers at once: a provider that disputes itself stands in
+/// nobody's way, and no number of disputes blocks an exit.
 contract Disputes {
     /// @param walk Where it stands.
     /// @param context Hash of what was said that later messages rest on.
@@ -38,59 +41,70 @@ contract Disputes {
 
     /// The receipt is of no answer, or longer than any model's context.
     error NoAnswer();
-    /// The receipt's signature is not its provider's.
-    error NotSigned();
-    /// There was a dispute of this challenger over this receipt, or its provider has lost one over it.
-    error Settled();
+    /// The provider is no node: there is nothing that it could lose.
+    error NotEnrolled(address provider);
+    /// There was a dispute of this challenger over this receipt.
+    error AlreadyDisputed();
     /// There is no such dispute, or it is over, or it is the other party's turn.
     error NotYourTurn();
     /// The time for this move is over.
-    error TooLate();
+    error TooLate(uint256 deadline);
     /// The time for this move is not over.
-    error TooEarly();
+    error TooEarly(uint256 deadline);
 
     /// Positions that any model may have.
     uint256 private constant POSITIONS_MAX = 131_072;
+    /// Moves of the longest dispute: ten claims, nine picks, and one more that nobody makes.
+    uint256 private constant MOVES_MAX = 20;
 
+    Vault private immutable _vault;
+    Registry private immutable _registry;
+    IHolds private immutable _epochs;
+
+    /// The rules.
     Referee public immutable referee;
-    IStakes public immutable stakes;
-    /// @notice Domain of the receipts that can be disputed.
-    bytes32 public immutable domain;
-    /// @notice What a challenger sets aside.
+    /// What a challenger sets aside, in token units.
     uint256 public immutable bond;
-    /// @notice Seconds for each move.
-    uint40 public immutable moveSeconds;
+    /// Seconds for each move: the longest dispute ends within `disputeSeconds` of the deployment's parameters.
+    uint256 public immutable moveSeconds;
 
-    /// @notice The disputes, by receipt (the hash that its signature signs) and challenger.
-    mapping(bytes32 => mapping(address => Dispute)) public disputes;
-    /// @notice Whether the provider of a receipt has lost a dispute over it.
-    mapping(bytes32 => bool) public convicted;
+    mapping(bytes32 receipt => mapping(address challenger => Dispute)) private _disputes;
 
-    /// @param receipts The contract that receipts name in their domain.
-    constructor(Referee referee_, IStakes stakes_, address receipts, uint256 bond_, uint40 moveSeconds_) {
+    constructor(Directory directory, Referee referee_) {
+        Addresses memory a = directory.addresses();
+        Parameters memory p = directory.parameters();
+        _vault = Vault(a.vault);
+        _registry = Registry(a.registry);
+        _epochs = IHolds(a.epochs);
         referee = referee_;
-        stakes = stakes_;
-        domain = Receipts.domain(receipts);
-        bond = bond_;
-        moveSeconds = moveSeconds_;
+        bond = p.accusationBond;
+        moveSeconds = p.disputeSeconds / MOVES_MAX;
     }
 
-    /// @notice Says that a receipt is wrong. The defender moves next.
+    /// @notice A dispute. It is over when `walk.stage` is `Over`; then `walk.part` is the reason and `walk.rows` 1 if the challenger won.
+    function disputeOf(bytes32 receipt, address challenger) external view returns (Dispute memory) {
+        return _disputes[receipt][challenger];
+    }
+
+    /// @notice Says that a receipt is wrong. The caller is the challenger and its bond is taken; the defender moves next. The epoch in which
+    /// the receipt was posted is not settled before the dispute can have ended, if it is open.
     /// @return receipt The hash that the signature signs: the receipt's name from now on.
     function open(Receipt calldata stated, bytes calldata signature) external returns (bytes32 receipt) {
-        receipt = Receipts.digest(stated, domain);
+        bytes32 separator = Receipts.domain(address(_epochs));
+        Receipts.requireSigned(stated, separator, signature);
+        receipt = Receipts.signingHash(stated, separator);
         uint256 positions = uint256(stated.promptTokens) + stated.completionTokens;
         if (stated.promptTokens == 0 || stated.completionTokens == 0 || positions - 1 > POSITIONS_MAX) {
             revert NoAnswer();
         }
-        (address signer, ECDSA.RecoverError e,) = ECDSA.tryRecover(receipt, signature);
-        if (e != ECDSA.RecoverError.NoError || signer != stated.provider) revert NotSigned();
-        Dispute storage d = disputes[receipt][msg.sender];
-        if (d.walk.stage != Stage.None || convicted[receipt]) revert Settled();
+        address defender = stated.provider;
+        if (_registry.ownerOf(defender) == address(0)) revert NotEnrolled(defender);
+        Dispute storage d = _disputes[receipt][msg.sender];
+        if (d.walk.stage != Stage.None) revert AlreadyDisputed();
         Walk memory w = referee.begin(positions - 1);
-        w.deadline = uint40(block.timestamp) + moveSeconds;
+        w.deadline = uint40(block.timestamp + moveSeconds);
         d.walk = w;
-        d.defender = signer;
+        d.defender = defender;
         d.context = Contexts.begin(
             stated.modelRoot,
             stated.requestHash,
@@ -100,16 +114,17 @@ contract Disputes {
             stated.promptTokens,
             stated.completionTokens
         );
-        emit Opened(receipt, msg.sender, signer);
-        stakes.hold(msg.sender, bond);
+        emit Opened(receipt, msg.sender, defender);
+        _vault.take(msg.sender, bond);
+        _epochs.hold(defender, stated.epoch);
     }
 
-    /// @notice The defender's move. The forms of messages are those of protocol 10.8.
+    /// @notice A move of the defender, by its key or its owner. The forms of messages are those of protocol 10.8.
     function claim(bytes32 receipt, address challenger, bytes calldata message) external {
-        Dispute storage d = disputes[receipt][challenger];
+        Dispute storage d = _disputes[receipt][challenger];
         Walk memory w = d.walk;
-        if (msg.sender != d.defender || !_defends(w.stage)) revert NotYourTurn();
-        if (block.timestamp > w.deadline) revert TooLate();
+        if (!_defends(w.stage) || !_actsFor(d.defender)) revert NotYourTurn();
+        if (block.timestamp > w.deadline) revert TooLate(w.deadline);
         bytes32 context = d.context;
         bytes32 hash = d.hash;
         try referee.claim(w, context, hash, message) returns (
@@ -129,10 +144,10 @@ contract Disputes {
 
     /// @notice The challenger's move.
     function pick(bytes32 receipt, bytes calldata message) external {
-        Dispute storage d = disputes[receipt][msg.sender];
+        Dispute storage d = _disputes[receipt][msg.sender];
         Walk memory w = d.walk;
         if (!_picks(w.stage)) revert NotYourTurn();
-        if (block.timestamp > w.deadline) revert TooLate();
+        if (block.timestamp > w.deadline) revert TooLate(w.deadline);
         bytes32 hash = d.hash;
         try referee.pick(w, hash, message) returns (Walk memory next, bytes32 nextHash) {
             if (nextHash != hash) d.hash = nextHash;
@@ -144,20 +159,15 @@ contract Disputes {
 
     /// @notice Ends a dispute in which the party whose turn it is was silent. Anyone may call it.
     function timeout(bytes32 receipt, address challenger) external {
-        Dispute storage d = disputes[receipt][challenger];
+        Dispute storage d = _disputes[receipt][challenger];
         Walk memory w = d.walk;
         if (!_defends(w.stage) && !_picks(w.stage)) revert NotYourTurn();
-        if (block.timestamp <= w.deadline) revert TooEarly();
+        if (block.timestamp <= w.deadline) revert TooEarly(w.deadline);
         _end(receipt, challenger, d, _defends(w.stage), Reason.Timeout);
     }
 
-    /// @notice Ends a dispute over a receipt whose provider has lost another one over it: the challenger has its bond back. Anyone may call
-    /// it.
-    function dismiss(bytes32 receipt, address challenger) external {
-        Dispute storage d = disputes[receipt][challenger];
-        Stage stage = d.walk.stage;
-        if (!convicted[receipt] || (!_defends(stage) && !_picks(stage))) revert NotYourTurn();
-        _end(receipt, challenger, d, true, Reason.None);
+    function _actsFor(address defender) private view returns (bool) {
+        return msg.sender == defender || _registry.actsFor(defender, msg.sender);
     }
 
     function _defends(Stage stage) private pure returns (bool) {
@@ -181,7 +191,7 @@ contract Disputes {
     }
 
     function _await(bytes32 receipt, address challenger, Dispute storage d, Walk memory next) private {
-        next.deadline = uint40(block.timestamp) + moveSeconds;
+        next.deadline = uint40(block.timestamp + moveSeconds);
         d.walk = next;
         emit Moved(receipt, challenger, next.stage);
     }
@@ -197,11 +207,8 @@ contract Disputes {
         delete d.context;
         delete d.hash;
         delete d.defender;
-        bool first = upheld && !convicted[receipt];
-        if (first) convicted[receipt] = true;
         emit Ended(receipt, challenger, upheld, reason);
-        if (!upheld) return stakes.forfeit(challenger, defender, bond);
-        stakes.release(challenger, bond);
-        if (first) stakes.slash(defender, challenger);
+        _vault.give(upheld ? challenger : _registry.ownerOf(defender), bond);
+        if (upheld) IStakes(address(_registry)).strike(defender, challenger);
     }
 }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-pragma solidity ^0.8.30;
+pragma solidity 0.8.37;
 
 import {Choice, Choices} from "./Choices.sol";
 import {Context, Contexts} from "./Contexts.sol";
-import {Contradiction, Malformed, Merkle} from "./Merkle.sol";
+import {Contradiction, Malformed, Trees} from "./Trees.sol";
 import {Cursor, Cursors} from "./Cursor.sol";
 import {Form, Programs} from "./Programs.sol";
 import {Item} from "./Source.sol";
@@ -123,7 +123,7 @@ library Openings {
             if (length > STATEMENT_MAX) revert Refused();
             place = c.take(length);
             uint256 count = 1 + x.tensors + x.facts.ops;
-            if (under(c, Merkle.leaf(place, length), index, count) != x.program) revert Contradiction();
+            if (under(c, Trees.leaf(place, length), index, count) != x.program) revert Contradiction();
         }
     }
 
@@ -148,8 +148,8 @@ library Openings {
             if (length > STATEMENT_MAX) revert Refused();
             uint256 place = c.take(length);
             x.locate(place, length);
-            x.program = under(c, Merkle.leaf(place, length), 0, 1 + x.tensors + x.facts.ops);
-            bytes32 leaf = Merkle.leaf(abi.encodePacked(uint8(7), "program", x.program));
+            x.program = under(c, Trees.leaf(place, length), 0, 1 + x.tensors + x.facts.ops);
+            bytes32 leaf = Trees.leaf(abi.encodePacked(uint8(7), "program", x.program));
             if (under(c, leaf, PROGRAM, x.tensors + BEFORE_TENSORS) != x.model) revert Contradiction();
         }
     }
@@ -157,7 +157,7 @@ library Openings {
     /// @notice The root under which a leaf hash stands by the way that comes next.
     function under(Cursor memory c, bytes32 leaf, uint256 index, uint256 count) internal pure returns (bytes32 root) {
         uint256 next;
-        (root, next) = Merkle.rootFrom(leaf, index, count, c.pos);
+        (root, next) = Trees.rootFrom(leaf, index, count, c.pos);
         c.jump(next);
     }
 
@@ -197,7 +197,7 @@ library Openings {
             }
         }
         bytes32 h = kind == WEIGHTS ? _weights(o, c, tensor, form) : _run(o, c, tensor, form, kind);
-        bytes32 leaf = Merkle.leaf(abi.encodePacked(uint8(6), "tensor", h));
+        bytes32 leaf = Trees.leaf(abi.encodePacked(uint8(6), "tensor", h));
         if (under(c, leaf, BEFORE_TENSORS + tensor, x.tensors + BEFORE_TENSORS) != x.model) revert Contradiction();
     }
 
@@ -214,7 +214,7 @@ library Openings {
             uint256 place = c.take(length);
             _add(o, Item.weights(tensor, row, tile), place, length);
             uint256 tiles = (columns + 255) >> 8;
-            bytes32 h = under(c, Merkle.leaf(place, length), row & 63, _least(rows - (row & ~uint256(63)), 64));
+            bytes32 h = under(c, Trees.leaf(place, length), row & 63, _least(rows - (row & ~uint256(63)), 64));
             h = under(c, h, (row >> 6) * tiles + tile, ((rows + 63) >> 6) * tiles);
             return keccak256(abi.encodePacked(h, c.word()));
         }
@@ -241,7 +241,7 @@ library Openings {
             uint256 place = c.take(length);
             uint256 name = kind == SCALES ? Item.scales(tensor, index) : Item.run(tensor, index);
             _add(o, name, place, length);
-            h = under(c, Merkle.leaf(place, length), index, (count + each - 1) / each);
+            h = under(c, Trees.leaf(place, length), index, (count + each - 1) / each);
             if (kind == SCALES) h = keccak256(abi.encodePacked(c.word(), h));
         }
     }
@@ -286,7 +286,7 @@ library Openings {
             assembly ("memory-safe") {
                 root := calldataload(add(roots, shl(5, part)))
             }
-            if (under(c, Merkle.leaf(place, length), index, count) != root) revert Contradiction();
+            if (under(c, Trees.leaf(place, length), index, count) != root) revert Contradiction();
             _add(o, Item.leaf(where >> 16, where & 0xffff, part, index), place, length);
         }
     }
@@ -310,7 +310,7 @@ library Openings {
             length *= 4;
             uint256 place = c.take(length);
             // A header before the ids, text and probabilities after them.
-            if (under(c, Merkle.leaf(place, length), index + 1, leaves + 3) != x.transcript) revert Contradiction();
+            if (under(c, Trees.leaf(place, length), index + 1, leaves + 3) != x.transcript) revert Contradiction();
             _add(o, Item.ids(index), place, length);
         }
     }
@@ -340,13 +340,13 @@ library Openings {
     {
         length = c.big(2);
         place = c.take(length);
-        bytes32[5] memory leaves = [c.word(), c.word(), Merkle.leaf(place, length), c.word(), c.word()];
+        bytes32[5] memory leaves = [c.word(), c.word(), Trees.leaf(place, length), c.word(), c.word()];
         bool guided = leaves[3] != keccak256(hex"0000");
         uint256 nodes;
         assembly ("memory-safe") {
             nodes := leaves
         }
-        if (Merkle.seal(5, Merkle.lead(nodes, 5)) != x.request) revert Contradiction();
+        if (Trees.seal(5, Trees.lead(nodes, 5)) != x.request) revert Contradiction();
         choice = Choices.sampling(place, length);
         choice.guided = guided;
         choice.seed = keccak256(abi.encodePacked("assay/seed/1", x.nonce, x.request, x.model));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-pragma solidity ^0.8.30;
+pragma solidity 0.8.37;
 
 import {Form, Kind, Op, Programs} from "./Programs.sol";
 import {Functions} from "./Functions.sol";

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-pragma solidity ^0.8.30;
+pragma solidity 0.8.37;
 
 import {Adjudicator, Target} from "./Adjudicator.sol";
 import {Choice, Choices} from "./Choices.sol";
 import {Context, Contexts} from "./Contexts.sol";
-import {Contradiction, Malformed, Merkle} from "./Merkle.sol";
+import {Contradiction, Malformed, Trees} from "./Trees.sol";
 import {Cursor, Cursors} from "./Cursor.sol";
 import {Extent, Sources} from "./Source.sol";
 import {Facts, Programs, Spec} from "./Programs.sol";
@@ -37,7 +37,7 @@ contract Referee {
     function begin(uint256 positions) external pure returns (Walk memory w) {
         w.stage = Stage.Trace;
         w.leaves = uint24((positions + 31) / 32);
-        w.top = uint8(Merkle.height(w.leaves));
+        w.top = uint8(Trees.height(w.leaves));
     }
 
     /// @notice The defender says something.
@@ -101,7 +101,7 @@ contract Referee {
     {
         unchecked {
             first = index << (height - below);
-            count = Merkle.nodesAt(leaves, below) - first;
+            count = Trees.nodesAt(leaves, below) - first;
             uint256 most = 1 << (height - below);
             if (count > most) count = most;
         }
@@ -121,20 +121,20 @@ contract Referee {
             uint256 leaves = _leaves(w);
             uint256 next;
             if (w.top != OPERATION) {
-                (node, next) = Merkle.climb(node, w.index, leaves, w.height, w.top - w.height, c.pos);
+                (node, next) = Trees.climb(node, w.index, leaves, w.height, w.top - w.height, c.pos);
                 if (node != hash) revert Contradiction();
             } else {
                 uint256 parts = c.u8();
                 uint256 roots = c.take(32 * parts);
                 if (w.part >= parts || Openings.operation(roots, parts) != hash) revert Contradiction();
                 (node, next) =
-                    Merkle.climb(node, w.index, leaves, w.height, Merkle.height(leaves) - w.height, c.pos);
+                    Trees.climb(node, w.index, leaves, w.height, Trees.height(leaves) - w.height, c.pos);
                 bytes32 root;
                 uint256 part = w.part;
                 assembly ("memory-safe") {
                     root := calldataload(add(roots, shl(5, part)))
                 }
-                if (Merkle.seal(leaves, node) != root) revert Contradiction();
+                if (Trees.seal(leaves, node) != root) revert Contradiction();
             }
             c.jump(next);
         }
@@ -146,17 +146,17 @@ contract Referee {
         Openings.facts(c, x);
         if (x.positions() > x.facts.context) revert Contradiction();
         top = _claimed(w, c, TREE_BITS);
-        x.trace = Merkle.seal(w.leaves, top);
+        x.trace = Trees.seal(w.leaves, top);
         return (x.hash(), top);
     }
 
     /// @dev Nodes below the top of a tree.
     function _claimed(Walk memory w, Cursor memory c, uint256 bits) private pure returns (bytes32 top) {
         uint256 leaves = w.leaves;
-        uint256 height = Merkle.height(leaves);
+        uint256 height = Trees.height(leaves);
         uint256 below = _next(height, bits);
-        uint256 count = Merkle.nodesAt(leaves, below);
-        top = Merkle.leadAt(c.take(32 * count), count);
+        uint256 count = Trees.nodesAt(leaves, below);
+        top = Trees.leadAt(c.take(32 * count), count);
         w.height = uint8(height);
         w.top = uint8(height);
         w.index = 0;
@@ -173,13 +173,13 @@ contract Referee {
     {
         Context memory x = Contexts.read(c, context);
         uint256 n = x.facts.carried;
-        x.carry = Merkle.seal(n, Merkle.leadAt(c.take(32 * n), n));
+        x.carry = Trees.seal(n, Trees.leadAt(c.take(32 * n), n));
         _lead(w, x.carry, hash, c);
         w.tree = Tree.Steps;
         w.leaves = uint24(x.facts.ops + 2);
         uint256 nodes = c.pos;
         top = _claimed(w, c, TREE_BITS);
-        x.steps = Merkle.seal(w.leaves, top);
+        x.steps = Trees.seal(w.leaves, top);
         if (w.below == 0) _agree(x, c, nodes, 0, w.leaves);
         return (x.hash(), top);
     }
@@ -206,9 +206,9 @@ contract Referee {
             assembly ("memory-safe") {
                 start := add(room, mul(18, 32))
             }
-            (bytes32 top, uint256 next) = Merkle.range(start, from, to, f.carried, c.pos);
+            (bytes32 top, uint256 next) = Trees.range(start, from, to, f.carried, c.pos);
             c.jump(next);
-            if (Merkle.seal(f.carried, top) != x.carry) revert Contradiction();
+            if (Trees.seal(f.carried, top) != x.carry) revert Contradiction();
         }
     }
 
@@ -224,7 +224,7 @@ contract Referee {
         if (steps) x = Contexts.read(c, context);
         (uint256 first, uint256 count) = _under(_leaves(w), w.height, w.index, below);
         uint256 nodes = c.take(32 * count);
-        node = Merkle.leadAt(nodes, count);
+        node = Trees.leadAt(nodes, count);
         _lead(w, node, hash, c);
         if (steps) _agree(x, c, nodes, first, count);
         w.top = w.height;
@@ -244,8 +244,8 @@ contract Referee {
             for (uint256 i; i < n; ++i) {
                 Shape memory shape = Shapes.inBlock(specs[i], end - first, end);
                 uint256 leaves = shape.leaves();
-                uint256 count = Merkle.nodesAt(leaves, _firstBelow(leaves));
-                bytes32 root = Merkle.seal(leaves, Merkle.leadAt(c.take(32 * count), count));
+                uint256 count = Trees.nodesAt(leaves, _firstBelow(leaves));
+                bytes32 root = Trees.seal(leaves, Trees.leadAt(c.take(32 * count), count));
                 assembly ("memory-safe") {
                     mstore(add(add(roots, 32), shl(5, i)), root)
                 }
@@ -279,7 +279,7 @@ contract Referee {
 
     /// @dev Height of the nodes of a part that are claimed first.
     function _firstBelow(uint256 leaves) private pure returns (uint256) {
-        uint256 height = Merkle.height(leaves);
+        uint256 height = Trees.height(leaves);
         return height > FIRST_PART_BITS ? height - FIRST_PART_BITS : 0;
     }
 
@@ -289,9 +289,9 @@ contract Referee {
             (,, uint256 count) = _shape(w).leafOf(w.index);
             uint256 length = count * w.width;
             uint256 place = c.take(length);
-            _lead(w, Merkle.leaf(place, length), hash, c);
+            _lead(w, Trees.leaf(place, length), hash, c);
             w.stage = Stage.PickNumber;
-            return Merkle.words(place, length);
+            return Trees.words(place, length);
         }
     }
 
@@ -347,7 +347,7 @@ contract Referee {
             w.byColumns = shape & 1 == 1;
             uint256 leaves = _shape(w).leaves();
             uint256 below = _firstBelow(leaves);
-            if (i >= Merkle.nodesAt(leaves, below)) revert Malformed();
+            if (i >= Trees.nodesAt(leaves, below)) revert Malformed();
             w.tree = Tree.Part;
             w.top = OPERATION;
             w.height = uint8(below);
@@ -367,7 +367,7 @@ contract Referee {
             bytes32 partials;
             uint256 last;
             if (length != 0) {
-                partials = Merkle.words(place, length);
+                partials = Trees.words(place, length);
                 assembly ("memory-safe") {
                     last := shr(192, calldataload(sub(add(place, length), 8)))
                 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-pragma solidity ^0.8.30;
+pragma solidity 0.8.37;
 
 /// @notice What is asked for. Up to `Digest`, and in `Trace`, the defender moves; then the challenger.
 enum Stage {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-pragma solidity ^0.8.30;
+pragma solidity 0.8.37;
 
 /// What was sent is not under what was said before.
 error Contradiction();
@@ -10,7 +10,7 @@ error Malformed();
 /// @notice A leaf is `keccak(0 ‖ bytes)`, a node `keccak(1 ‖ left ‖ right)`; the last of an odd number of nodes moves up unchanged; the root
 /// is `keccak(2 ‖ count (8) ‖ top)`. Ways up are runs of siblings in calldata, without indices: which there are follows from
 /// the place of the node and the number of leaves.
-library Merkle {
+library Trees {
     /// @notice Hash of a leaf in calldata.
     function leaf(uint256 pos, uint256 length) internal pure returns (bytes32 h) {
         assembly ("memory-safe") {
