@@ -33,6 +33,7 @@ use assay_core::request::{Terms, sampler_seed};
 use assay_engine::artifact::opening::ModelOpening;
 use borsh::{BorshDeserialize, BorshSerialize};
 
+pub mod calldata;
 mod descent;
 pub mod parties;
 pub mod proof;

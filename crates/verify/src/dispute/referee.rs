@@ -3,6 +3,7 @@
 use assay_core::id::Hash;
 use assay_core::request::Sampling;
 use assay_engine::artifact::opening::{Content, Item, ModelOpening};
+use assay_engine::program::check::{CONTEXT_MAX, ROWS_MAX};
 use assay_engine::program::{Declared, Facts, Head, ValueId};
 
 use super::proof::{Target, check_digest, check_step};
@@ -299,7 +300,9 @@ impl Referee {
     fn claim_trace(&mut self, facts: &ModelOpening, nodes: &[Hash]) -> Result<(), Reason> {
         let opened = facts.verify(&self.statement.model).ok_or(Reason::Contradiction)?;
         let Content::Facts(facts) = opened.content else { return Err(Reason::Malformed) };
-        if !matches!(facts.head, Head::Tokens { .. }) {
+        // No valid program has more: what is computed from these numbers then stays in its ranges.
+        let valid = facts.context <= CONTEXT_MAX && facts.vocabulary <= ROWS_MAX;
+        if !matches!(facts.head, Head::Tokens { .. }) || !valid {
             return Err(Reason::Malformed);
         }
         if self.statement.positions() > facts.context {
