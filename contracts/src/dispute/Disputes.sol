@@ -41,8 +41,6 @@ contract Disputes {
 
     /// The receipt is of no answer, or longer than any model's context.
     error NoAnswer();
-    /// The provider is no node: there is nothing that it could lose.
-    error NotEnrolled(address provider);
     /// There was a dispute of this challenger over this receipt.
     error AlreadyDisputed();
     /// There is no such dispute, or it is over, or it is the other party's turn.
@@ -98,7 +96,6 @@ contract Disputes {
             revert NoAnswer();
         }
         address defender = stated.provider;
-        if (_registry.ownerOf(defender) == address(0)) revert NotEnrolled(defender);
         Dispute storage d = _disputes[receipt][msg.sender];
         if (d.walk.stage != Stage.None) revert AlreadyDisputed();
         Walk memory w = referee.begin(positions - 1);
@@ -208,7 +205,9 @@ contract Disputes {
         delete d.hash;
         delete d.defender;
         emit Ended(receipt, challenger, upheld, reason);
-        _vault.give(upheld ? challenger : _registry.ownerOf(defender), bond);
+        // A key that is no node has no owner, and may be struck all the same: it can never become one.
+        address owner = _registry.ownerOf(defender);
+        _vault.give(upheld ? challenger : owner == address(0) ? defender : owner, bond);
         if (upheld) IStakes(address(_registry)).strike(defender, challenger);
     }
 }

@@ -40,7 +40,7 @@ library Openings {
     uint256 private constant IDS = 7;
     uint256 private constant TERMS = 8;
 
-    /// @notice Reads and checks openings to the end of a message: their number (2 bytes), then each with its kind (1 byte).
+    /// @notice Reads and checks openings to the end of a message: how many things they open (2 bytes), then each with its kind (1 byte).
     /// @param block_ The disputed block: its steps are under the steps' root, those of others under their carries.
     function read(Cursor memory c, Context memory x, uint256 block_) internal pure returns (Opened memory o) {
         uint256 most = c.big(2);
@@ -58,6 +58,7 @@ library Openings {
             else if (kind == TERMS) _terms(o, c, x);
             else revert Refused();
         }
+        if (o.count != most) revert Refused();
     }
 
     function _add(Opened memory o, uint256 name, uint256 place, uint256 length) private pure {

@@ -1,6 +1,8 @@
 //! The contracts in an EVM, and the little of their ABI that tests write by hand.
 #![allow(dead_code, clippy::unwrap_used, unreachable_pub)]
 
+pub mod deployment;
+
 use std::path::Path;
 
 use revm::context::TxEnv;
