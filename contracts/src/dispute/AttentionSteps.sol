@@ -6,7 +6,7 @@ import {Functions} from "./Functions.sol";
 import {Integers, Refused} from "./Integers.sol";
 import {IMicroSteps, Rule} from "./IMicroSteps.sol";
 import {Scale, Scales} from "./Scales.sol";
-import {Cell, Extent, Reader, Source, Sources} from "./Source.sol";
+import {Cell, Extent, Reader, Source, Sources, Strip} from "./Source.sol";
 import {Values} from "./Values.sol";
 
 /// @title The micro-steps of attention (semantics 6.6, protocol 9.4)
@@ -105,10 +105,10 @@ contract AttentionSteps is IMicroSteps {
     {
         unchecked {
             if (o.headSize == 0) return 0;
-            Reader memory queries = s.numbers(o.x, position);
-            Reader memory keys = s.numbers(o.y, j);
-            for (uint256 i; i < o.headSize; ++i) {
-                dot += s.read(queries, position, q + i) * s.read(keys, j, k + i);
+            Strip memory queries = Sources.strip(s.numbers(o.x, position), position, q);
+            Strip memory keys = Sources.strip(s.numbers(o.y, j), j, k);
+            for (uint256 i = o.headSize; i != 0; --i) {
+                dot += s.next(queries) * s.next(keys);
             }
         }
     }
@@ -182,9 +182,9 @@ contract AttentionSteps is IMicroSteps {
             bool sums = c.column % 3 == 2;
             uint256 first = head * Sources.blockEnd(s.extent, c.position);
             int256 top = sums ? s.cell(c.op, MEASURES, c.position, head * 3) : int256(0);
-            Reader memory scores = s.reader(c.op, SCORES, c.position);
+            Strip memory scores = Sources.strip(s.reader(c.op, SCORES, c.position), c.position, first + j);
             for (; j < to; ++j) {
-                int256 z = s.read(scores, c.position, first + j);
+                int256 z = s.next(scores);
                 if (sums) acc = acc.add64(int256(Functions.exp2Weight((top - z).unsigned32())));
                 else acc = acc.max(z);
             }
@@ -227,10 +227,10 @@ contract AttentionSteps is IMicroSteps {
             (uint256 j, uint256 to) = _run(s, o, c.position, run);
             if (j >= to) return acc;
             uint256 first = head * Sources.blockEnd(s.extent, c.position);
-            Reader memory weights = s.reader(c.op, WEIGHTS, c.position);
+            Strip memory weights = Sources.strip(s.reader(c.op, WEIGHTS, c.position), c.position, first + j);
             Reader memory values = s.numbers(o.v, j);
             for (; j < to; ++j) {
-                acc = acc.add64(s.read(weights, c.position, first + j) * s.read(values, j, column));
+                acc = acc.add64(s.next(weights) * s.read(values, j, column));
             }
             return acc;
         }

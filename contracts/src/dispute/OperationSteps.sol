@@ -6,7 +6,7 @@ import {Functions} from "./Functions.sol";
 import {Integers, Refused} from "./Integers.sol";
 import {IMicroSteps, Rule} from "./IMicroSteps.sol";
 import {Scale, Scales} from "./Scales.sol";
-import {Cell, Extent, Item, Reader, Source, Sources} from "./Source.sol";
+import {Cell, Extent, Item, Reader, Source, Sources, Strip} from "./Source.sol";
 import {Values} from "./Values.sol";
 
 /// @title The micro-steps of all operations but attention (semantics 6, protocol 9.4)
@@ -264,9 +264,9 @@ contract OperationSteps is IMicroSteps {
         unchecked {
             (uint256 i, uint256 to) = _run(run, length);
             if (i == to) return acc;
-            Reader memory r = s.numbers(x, position);
+            Strip memory t = Sources.strip(s.numbers(x, position), position, first + i);
             for (; i < to; ++i) {
-                acc = acc.max(int256(s.read(r, position, first + i).size()));
+                acc = acc.max(int256(s.next(t).size()));
             }
             return acc;
         }
@@ -281,9 +281,9 @@ contract OperationSteps is IMicroSteps {
             uint256 shift = Values.shiftOf(s, c.op, c.position);
             (uint256 i, uint256 to) = _run(run, o.made);
             if (i == to) return acc;
-            Reader memory r = s.numbers(o.x, c.position);
+            Strip memory t = Sources.strip(s.numbers(o.x, c.position), c.position, i);
             for (; i < to; ++i) {
-                acc = acc.add64(Functions.square(s.read(r, c.position, i), shift));
+                acc = acc.add64(Functions.square(s.next(t), shift));
             }
             return acc;
         }
@@ -298,12 +298,17 @@ contract OperationSteps is IMicroSteps {
             (uint256 columns,) = s.matrix(o.tensor);
             (uint256 i, uint256 to) = _run(run, columns);
             if (i == to) return acc;
-            Reader memory r = s.numbers(o.x, c.position);
+            Strip memory t = Sources.strip(s.numbers(o.x, c.position), c.position, i);
             // A run is as long as a column tile.
             (uint256 pos, uint256 length) = s.find(Item.weights(o.tensor, c.column, i >> 8));
+            if (to - i > length) revert Refused();
             for (; i < to; ++i) {
-                int256 w = Sources.number(pos, length, 1, i & 255);
-                acc = acc.add64(w * s.read(r, c.position, i));
+                int256 w;
+                assembly ("memory-safe") {
+                    w := signextend(0, byte(0, calldataload(pos)))
+                }
+                ++pos;
+                acc = acc.add64(w * s.next(t));
             }
             return acc;
         }
@@ -320,9 +325,9 @@ contract OperationSteps is IMicroSteps {
             uint256 i = c.column % o.length;
             (uint256 j, uint256 to) = _run(run, o.length);
             if (j == to) return acc;
-            Reader memory r = s.numbers(o.x, c.position);
+            Strip memory t = Sources.strip(s.numbers(o.x, c.position), c.position, c.column - i + j);
             for (; j < to; ++j) {
-                int256 v = s.read(r, c.position, c.column - i + j).rsh(k);
+                int256 v = s.next(t).rsh(k);
                 acc = acc.add64(_odd(i & j) ? -v : v);
             }
             return acc;
@@ -350,10 +355,10 @@ contract OperationSteps is IMicroSteps {
             if (which == 2) shift = Functions.normalShift(Values.largestOf(s, c.op, c.position, c.column - 1));
             (uint256 i, uint256 to) = _run(run, n);
             if (i == to || (which == 0 && !o.centred)) return acc;
-            Reader memory r = s.numbers(o.x, c.position);
+            Strip memory t = Sources.strip(s.numbers(o.x, c.position), c.position, group * n + i);
             int256 mean = which == 0 ? int256(0) : _mean(s, o, c, group, n);
             for (; i < to; ++i) {
-                int256 v = s.read(r, c.position, group * n + i);
+                int256 v = s.next(t);
                 if (which != 0) v = (v - mean).sat32();
                 if (which == 0) acc = acc.add64(v);
                 else if (which == 1) acc = acc.max(int256(v.size()));

@@ -243,6 +243,8 @@ contract Referee {
             bytes memory shapes;
             for (uint256 i; i < n; ++i) {
                 Shape memory shape = Shapes.inBlock(specs[i], end - first, end);
+                // No valid operation has more.
+                if (shape.columns >> 32 > 1) revert Malformed();
                 uint256 leaves = shape.leaves();
                 uint256 count = Trees.nodesAt(leaves, _firstBelow(leaves));
                 bytes32 root = Trees.seal(leaves, Trees.leadAt(c.take(32 * count), count));

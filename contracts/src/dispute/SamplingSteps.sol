@@ -5,7 +5,7 @@ import {Choice, Choices} from "./Choices.sol";
 import {Functions} from "./Functions.sol";
 import {Integers, Refused} from "./Integers.sol";
 import {IMicroSteps, Rule} from "./IMicroSteps.sol";
-import {Cell, Extent, Reader, Source, Sources} from "./Source.sol";
+import {Cell, Extent, Reader, Source, Sources, Strip} from "./Source.sol";
 
 /// @title The micro-steps of the choice of a token, without sorting (semantics 7, protocol 9.4 and 9.5)
 /// @notice A candidate's key is its likelihood above its id turned round. What top-k and top-p keep is every key from a threshold on,
@@ -190,19 +190,21 @@ contract SamplingSteps is IMicroSteps {
         unchecked {
             Cell memory c = f.cell;
             bool guided = s.chosen().guided;
-            Reader memory mask = s.reader(c.op, Choices.MASK, c.position);
+            Strip memory mask = Sources.strip(s.reader(c.op, Choices.MASK, c.position), c.position, f.from);
             if (c.column == 0) {
                 for (uint256 id = f.from; id < f.to; ++id) {
-                    if (!guided || s.read(mask, c.position, id) == 1) acc = acc.add64(1);
+                    if (!guided || s.next(mask) == 1) acc = acc.add64(1);
                 }
                 return acc;
             }
             if (f.from == f.to) return acc;
             if (guided) guided = s.cell(c.op, Choices.BEST, c.position, 0) != 0;
             Reader memory logits = s.reader(c.op, Choices.ADJUSTED, c.position);
+            Strip memory all = Sources.strip(logits, c.position, f.from);
             for (uint256 id = f.from; id < f.to; ++id) {
-                if (guided && s.read(mask, c.position, id) != 1) continue;
-                int256 logit = s.read(logits, c.position, id);
+                // Of what the mask does not leave nothing is read: it need not have been opened.
+                if (guided && s.next(mask) != 1) continue;
+                int256 logit = guided ? s.read(logits, c.position, id) : s.next(all);
                 acc = acc.max((logit << (ID_BITS + 1)) + int256(ID_MASK) - int256(id));
             }
             return acc;
@@ -258,9 +260,10 @@ contract SamplingSteps is IMicroSteps {
         f.minP = choice.minP;
     }
 
-    /// @dev Reads a likelihood, which has 32 bits.
-    function _likely(Source memory s, Reader memory r, Cell memory c, uint256 id) private pure returns (uint256) {
-        return s.read(r, c.position, id).unsigned32();
+    /// @dev The likelihoods, which have 32 bits each, of a fold's tokens.
+    function _likelihoods(Source memory s, Fold memory f) private pure returns (Strip memory) {
+        Cell memory c = f.cell;
+        return Sources.strip(s.reader(c.op, Choices.LIKELIHOODS, c.position), c.position, f.from);
     }
 
     /// @dev A candidate's key; 0 for what is no candidate.
@@ -283,9 +286,9 @@ contract SamplingSteps is IMicroSteps {
             Cell memory c = f.cell;
             uint256 threshold = _threshold(s, c, Choices.KTH, c.column) | _bit(c.column);
             if (f.from == f.to) return acc;
-            Reader memory r = s.reader(c.op, Choices.LIKELIHOODS, c.position);
+            Strip memory t = _likelihoods(s, f);
             for (uint256 id = f.from; id < f.to; ++id) {
-                if (_key(_likely(s, r, c, id), id) >= threshold) acc = acc.add64(1);
+                if (_key(s.next(t).unsigned32(), id) >= threshold) acc = acc.add64(1);
             }
             return acc;
         }
@@ -295,10 +298,9 @@ contract SamplingSteps is IMicroSteps {
     function _mass(Source memory s, Fold memory f, int256 acc) private pure returns (int256) {
         unchecked {
             if (f.from == f.to) return acc;
-            Cell memory c = f.cell;
-            Reader memory r = s.reader(c.op, Choices.LIKELIHOODS, c.position);
+            Strip memory t = _likelihoods(s, f);
             for (uint256 id = f.from; id < f.to; ++id) {
-                uint256 likelihood = _likely(s, r, c, id);
+                uint256 likelihood = s.next(t).unsigned32();
                 if (_keeps(f, likelihood, id)) acc = acc.add64(int256(likelihood));
             }
             return acc;
@@ -316,9 +318,9 @@ contract SamplingSteps is IMicroSteps {
             uint256 drawn = uint256(keccak256(abi.encodePacked("assay/draw/1", seed, index))) >> 192;
             int256 target = int256((drawn * uint256(total)) >> 64);
             if (f.from == f.to) return acc;
-            Reader memory r = s.reader(c.op, Choices.LIKELIHOODS, c.position);
+            Strip memory t = _likelihoods(s, f);
             for (uint256 id = f.from; id < f.to; ++id) {
-                uint256 likelihood = _likely(s, r, c, id);
+                uint256 likelihood = s.next(t).unsigned32();
                 if (acc >= 0 && _keeps(f, likelihood, id)) {
                     acc = acc.add64(int256(likelihood));
                     if (acc > target) acc = -1 - int256(id);

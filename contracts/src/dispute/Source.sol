@@ -97,6 +97,18 @@ struct Reader {
     uint256 length;
 }
 
+/// @notice Numbers of one row of a part, one column after the other.
+struct Strip {
+    /// Where the next one stands, and how many follow it in its leaf, itself included.
+    uint256 pos;
+    uint256 left;
+    uint256 width;
+    /// The column after those in the leaf.
+    uint256 column;
+    uint256 position;
+    Reader reader;
+}
+
 /// @title Reading what was opened
 /// @notice Whatever is not there reverts with `Refused`: it is for the opener to have opened it.
 library Sources {
@@ -321,6 +333,44 @@ library Sources {
                 r.held = leaf + 1;
             }
             return number(r.pos, r.length, form.width, pos);
+        }
+    }
+
+    /// @notice The numbers of a row from a column on.
+    function strip(Reader memory r, uint256 position, uint256 column) internal pure returns (Strip memory t) {
+        t.width = r.shape.width;
+        t.column = column;
+        t.position = position;
+        t.reader = r;
+    }
+
+    /// @notice The next number of a row.
+    function next(Source memory s, Strip memory t) internal pure returns (int256 v) {
+        if (t.left == 0) _refill(s, t);
+        assembly ("memory-safe") {
+            let pos := mload(t)
+            let width := mload(add(t, 64))
+            v := sar(sub(256, shl(3, width)), calldataload(pos))
+            mstore(t, add(pos, width))
+            mstore(add(t, 32), sub(mload(add(t, 32)), 1))
+        }
+    }
+
+    function _refill(Source memory s, Strip memory t) private pure {
+        unchecked {
+            Reader memory r = t.reader;
+            uint256 column = t.column;
+            s.read(r, t.position, column);
+            Shape memory form = r.shape;
+            (, uint256 i) = form.place(t.position - r.first, column);
+            uint256 band = form.band();
+            uint256 left = form.byColumns ? form.wide(column - column % band) - column % band : form.columns - column;
+            if (!form.byColumns && left > 256 - i) left = 256 - i;
+            // A leaf that is too short is refused where it ends.
+            uint256 held = r.length / t.width - i;
+            t.left = left < held ? left : held;
+            t.pos = r.pos + i * t.width;
+            t.column = column + t.left;
         }
     }
 

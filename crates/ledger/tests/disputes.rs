@@ -2,9 +2,11 @@
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
 mod evm;
+mod made;
 #[path = "../../verify/tests/miniature/mod.rs"]
 #[allow(dead_code)]
 mod miniature;
+mod synthetic;
 
 use std::sync::LazyLock;
 
@@ -514,4 +516,67 @@ fn altered_messages_lose() {
             assert!(called.ok, "{called:?}");
         }
     }
+}
+
+/// What a dispute of an 8B-shaped model over an answer of 512 tokens costs both sides together, for every kind of number.
+#[test]
+fn an_eight_billion_dispute_costs_little() {
+    use synthetic::{Synthetic, eight_billion};
+    let program = eight_billion();
+    let record = MODELS[3].answer(20, 50, sampling());
+    let mut request = record.request.clone();
+    request.sampling.bias = (0..4).map(|i| (i * 1000, 50_000)).collect();
+    let (prompt, output) = (256, 257);
+    let position = Synthetic::late(prompt, output);
+    let ops = program.ops.len() as u16;
+    // The last layer, the end, and the choice of a token.
+    let mut steps: Vec<u16> = vec![0];
+    steps.extend(ops - 23..ops + 2);
+    let mut court = Court::new();
+    let mut worst = (0, String::new());
+    for op in steps {
+        for part in 0..5u8 {
+            let make = |column: u32, seed: u64| {
+                let target = Cell { op, part, position, column };
+                Synthetic::new(program.clone(), &request, (prompt, output), target, seed)
+            };
+            // The last column that the part has, of some that are tried.
+            let column = [128_000, 16_000, 14_000, 4_000, 1_000, 95, 52, 51, 31, 1, 0];
+            let found = column.iter().find_map(|c| (1..9).find_map(|seed| make(*c, seed * 977)));
+            let Some(case) = found else { continue };
+            let mut record = record.clone();
+            let r = &mut record.receipt.receipt;
+            r.model_root = case.statement.model;
+            r.request_hash = case.statement.request;
+            r.transcript_root = case.statement.transcript;
+            r.digest_root = case.statement.digests;
+            (r.prompt_tokens, r.completion_tokens) = (prompt, output);
+            let record = court.sign(&record);
+            let tried = court.try_case(&record, &mut |r| case.claim(r), &mut |r| case.pick(r));
+            let proof = tried.moves.last().unwrap();
+            let name = match program.ops.get(usize::from(op)) {
+                Some(o) => o.name(),
+                None if op == ops => "adjust",
+                None => "choose",
+            };
+            println!(
+                "{name} {part} {:?}: {} gas in {} transactions, {} rounds, {} bytes; the proof {} gas, {} bytes; {:?}",
+                case.rule,
+                tried.gas(),
+                tried.moves.len(),
+                tried.referee.rounds(),
+                tried.moves.iter().map(|m| m.2).sum::<usize>(),
+                proof.1,
+                proof.2,
+                tried.outcome.reason,
+            );
+            assert_eq!(tried.outcome.winner, Party::Defender, "{name} {part}: {:?}", tried.outcome);
+            assert!(tried.referee.rounds() <= 6, "{name} {part}");
+            if tried.gas() > worst.0 {
+                worst = (tried.gas(), format!("{name} {part}: {:?}", tried.moves));
+            }
+        }
+    }
+    println!("at most {} gas: {}", worst.0, worst.1);
+    assert!(worst.0 <= 1_500_000);
 }
