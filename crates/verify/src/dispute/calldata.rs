@@ -185,7 +185,7 @@ impl Encoder {
         Some(())
     }
 
-    fn below(&mut self, out: &mut Vec<u8>, referee: &Referee, nodes: &[Hash]) -> Option<()> {
+    fn below(&self, out: &mut Vec<u8>, referee: &Referee, nodes: &[Hash]) -> Option<()> {
         let at = referee.at();
         let leaves = referee.tree_step().is_none() && !referee.in_blocks() && at.next(referee.bits()) == 0;
         if leaves {
