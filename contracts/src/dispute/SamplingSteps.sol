@@ -74,9 +74,9 @@ contract SamplingSteps is IMicroSteps {
                     (, uint256 id) = _best(s, cell);
                     return int64(int256(id));
                 }
-                int256 found = -s.cell(cell.op, Choices.FOUND, cell.position, 1) - 1;
-                if (found < 0) revert Refused();
-                return int64(found);
+                int256 found = s.cell(cell.op, Choices.FOUND, cell.position, 1);
+                if (found >= 0 || found == LOWEST) revert Refused();
+                return int64(-found - 1);
             }
             revert Refused();
         }

@@ -153,7 +153,10 @@ fn operation(b: &mut Build<'_>, kind: &str) {
             b.integers(X, len + offset);
             b.put(HERE, Op::Quantise { x: X, offset, len, groups }, ValueType::Int8 { len, groups });
         }
-        "matmul" => b.matmul(HERE, 1 + b.r.below(300) as u32),
+        "matmul" => {
+            let rows = 1 + b.r.below(300) as u32;
+            b.matmul(HERE, rows);
+        },
         "rotary" => {
             b.integers(X, len * 2 + offset);
             let op = Op::Rotary { x: X, offset, heads: 2, head_dim: len, table: ANGLES };

@@ -156,7 +156,7 @@ impl Chain {
 }
 
 fn called(result: ExecutionResult) -> Called {
-    let gas = result.gas_used();
+    let gas = result.tx_gas_used();
     match result {
         ExecutionResult::Success { output, .. } => Called { ok: true, data: output.into_data().to_vec(), gas },
         ExecutionResult::Revert { output, .. } => Called { ok: false, data: output.to_vec(), gas },
