@@ -101,15 +101,13 @@ contract AttentionSteps is IMicroSteps {
     function _dot(Source memory s, Op memory o, uint256 position, uint256 q, uint256 j, uint256 k)
         private
         pure
-        returns (int256 dot)
+        returns (int256)
     {
         unchecked {
             if (o.headSize == 0) return 0;
             Strip memory queries = Sources.strip(s.numbers(o.x, position), position, q);
             Strip memory keys = Sources.strip(s.numbers(o.y, j), j, k);
-            for (uint256 i = o.headSize; i != 0; --i) {
-                dot += s.next(queries) * s.next(keys);
-            }
+            return s.dot(queries, keys, o.headSize);
         }
     }
 

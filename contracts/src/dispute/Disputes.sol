@@ -6,6 +6,7 @@ import {Contexts} from "./Contexts.sol";
 import {Contradiction, Malformed} from "./Trees.sol";
 import {IHolds} from "../interfaces/IHolds.sol";
 import {IStakes} from "../interfaces/IStakes.sol";
+import {Picks} from "./Picks.sol";
 import {Reason, Stage, Walk} from "./Walk.sol";
 import {Receipt, Receipts} from "../Receipts.sol";
 import {Referee} from "./Referee.sol";
@@ -24,12 +25,10 @@ contract Disputes {
     /// @param walk Where it stands.
     /// @param context Hash of what was said that later messages rest on.
     /// @param hash What is known of the node, the step or the number that it walked to.
-    /// @param defender Who signed the receipt.
     struct Dispute {
         Walk walk;
         bytes32 context;
         bytes32 hash;
-        address defender;
     }
 
     /// @notice A dispute was opened.
@@ -66,7 +65,8 @@ contract Disputes {
     /// Seconds for each move: the longest dispute ends within `disputeSeconds` of the deployment's parameters.
     uint256 public immutable moveSeconds;
 
-    mapping(bytes32 receipt => mapping(address challenger => Dispute)) private _disputes;
+    /// @dev By receipt, challenger and defender: who takes part need not be stored.
+    mapping(bytes32 key => Dispute) private _disputes;
 
     constructor(Directory directory, Referee referee_) {
         Addresses memory a = directory.addresses();
@@ -80,8 +80,12 @@ contract Disputes {
     }
 
     /// @notice A dispute. It is over when `walk.stage` is `Over`; then `walk.part` is the reason and `walk.rows` 1 if the challenger won.
-    function disputeOf(bytes32 receipt, address challenger) external view returns (Dispute memory) {
-        return _disputes[receipt][challenger];
+    function disputeOf(bytes32 receipt, address challenger, address defender) external view returns (Dispute memory) {
+        return _at(receipt, challenger, defender);
+    }
+
+    function _at(bytes32 receipt, address challenger, address defender) private view returns (Dispute storage) {
+        return _disputes[keccak256(abi.encode(receipt, challenger, defender))];
     }
 
     /// @notice Says that a receipt is wrong. The caller is the challenger and its bond is taken; the defender moves next. The epoch in which
@@ -96,12 +100,11 @@ contract Disputes {
             revert NoAnswer();
         }
         address defender = stated.provider;
-        Dispute storage d = _disputes[receipt][msg.sender];
+        Dispute storage d = _at(receipt, msg.sender, defender);
         if (d.walk.stage != Stage.None) revert AlreadyDisputed();
         Walk memory w = referee.begin(positions - 1);
         w.deadline = uint40(block.timestamp + moveSeconds);
         d.walk = w;
-        d.defender = defender;
         d.context = Contexts.begin(
             stated.modelRoot,
             stated.requestHash,
@@ -117,17 +120,17 @@ contract Disputes {
     }
 
     /// @notice A move of the defender, by its key or its owner. The forms of messages are those of protocol 10.8.
-    function claim(bytes32 receipt, address challenger, bytes calldata message) external {
-        Dispute storage d = _disputes[receipt][challenger];
+    function claim(bytes32 receipt, address challenger, address defender, bytes calldata message) external {
+        Dispute storage d = _at(receipt, challenger, defender);
         Walk memory w = d.walk;
-        if (!_defends(w.stage) || !_actsFor(d.defender)) revert NotYourTurn();
+        if (!_defends(w.stage) || !_actsFor(defender)) revert NotYourTurn();
         if (block.timestamp > w.deadline) revert TooLate(w.deadline);
         bytes32 context = d.context;
         bytes32 hash = d.hash;
         try referee.claim(w, context, hash, message) returns (
             Walk memory next, bytes32 nextContext, bytes32 nextHash, Reason won
         ) {
-            if (won != Reason.None) return _end(receipt, challenger, d, false, won);
+            if (won != Reason.None) return _end(receipt, challenger, defender, false, won);
             if (nextContext != context) d.context = nextContext;
             if (nextHash != hash) d.hash = nextHash;
             _await(receipt, challenger, d, next);
@@ -135,32 +138,35 @@ contract Disputes {
             Reason reason = _reason(why);
             if (w.stage == Stage.Proof) reason = Reason.StepFails;
             if (w.stage == Stage.Digest) reason = Reason.DigestFails;
-            _end(receipt, challenger, d, true, reason);
+            _end(receipt, challenger, defender, true, reason);
         }
     }
 
     /// @notice The challenger's move.
-    function pick(bytes32 receipt, bytes calldata message) external {
-        Dispute storage d = _disputes[receipt][msg.sender];
+    function pick(bytes32 receipt, address defender, bytes calldata message) external {
+        Dispute storage d = _at(receipt, msg.sender, defender);
         Walk memory w = d.walk;
         if (!_picks(w.stage)) revert NotYourTurn();
         if (block.timestamp > w.deadline) revert TooLate(w.deadline);
-        bytes32 hash = d.hash;
-        try referee.pick(w, hash, message) returns (Walk memory next, bytes32 nextHash) {
-            if (nextHash != hash) d.hash = nextHash;
+        if (w.stage == Stage.PickNode) {
+            // The most frequent move needs no hash and no other contract.
+            if (!Picks.node(w, message)) return _end(receipt, msg.sender, defender, false, Reason.Malformed);
+            return _await(receipt, msg.sender, d, w);
+        }
+        try referee.pick(w, d.hash, message) returns (Walk memory next, bytes32 nextHash) {
+            d.hash = nextHash;
             _await(receipt, msg.sender, d, next);
         } catch (bytes memory why) {
-            _end(receipt, msg.sender, d, false, _reason(why));
+            _end(receipt, msg.sender, defender, false, _reason(why));
         }
     }
 
     /// @notice Ends a dispute in which the party whose turn it is was silent. Anyone may call it.
-    function timeout(bytes32 receipt, address challenger) external {
-        Dispute storage d = _disputes[receipt][challenger];
-        Walk memory w = d.walk;
+    function timeout(bytes32 receipt, address challenger, address defender) external {
+        Walk memory w = _at(receipt, challenger, defender).walk;
         if (!_defends(w.stage) && !_picks(w.stage)) revert NotYourTurn();
         if (block.timestamp <= w.deadline) revert TooEarly(w.deadline);
-        _end(receipt, challenger, d, _defends(w.stage), Reason.Timeout);
+        _end(receipt, challenger, defender, _defends(w.stage), Reason.Timeout);
     }
 
     function _actsFor(address defender) private view returns (bool) {
@@ -194,16 +200,15 @@ contract Disputes {
     }
 
     /// @param upheld Whether the challenger won.
-    function _end(bytes32 receipt, address challenger, Dispute storage d, bool upheld, Reason reason) private {
+    function _end(bytes32 receipt, address challenger, address defender, bool upheld, Reason reason) private {
+        Dispute storage d = _at(receipt, challenger, defender);
         Walk memory over;
         over.stage = Stage.Over;
         over.part = uint8(reason);
         over.rows = upheld ? 1 : 0;
-        address defender = d.defender;
         d.walk = over;
         delete d.context;
         delete d.hash;
-        delete d.defender;
         emit Ended(receipt, challenger, upheld, reason);
         // A key that is no node has no owner, and may be struck all the same: it can never become one.
         address owner = _registry.ownerOf(defender);

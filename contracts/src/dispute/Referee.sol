@@ -9,6 +9,7 @@ import {Cursor, Cursors} from "./Cursor.sol";
 import {Extent, Sources} from "./Source.sol";
 import {Facts, Programs, Spec} from "./Programs.sol";
 import {Openings} from "./Openings.sol";
+import {Picks} from "./Picks.sol";
 import {Reason, Stage, Tree, Walk} from "./Walk.sol";
 import {Shape, Shapes} from "./Shapes.sol";
 
@@ -68,7 +69,7 @@ contract Referee {
         return (w, context, hash, Reason.None);
     }
 
-    /// @notice The challenger picks.
+    /// @notice The challenger picks a part or a number. Nodes are picked by `Picks`.
     /// @return Where the dispute stands after it, and what is known of what was picked.
     function pick(Walk memory w, bytes32 hash, bytes calldata message)
         external
@@ -76,8 +77,7 @@ contract Referee {
         returns (Walk memory, bytes32)
     {
         Cursor memory c = Cursors.over(message);
-        if (w.stage == Stage.PickNode) _pickNode(w, c);
-        else if (w.stage == Stage.PickPart) hash = _pickPart(w, hash, c);
+        if (w.stage == Stage.PickPart) hash = _pickPart(w, hash, c);
         else if (w.stage == Stage.PickNumber) hash = _pickNumber(w, hash, c);
         else revert Malformed();
         if (!c.done()) revert Malformed();
@@ -93,32 +93,10 @@ contract Referee {
         }
     }
 
-    /// @dev Place of the first node of height `below` under node `index` of height `height`, and how many there are.
-    function _under(uint256 leaves, uint256 height, uint256 index, uint256 below)
-        private
-        pure
-        returns (uint256 first, uint256 count)
-    {
-        unchecked {
-            first = index << (height - below);
-            count = Trees.nodesAt(leaves, below) - first;
-            uint256 most = 1 << (height - below);
-            if (count > most) count = most;
-        }
-    }
-
-    function _shape(Walk memory w) private pure returns (Shape memory) {
-        return Shape(w.rows, w.columns, w.width, w.byColumns);
-    }
-
-    function _leaves(Walk memory w) private pure returns (uint256) {
-        return w.tree == Tree.Part ? _shape(w).leaves() : w.leaves;
-    }
-
     /// @dev Checks that a node stands at the picked place under what is known.
     function _lead(Walk memory w, bytes32 node, bytes32 hash, Cursor memory c) private pure {
         unchecked {
-            uint256 leaves = _leaves(w);
+            uint256 leaves = Picks.leaves(w);
             uint256 next;
             if (w.top != OPERATION) {
                 (node, next) = Trees.climb(node, w.index, leaves, w.height, w.top - w.height, c.pos);
@@ -222,7 +200,7 @@ contract Referee {
         bool steps = w.tree == Tree.Steps && below == 0;
         Context memory x;
         if (steps) x = Contexts.read(c, context);
-        (uint256 first, uint256 count) = _under(_leaves(w), w.height, w.index, below);
+        (uint256 first, uint256 count) = Picks.under(Picks.leaves(w), w.height, w.index, below);
         uint256 nodes = c.take(32 * count);
         node = Trees.leadAt(nodes, count);
         _lead(w, node, hash, c);
@@ -288,39 +266,12 @@ contract Referee {
     /// @dev The bytes of the leaf; its way.
     function _leaf(Walk memory w, bytes32 hash, Cursor memory c) private pure returns (bytes32) {
         unchecked {
-            (,, uint256 count) = _shape(w).leafOf(w.index);
+            (,, uint256 count) = Picks.shape(w).leafOf(w.index);
             uint256 length = count * w.width;
             uint256 place = c.take(length);
             _lead(w, Trees.leaf(place, length), hash, c);
             w.stage = Stage.PickNumber;
             return Trees.words(place, length);
-        }
-    }
-
-    /// @dev 0 and the place of a node (2 bytes); or, before a block is picked, 1 and the block whose digest is doubted (2 bytes).
-    function _pickNode(Walk memory w, Cursor memory c) private pure {
-        uint256 kind = c.u8();
-        uint256 i = c.big(2);
-        if (kind == 1 && w.tree == Tree.Blocks) {
-            if (i >= w.leaves) revert Malformed();
-            w.block_ = uint16(i);
-            w.stage = Stage.Digest;
-            return;
-        }
-        (uint256 first, uint256 count) = _under(_leaves(w), w.top, w.index, w.below);
-        if (kind != 0 || i >= count) revert Malformed();
-        w.index = uint32(first + i);
-        w.height = w.below;
-        if (w.height != 0) {
-            w.stage = Stage.Nodes;
-        } else if (w.tree == Tree.Blocks) {
-            w.block_ = uint16(w.index);
-            w.stage = Stage.Steps;
-        } else if (w.tree == Tree.Steps) {
-            w.step = uint16(w.index);
-            w.stage = Stage.Parts;
-        } else {
-            w.stage = Stage.Leaf;
         }
     }
 
@@ -347,7 +298,7 @@ contract Referee {
             w.columns = uint40(shape >> 16);
             w.width = uint8(shape >> 8);
             w.byColumns = shape & 1 == 1;
-            uint256 leaves = _shape(w).leaves();
+            uint256 leaves = Picks.shape(w).leaves();
             uint256 below = _firstBelow(leaves);
             if (i >= Trees.nodesAt(leaves, below)) revert Malformed();
             w.tree = Tree.Part;
@@ -362,7 +313,7 @@ contract Referee {
     function _pickNumber(Walk memory w, bytes32 hash, Cursor memory c) private view returns (bytes32) {
         unchecked {
             uint256 number = c.big(2);
-            (,, uint256 count) = _shape(w).leafOf(w.index);
+            (,, uint256 count) = Picks.shape(w).leafOf(w.index);
             uint256 length = c.end - c.pos;
             if (number >= count || length & 7 != 0) revert Malformed();
             uint256 place = c.take(length);
@@ -381,6 +332,6 @@ contract Referee {
     }
 
     function _target(Walk memory w, bytes32 hash) private pure returns (Target memory) {
-        return Target(w.block_, w.step, w.part, _shape(w), w.index, w.number, hash);
+        return Target(w.block_, w.step, w.part, Picks.shape(w), w.index, w.number, hash);
     }
 }

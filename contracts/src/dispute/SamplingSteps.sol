@@ -299,9 +299,19 @@ contract SamplingSteps is IMicroSteps {
         unchecked {
             if (f.from == f.to) return acc;
             Strip memory t = _likelihoods(s, f);
-            for (uint256 id = f.from; id < f.to; ++id) {
-                uint256 likelihood = s.next(t).unsigned32();
-                if (_keeps(f, likelihood, id)) acc = acc.add64(int256(likelihood));
+            // Likelihoods have 32 bits: far from the ends of 64 bits no sum of 256 leaves them.
+            bool near = acc.size() >= 1 << 62;
+            uint256 threshold = f.threshold;
+            uint256 least = LIKELIEST * f.minP;
+            uint256 key = ID_MASK - f.from;
+            for (uint256 n = f.to - f.from; n != 0; --n) {
+                uint256 likelihood = uint256(s.next(t));
+                if (likelihood >> 32 != 0) revert Refused();
+                if (likelihood != 0 && ((likelihood << ID_BITS) | key) >= threshold && likelihood * MILLION >= least) {
+                    acc += int256(likelihood);
+                    if (near && acc != int64(acc)) revert Refused();
+                }
+                --key;
             }
             return acc;
         }

@@ -356,6 +356,37 @@ library Sources {
         }
     }
 
+    /// @notice The sum of the products of the next `n` numbers of two rows.
+    function dot(Source memory s, Strip memory a, Strip memory b, uint256 n) internal pure returns (int256 sum) {
+        unchecked {
+            while (n != 0) {
+                if (a.left == 0) _refill(s, a);
+                if (b.left == 0) _refill(s, b);
+                uint256 count = a.left < b.left ? a.left : b.left;
+                if (count > n) count = n;
+                assembly ("memory-safe") {
+                    let wideA := mload(add(a, 64))
+                    let wideB := mload(add(b, 64))
+                    let shiftA := sub(256, shl(3, wideA))
+                    let shiftB := sub(256, shl(3, wideB))
+                    let p := mload(a)
+                    let q := mload(b)
+                    let end := add(p, mul(count, wideA))
+                    for {} lt(p, end) {} {
+                        sum := add(sum, mul(sar(shiftA, calldataload(p)), sar(shiftB, calldataload(q))))
+                        p := add(p, wideA)
+                        q := add(q, wideB)
+                    }
+                    mstore(a, p)
+                    mstore(b, q)
+                }
+                a.left -= count;
+                b.left -= count;
+                n -= count;
+            }
+        }
+    }
+
     function _refill(Source memory s, Strip memory t) private pure {
         unchecked {
             Reader memory r = t.reader;
