@@ -21,10 +21,12 @@ contract Referee {
     using Cursors for Cursor;
     using Shapes for Shape;
 
-    /// Levels of a tree that one claim may go down, and in the tree of a part; most levels of each part that are claimed at first.
+    /// Levels of a tree that one claim may go down, and in the tree of a part; levels of each part that the first claim of it may.
     uint256 private constant TREE_BITS = 7;
     uint256 private constant PART_BITS = 8;
-    uint256 private constant FIRST_PART_BITS = 6;
+    uint256 private constant FIRST_PART_BITS = 7;
+    /// What another claim and another pick cost, in nodes.
+    uint256 private constant ROUND_NODES = 64;
     /// `Walk.top` while the hash that is kept is a step's commitment.
     uint8 private constant OPERATION = 255;
 
@@ -217,19 +219,24 @@ contract Referee {
             Spec[] memory specs = _specs(x, c, w.step);
             (, uint256 first, uint256 end) = Sources.rows(x.extent(), w.step, uint256(w.block_) * 32);
             uint256 n = specs.length;
+            Shape[] memory all = new Shape[](n);
+            uint256[] memory leaves = new uint256[](n);
+            for (uint256 i; i < n; ++i) {
+                all[i] = Shapes.inBlock(specs[i], end - first, end);
+                // No valid operation has more.
+                if (all[i].columns >> 32 > 1) revert Malformed();
+                leaves[i] = all[i].leaves();
+            }
+            uint256[] memory heights = _firstHeights(leaves);
             bytes memory roots = new bytes(32 * n);
             bytes memory shapes;
             for (uint256 i; i < n; ++i) {
-                Shape memory shape = Shapes.inBlock(specs[i], end - first, end);
-                // No valid operation has more.
-                if (shape.columns >> 32 > 1) revert Malformed();
-                uint256 leaves = shape.leaves();
-                uint256 count = Trees.nodesAt(leaves, _firstBelow(leaves));
-                bytes32 root = Trees.seal(leaves, Trees.leadAt(c.take(32 * count), count));
+                uint256 count = Trees.nodesAt(leaves[i], heights[i]);
+                bytes32 root = Trees.seal(leaves[i], Trees.leadAt(c.take(32 * count), count));
                 assembly ("memory-safe") {
                     mstore(add(add(roots, 32), shl(5, i)), root)
                 }
-                shapes = abi.encodePacked(shapes, _packed(shape));
+                shapes = abi.encodePacked(shapes, _packed(all[i]), uint8(heights[i]));
             }
             bytes32 operation = keccak256(roots);
             _lead(w, operation, hash, c);
@@ -257,10 +264,35 @@ contract Referee {
         }
     }
 
-    /// @dev Height of the nodes of a part that are claimed first.
-    function _firstBelow(uint256 leaves) private pure returns (uint256) {
-        uint256 height = Trees.height(leaves);
-        return height > FIRST_PART_BITS ? height - FIRST_PART_BITS : 0;
+    /// @dev To which height each part is claimed first: to one that costs least, counting the nodes of this claim, those that the next one has
+    /// at most, and what a round costs.
+    function _firstHeights(uint256[] memory leaves) private pure returns (uint256[] memory heights) {
+        unchecked {
+            uint256 n = leaves.length;
+            heights = new uint256[](n);
+            for (uint256 i; i < n; ++i) {
+                heights[i] = Trees.height(leaves[i]);
+            }
+            uint256 best;
+            uint256 least = type(uint256).max;
+            for (uint256 d; d <= PART_BITS; ++d) {
+                uint256 cost = d == 0 ? 0 : (1 << d) + ROUND_NODES;
+                for (uint256 i; i < n; ++i) {
+                    cost += Trees.nodesAt(leaves[i], _firstHeight(heights[i], d));
+                }
+                if (cost < least) (least, best) = (cost, d);
+            }
+            for (uint256 i; i < n; ++i) {
+                heights[i] = _firstHeight(heights[i], best);
+            }
+        }
+    }
+
+    function _firstHeight(uint256 height, uint256 d) private pure returns (uint256) {
+        unchecked {
+            uint256 to = height < d ? height : d;
+            return height > to + FIRST_PART_BITS ? height - FIRST_PART_BITS : to;
+        }
     }
 
     /// @dev The bytes of the leaf; its way.
@@ -275,7 +307,8 @@ contract Referee {
         }
     }
 
-    /// @dev The part (1 byte), the place of the node in its list (1 byte), the step's commitment, the shapes of all parts (8 bytes each).
+    /// @dev The part (1 byte), the place of the node in its list (1 byte), the step's commitment, of all parts the shape (8 bytes) and the height
+    /// of the nodes that were claimed (1 byte).
     function _pickPart(Walk memory w, bytes32 hash, Cursor memory c) private pure returns (bytes32 operation) {
         unchecked {
             uint256 part = c.u8();
@@ -290,17 +323,17 @@ contract Referee {
                 mstore(m, operation)
                 calldatacopy(add(m, 32), shapes, length)
                 known := keccak256(m, add(length, 32))
-                shape := shr(192, calldataload(add(shapes, shl(3, part))))
+                shape := shr(184, calldataload(add(shapes, mul(9, part))))
             }
-            if (known != hash || part << 3 >= length) revert Malformed();
+            if (known != hash || part * 9 >= length) revert Malformed();
+            uint256 below = shape & 0xff;
+            shape >>= 8;
             w.part = uint8(part);
             w.rows = uint8(shape >> 56);
             w.columns = uint40(shape >> 16);
             w.width = uint8(shape >> 8);
             w.byColumns = shape & 1 == 1;
-            uint256 leaves = Picks.shape(w).leaves();
-            uint256 below = _firstBelow(leaves);
-            if (i >= Trees.nodesAt(leaves, below)) revert Malformed();
+            if (i >= Trees.nodesAt(Picks.shape(w).leaves(), below)) revert Malformed();
             w.tree = Tree.Part;
             w.top = OPERATION;
             w.height = uint8(below);

@@ -41,7 +41,7 @@ mod referee;
 
 pub use descent::Descent;
 pub use proof::{DigestProof, Proof};
-pub use referee::{Referee, Stage};
+pub use referee::{Referee, Stage, first_heights};
 
 /// What a receipt says of its execution.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]

@@ -15,7 +15,7 @@ use assay_engine::program::{Checked, Declared, Op, Program, Reach, Shape as Tens
 use assay_engine::program::Head;
 use assay_engine::semantics::scale::Scale;
 use assay_verify::dispute::proof::{IdsLeaf, Proof, TraceLeaf};
-use assay_verify::dispute::{Claim, Descent, Pick, Referee, Stage, Statement};
+use assay_verify::dispute::{Claim, Descent, Pick, Referee, Stage, Statement, first_heights};
 use assay_verify::microstep::{Cell, Choice, Extent, Rule, fold, map, parts_of, rule};
 use assay_verify::trace::part::Shape;
 use assay_verify::trace::{block_count, block_of, block_range, carry, operation};
@@ -414,15 +414,15 @@ impl Synthetic {
                 Claim::Nodes(at.nodes(at.next(bits), leaves))
             }
             Stage::Parts => {
-                let first = |leaves: &Vec<Hash>| {
-                    let top = Descent::top(leaves.len() as u64);
-                    top.nodes(top.height.saturating_sub(6), leaves)
+                let counts: Vec<u64> = parts().iter().map(|l| l.len() as u64).collect();
+                let first = |(leaves, height): (&Vec<Hash>, u32)| {
+                    Descent::top(leaves.len() as u64).nodes(height, leaves)
                 };
                 let of_program = usize::from(self.target.op) < self.checked.program().ops.len();
                 Claim::Parts {
                     op: of_program.then(|| self.declared_op(self.target.op)),
                     terms: (!of_program).then(|| self.request.terms()),
-                    lists: parts().iter().map(first).collect(),
+                    lists: parts().iter().zip(first_heights(&counts)).map(first).collect(),
                 }
             }
             Stage::Leaf => {

@@ -120,8 +120,9 @@ impl Encoder {
                 let roots: Vec<Hash> = shapes.iter().zip(lists).map(root).collect::<Option<_>>()?;
                 out.extend([*part, u8::try_from(*node).ok()?]);
                 hashes(&mut out, &[operation(&roots)]);
-                for shape in shapes {
+                for (shape, (height, _)) in shapes.iter().zip(lists) {
                     write_shape(&mut out, shape)?;
+                    out.push(u8::try_from(*height).ok()?);
                 }
                 self.nodes = lists.get(usize::from(*part)).map(|(_, nodes)| nodes.clone()).unwrap_or_default();
                 self.picked = *node as usize;
