@@ -236,10 +236,10 @@ contract SamplingSteps is IMicroSteps {
                 first = 1;
                 wanted = (int256(choice.topP) * s.read(r, c.position, 0)).max(1);
             }
+            uint256 scale = part == Choices.NUCLEUS ? MILLION : 1;
+            Strip memory t = Sources.strip(r, c.position, first);
             for (uint256 bit; bit < bits; ++bit) {
-                int256 measure = s.read(r, c.position, first + bit);
-                if (part == Choices.NUCLEUS) measure *= int256(MILLION);
-                if (measure >= wanted) found |= 1 << (Choices.KEY_BITS - 1 - bit);
+                if (s.next(t) * int256(scale) >= wanted) found |= 1 << (Choices.KEY_BITS - 1 - bit);
             }
         }
     }
@@ -270,13 +270,6 @@ contract SamplingSteps is IMicroSteps {
     function _key(uint256 likelihood, uint256 id) private pure returns (uint256) {
         unchecked {
             return likelihood == 0 ? 0 : (likelihood << ID_BITS) | (ID_MASK - id);
-        }
-    }
-
-    function _keeps(Fold memory f, uint256 likelihood, uint256 id) private pure returns (bool) {
-        unchecked {
-            return likelihood != 0 && _key(likelihood, id) >= f.threshold
-                && likelihood * MILLION >= LIKELIEST * f.minP;
         }
     }
 
@@ -329,12 +322,15 @@ contract SamplingSteps is IMicroSteps {
             int256 target = int256((drawn * uint256(total)) >> 64);
             if (f.from == f.to) return acc;
             Strip memory t = _likelihoods(s, f);
+            uint256 threshold = f.threshold;
+            uint256 least = LIKELIEST * f.minP;
             for (uint256 id = f.from; id < f.to; ++id) {
-                uint256 likelihood = s.next(t).unsigned32();
-                if (acc >= 0 && _keeps(f, likelihood, id)) {
-                    acc = acc.add64(int256(likelihood));
-                    if (acc > target) acc = -1 - int256(id);
-                }
+                uint256 likelihood = uint256(s.next(t));
+                if (likelihood >> 32 != 0) revert Refused();
+                if (acc < 0 || likelihood == 0 || ((likelihood << ID_BITS) | (ID_MASK - id)) < threshold) continue;
+                if (likelihood * MILLION < least) continue;
+                acc = acc.add64(int256(likelihood));
+                if (acc > target) acc = -1 - int256(id);
             }
             return acc;
         }

@@ -156,7 +156,7 @@ fn operation(b: &mut Build<'_>, kind: &str) {
         "matmul" => {
             let rows = 1 + b.r.below(300) as u32;
             b.matmul(HERE, rows);
-        },
+        }
         "rotary" => {
             b.integers(X, len * 2 + offset);
             let op = Op::Rotary { x: X, offset, heads: 2, head_dim: len, table: ANGLES };
@@ -262,13 +262,13 @@ fn case(step: Step, seed: u64) -> (Made, Cell) {
         Step::Op(kind, _) => {
             vocabulary = 200;
             operation(&mut b, kind);
-            whole = kind == "pool"
-                || matches!(b.ops[&HERE].op, Op::Attend { reach: Reach::All, .. });
+            whole = kind == "pool" || matches!(b.ops[&HERE].op, Op::Attend { reach: Reach::All, .. });
         }
-        _ => b.put(X, Op::Fix { x: 0, offset: 0, len: vocabulary, frac: 16 }, ValueType::Fixed {
-            len: vocabulary,
-            frac: 16,
-        }),
+        _ => b.put(
+            X,
+            Op::Fix { x: 0, offset: 0, len: vocabulary, frac: 16 },
+            ValueType::Fixed { len: vocabulary, frac: 16 },
+        ),
     }
     let (ops, shapes) = (b.ops, b.shapes);
     let positions = 1 + random.below(99) as u32;
@@ -288,7 +288,9 @@ fn case(step: Step, seed: u64) -> (Made, Cell) {
         seed: [random.below(256) as u8; 32],
     };
     let late = hidden == 10 || !matches!(step, Step::Op(..));
-    let position = if late { prompt - 1 + random.below(u64::from(positions - prompt) + 1) as u32 } else {
+    let position = if late {
+        prompt - 1 + random.below(u64::from(positions - prompt) + 1) as u32
+    } else {
         random.below(u64::from(positions)) as u32
     };
     let (op, part) = match step {
@@ -298,17 +300,7 @@ fn case(step: Step, seed: u64) -> (Made, Cell) {
     };
     let size = 2 + random.below(31) as u32;
     let wild = random.one_in(2);
-    let mut made = Made {
-        random,
-        extent,
-        hidden,
-        choice,
-        ops,
-        shapes,
-        items: BTreeMap::new(),
-        size,
-        wild,
-    };
+    let mut made = Made { random, extent, hidden, choice, ops, shapes, items: BTreeMap::new(), size, wild };
     let attended = made.ops.get(&op).is_some_and(|d| d.attended);
     let columns = parts_of(&mut made, op, attended)
         .and_then(|p| p.get(usize::from(part)).map(|s| s.columns.count(extent.block_end(position))))
@@ -402,8 +394,10 @@ fn the_evm_computes_what_rust_computes() {
             let run = match how {
                 Some(Rule::Fold { runs, .. }) => {
                     let run = made.random.below(u64::from(runs).max(1)) as u32;
-                    let before = if made.random.one_in(9) { made.random.any(64) } else { made.random.any(50) };
-                    let before = if matches!(step, Step::Choose(3)) && made.random.one_in(2) { 0 } else { before };
+                    let before =
+                        if made.random.one_in(9) { made.random.any(64) } else { made.random.any(50) };
+                    let before =
+                        if matches!(step, Step::Choose(3)) && made.random.one_in(2) { 0 } else { before };
                     Some((run, before))
                 }
                 Some(Rule::Map) => None,
@@ -431,7 +425,10 @@ fn the_evm_computes_what_rust_computes() {
                 assert_eq!(told.data, words, "{}", about());
             }
         }
-        println!("{name}: {agreed} of {inputs} have a number; gas {} on average, {most} at most", gas / inputs);
+        println!(
+            "{name}: {agreed} of {inputs} have a number; gas {} on average, {most} at most",
+            gas / inputs
+        );
         assert!(agreed * 8 > inputs, "{name}: too few inputs have a number");
     }
 }

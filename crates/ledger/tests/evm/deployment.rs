@@ -24,11 +24,37 @@ pub struct Deployment {
 
 /// Genesis, times, lottery, fee split, bonds and retrieval, as `Parameters` orders them.
 const PARAMETERS: [u64; 31] = [
-    0, 86_400, 3_600, 10, 3_600, 3_600, 3_600, 3_600, DISPUTE_SECONDS, 86_400, 400_000, // times
-    100_000, 10_000, 50_000, 10, 1, 4, // lottery
-    100_000, 50_000, 10_000, 10_000, 10_000, // split
-    300_000, 1_000, 10, 10, BOND, 10, // bonds and penalties
-    1_000, 1_000, 3_600, // retrieval
+    0,
+    86_400,
+    3_600,
+    10,
+    3_600,
+    3_600,
+    3_600,
+    3_600,
+    DISPUTE_SECONDS,
+    86_400,
+    400_000, // times
+    100_000,
+    10_000,
+    50_000,
+    10,
+    1,
+    4, // lottery
+    100_000,
+    50_000,
+    10_000,
+    10_000,
+    10_000, // split
+    300_000,
+    1_000,
+    10,
+    10,
+    BOND,
+    10, // bonds and penalties
+    1_000,
+    1_000,
+    3_600, // retrieval
 ];
 
 impl Deployment {
@@ -56,9 +82,8 @@ impl Deployment {
 
     /// Gives an account tokens in the vault.
     fn fund(&mut self, token: Address, account: Address, amount: u64) {
-        let call = |signature: &str, to: Address| {
-            [&selector(signature)[..], &address(to), &word(amount)].concat()
-        };
+        let call =
+            |signature: &str, to: Address| [&selector(signature)[..], &address(to), &word(amount)].concat();
         let vault = self.vault;
         for (to, data) in [
             (token, call("mint(address,uint256)", account)),

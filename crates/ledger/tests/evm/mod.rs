@@ -13,14 +13,7 @@ use revm::state::AccountInfo;
 use revm::{Context, ExecuteCommitEvm, ExecuteEvm, MainBuilder, MainContext, MainnetEvm};
 
 type Db = CacheDB<EmptyDB>;
-type Ctx = Context<
-    revm::context::BlockEnv,
-    TxEnv,
-    revm::context::CfgEnv,
-    Db,
-    revm::Journal<Db>,
-    (),
->;
+type Ctx = Context<revm::context::BlockEnv, TxEnv, revm::context::CfgEnv, Db, revm::Journal<Db>, ()>;
 
 /// A chain of one block.
 pub struct Chain {
@@ -158,7 +151,9 @@ impl Chain {
 fn called(result: ExecutionResult) -> Called {
     let gas = result.tx_gas_used();
     match result {
-        ExecutionResult::Success { output, .. } => Called { ok: true, data: output.into_data().to_vec(), gas },
+        ExecutionResult::Success { output, .. } => {
+            Called { ok: true, data: output.into_data().to_vec(), gas }
+        }
         ExecutionResult::Revert { output, .. } => Called { ok: false, data: output.to_vec(), gas },
         ExecutionResult::Halt { reason, .. } => panic!("halted: {reason:?}"),
     }

@@ -196,10 +196,7 @@ impl Source for Made {
             return None;
         }
         let place = shape.place(row, cell.column as usize);
-        let key = name(
-            1,
-            [u64::from(block), u64::from(cell.op), u64::from(cell.part), place.leaf as u64],
-        );
+        let key = name(1, [u64::from(block), u64::from(cell.op), u64::from(cell.part), place.leaf as u64]);
         if !self.items.contains_key(&key) {
             let (_, _, count) = shape.leaf(place.leaf);
             let width = shape.width.bytes();
@@ -294,4 +291,3 @@ impl Source for Made {
         Some(u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap()))
     }
 }
-

@@ -11,8 +11,8 @@ use assay_core::keccak::keccak256;
 use assay_core::merkle;
 use assay_core::request::Request;
 use assay_engine::artifact::opening::{ModelOpening, Part as Content, Way};
-use assay_engine::program::{Checked, Declared, Op, Program, Reach, Shape as TensorShape, Tensor};
 use assay_engine::program::Head;
+use assay_engine::program::{Checked, Declared, Op, Program, Reach, Shape as TensorShape, Tensor};
 use assay_engine::semantics::scale::Scale;
 use assay_verify::dispute::proof::{IdsLeaf, Proof, TraceLeaf};
 use assay_verify::dispute::{Claim, Descent, Pick, Referee, Stage, Statement, first_heights};
@@ -119,7 +119,13 @@ fn leaves(random: &mut Random, count: usize, known: impl Iterator<Item = (usize,
 
 impl Synthetic {
     /// Over a number of `program` in an answer to `request` of so many tokens; `None` if what was made up has no number there.
-    pub fn new(program: Program, request: &Request, (prompt, output): (u32, u32), target: Cell, seed: u64) -> Option<Synthetic> {
+    pub fn new(
+        program: Program,
+        request: &Request,
+        (prompt, output): (u32, u32),
+        target: Cell,
+        seed: u64,
+    ) -> Option<Synthetic> {
         let checked = program.check().unwrap();
         let p = checked.program().clone();
         let (hidden, logits) = p.tokens();
@@ -137,7 +143,11 @@ impl Synthetic {
             random: made_random,
             extent,
             hidden,
-            choice: Choice { sampling: request.sampling.clone(), guided: request.guide.is_some(), seed: [0; 32] },
+            choice: Choice {
+                sampling: request.sampling.clone(),
+                guided: request.guide.is_some(),
+                seed: [0; 32],
+            },
             ops: (0..p.ops.len() as u16).map(|i| (i, checked.declared(i).unwrap())).collect(),
             shapes: (0..).zip(&p.tensors).map(|(i, t): (u16, _)| (i, t.shape)).collect(),
             items: BTreeMap::new(),
@@ -234,7 +244,13 @@ impl Synthetic {
         of_trace
             .map(|(n, bytes)| {
                 let leaf = number(&n[24..32]);
-                (number(&n[12..16]) as u32, number(&n[16..20]) as u16, number(&n[20..24]) as u8, leaf, bytes.clone())
+                (
+                    number(&n[12..16]) as u32,
+                    number(&n[16..20]) as u16,
+                    number(&n[20..24]) as u8,
+                    leaf,
+                    bytes.clone(),
+                )
             })
             .collect()
     }
@@ -254,7 +270,9 @@ impl Synthetic {
         let p = self.checked.program().clone();
         let mut statements = vec![borsh::to_vec(&p.facts()).unwrap()];
         statements.extend(p.tensors.iter().map(|t| borsh::to_vec(t).unwrap()));
-        statements.extend((0..p.ops.len() as u16).map(|i| borsh::to_vec(&self.checked.declared(i).unwrap()).unwrap()));
+        statements.extend(
+            (0..p.ops.len() as u16).map(|i| borsh::to_vec(&self.checked.declared(i).unwrap()).unwrap()),
+        );
         self.program_leaves = statements.iter().map(|s| merkle::leaf(s)).collect();
         self.statements = statements;
         let mut hashes: Vec<Hash> = p.tensors.iter().map(|_| hash(&mut self.random)).collect();
@@ -266,7 +284,10 @@ impl Synthetic {
             }
             let random = &mut self.random;
             let known = |all: &[(u16, u64, Vec<u8>)]| -> Vec<(usize, Hash)> {
-                all.iter().filter(|(of, ..)| *of == t).map(|(_, i, b)| (*i as usize, merkle::leaf(b))).collect()
+                all.iter()
+                    .filter(|(of, ..)| *of == t)
+                    .map(|(_, i, b)| (*i as usize, merkle::leaf(b)))
+                    .collect()
             };
             let (trees, hash) = match p.tensors[usize::from(t)].shape {
                 TensorShape::Matrix { rows, cols, .. } => {
@@ -427,10 +448,7 @@ impl Synthetic {
             }
             Stage::Leaf => {
                 let (leaf, _) = referee.picked();
-                let key = name(
-                    1,
-                    [here.into(), self.target.op.into(), self.target.part.into(), leaf],
-                );
+                let key = name(1, [here.into(), self.target.op.into(), self.target.part.into(), leaf]);
                 Claim::Leaf(self.made.items[&key].clone())
             }
             Stage::Proof => Claim::Proof(Box::new(self.proof())),

@@ -124,7 +124,8 @@ impl Encoder {
                     write_shape(&mut out, shape)?;
                     out.push(u8::try_from(*height).ok()?);
                 }
-                self.nodes = lists.get(usize::from(*part)).map(|(_, nodes)| nodes.clone()).unwrap_or_default();
+                self.nodes =
+                    lists.get(usize::from(*part)).map(|(_, nodes)| nodes.clone()).unwrap_or_default();
                 self.picked = *node as usize;
                 self.roots = Some(roots);
             }

@@ -1,7 +1,9 @@
 //! The operations of a program, part by part (semantics 6).
 
 use assay_engine::program::check::{EPSILON_MAX, NORMAL_FRAC};
-use assay_engine::program::{Op, Pooling, ROTARY_FRAC, Shape, SoftCap, TensorId, VECTOR_MAX, ValueId, ValueType};
+use assay_engine::program::{
+    Op, Pooling, ROTARY_FRAC, Shape, SoftCap, TensorId, VECTOR_MAX, ValueId, ValueType,
+};
 use assay_engine::reference::{GATE_FRAC, Share, gate_product, headroom, row_scaled, score, value_weight};
 use assay_engine::semantics::exp2::exp2_weight;
 use assay_engine::semantics::fixed::{rsh, sat32, shift_sat};
@@ -160,7 +162,12 @@ fn largest_at(src: &mut impl Source, op: ValueId, position: u32, column: u32) ->
 }
 
 /// An entry of a constant, if it is in the range of its kind: an opening does not say that it is.
-fn entry(src: &mut impl Source, t: TensorId, index: u32, range: std::ops::RangeInclusive<i32>) -> Option<i32> {
+fn entry(
+    src: &mut impl Source,
+    t: TensorId,
+    index: u32,
+    range: std::ops::RangeInclusive<i32>,
+) -> Option<i32> {
     src.entry(t, index).filter(|v| range.contains(v))
 }
 
