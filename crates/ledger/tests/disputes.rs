@@ -15,8 +15,10 @@ use alloy_signer::SignerSync as _;
 use alloy_signer_local::PrivateKeySigner;
 use assay_core::answer::AnswerRecord;
 use assay_core::id::{Hash, NodeAddress, SignatureBytes};
+use assay_core::merkle;
 use assay_core::receipt::Domain;
 use assay_core::request::Sampling;
+use assay_engine::program::Op;
 use assay_engine::replay::ByReference;
 use assay_verify::dispute::calldata::Encoder;
 use assay_verify::dispute::parties::{Challenger, Defender, Player};
@@ -606,4 +608,40 @@ fn an_eight_billion_dispute_costs_little() {
     // The target is 1 500 000. Only steps with several parts as long as the vocabulary still miss it: their nodes are the cost.
     assert!(worst.0 <= 1_650_000, "{}", worst.1);
     assert!(missed.iter().all(|m| ["matmul", "adjust"].contains(m)), "{missed:?}");
+}
+
+/// A defender whose block carries other keys than its steps made would like to show the ones that it carries.
+#[test]
+fn what_the_disputed_block_made_is_read_under_its_steps() {
+    let model = &MODELS[3];
+    let record = model.answer(20, 50, sampling());
+    let honest = trace(model, subject(&record));
+    let block = honest.block(&mut ByReference(model.constants.as_ref()), 1);
+    let program = model.constants.program().program();
+    let op = program.ops.iter().position(|o| matches!(o, Op::Attend { .. })).unwrap() as u16;
+    // The score of a position with itself.
+    let target = Cell { op, part: 0, position: 34, column: 34 };
+    let mut court = Court::new();
+    let signed = court.sign(&record);
+    let mut defender = Defender::new(player(model, &signed), &signed, &model.tree);
+    let mut altered = 0;
+    let mut by_the_carry = |r: &Referee| {
+        let mut claim = defender.answer(r)?;
+        if let Claim::Proof(proof) = &mut claim {
+            for leaf in &mut proof.leaves {
+                let Ok(place) = program.carried().binary_search(&leaf.step) else { continue };
+                leaf.step_path = merkle::prove(&honest.carried_commitments(1), place)?;
+                leaf.block_path = merkle::prove(&honest.carries(), 1);
+                altered += 1;
+            }
+        }
+        Some(claim)
+    };
+    let mut knows = |r: &Referee| match r.stage() {
+        Stage::PickNumber(_) => Some(Pick::Number { index: place(&block, target).1, partials: vec![] }),
+        _ => towards(r, &block, target),
+    };
+    let tried = court.try_case(&signed, &mut by_the_carry, &mut knows);
+    assert_eq!(tried.outcome, Outcome { winner: Party::Challenger, reason: Reason::StepFails });
+    assert!(altered > 0);
 }
