@@ -33,6 +33,7 @@ use assay_core::request::{Terms, sampler_seed};
 use assay_engine::artifact::opening::ModelOpening;
 use borsh::{BorshDeserialize, BorshSerialize};
 
+pub mod calldata;
 mod descent;
 pub mod parties;
 pub mod proof;
@@ -40,7 +41,7 @@ mod referee;
 
 pub use descent::Descent;
 pub use proof::{DigestProof, Proof};
-pub use referee::{Referee, Stage};
+pub use referee::{Referee, Stage, first_heights};
 
 /// What a receipt says of its execution.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]

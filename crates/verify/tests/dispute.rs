@@ -14,7 +14,9 @@ use assay_engine::replay::ByReference;
 use assay_engine::semantics::adjust::Mask;
 use assay_engine::semantics::scale::Scale;
 use assay_verify::dispute::parties::{Challenger, Defender, Player, play};
-use assay_verify::dispute::{Claim, Descent, Message, Outcome, Party, Pick, Reason, Referee, Stage};
+use assay_verify::dispute::{
+    Claim, Descent, Message, Outcome, Party, Pick, Reason, Referee, Stage, first_heights,
+};
 use assay_verify::microstep::{Choice, choice_parts, choose, parts};
 use assay_verify::trace::part::{Numbers, Part};
 use assay_verify::trace::walk::{Block, Subject, Trace};
@@ -501,13 +503,12 @@ fn an_answer_of_512_tokens_by_8_billion_parameters_takes_six_rounds() {
         });
         let (mut most_rounds, mut most_nodes) = (0, 0);
         for specs in program.chain([adjusting, choosing]) {
-            let leaves = specs.iter().map(|s| s.shape(32, positions).leaves() as u64);
-            let first = |n: u64| n.div_ceil(1 << Descent::top(n).height.saturating_sub(6));
-            let list: u64 = leaves.clone().map(first).sum();
+            let leaves: Vec<u64> = specs.iter().map(|s| s.shape(32, positions).leaves() as u64).collect();
+            let heights = first_heights(&leaves);
+            let list: u64 = leaves.iter().zip(&heights).map(|(n, below)| n.div_ceil(1 << below)).sum();
             let (mut rounds, mut nodes) = (1, 0);
-            for n in leaves.filter(|n| *n > 0) {
-                let below = Descent::top(n).height.saturating_sub(6);
-                if below > 0 {
+            for (n, below) in leaves.into_iter().zip(heights) {
+                if n > 0 && below > 0 {
                     let (r, k) = walk(1 << below, 8);
                     (rounds, nodes) = (rounds.max(1 + r), nodes.max(k));
                 }

@@ -15,8 +15,7 @@ use assay_engine::program::{Op, Shape as TensorShape, TensorId, ValueId, ValueTy
 use assay_engine::replay::Execution;
 
 use super::proof::{ANGLES_RUN, DigestProof, ENTRIES_RUN, IdsLeaf, Proof, SCALES_RUN, TraceLeaf, ids_leaf};
-use super::referee::FIRST_PART_BITS;
-use super::{Claim, Descent, Message, Outcome, Party, Pick, Referee, Stage, Statement};
+use super::{Claim, Descent, Message, Outcome, Party, Pick, Referee, Stage, Statement, first_heights};
 use crate::microstep::{Cell, Choice, Extent, Rule, Source, choose, fold, map, partials, rule};
 use crate::trace::part::Part;
 use crate::trace::walk::{Block, Trace, Walked};
@@ -117,7 +116,9 @@ impl<'a> Defender<'a> {
                 let op = if of_program { Some(self.open(Item::Op(step))?) } else { None };
                 let terms = if of_program { None } else { Some(self.record.request.terms()) };
                 let block = self.player.walked(referee.block())?.block;
-                let lists = block.parts(step)?.iter().map(first_nodes).collect();
+                let parts = block.parts(step)?;
+                let leaves: Vec<u64> = parts.iter().map(|p| p.shape().leaves() as u64).collect();
+                let lists = parts.iter().zip(first_heights(&leaves)).map(|(p, h)| nodes_at(p, h)).collect();
                 Some(Claim::Parts { op, terms, lists })
             }
             Stage::Leaf => {
@@ -234,10 +235,9 @@ impl<'a> Defender<'a> {
     }
 }
 
-/// The nodes over a part's leaves that are claimed first.
-fn first_nodes(part: &Part) -> Vec<Hash> {
-    let top = Descent::top(part.shape().leaves() as u64);
-    top.nodes(top.height.saturating_sub(FIRST_PART_BITS), &part.leaves())
+/// The nodes of a height over a part's leaves.
+fn nodes_at(part: &Part, height: u32) -> Vec<Hash> {
+    Descent::top(part.shape().leaves() as u64).nodes(height, &part.leaves())
 }
 
 /// Who says that the receipt is wrong.
@@ -271,6 +271,8 @@ impl<'a> Challenger<'a> {
                 }
                 let wanted = if referee.in_blocks() {
                     u64::from(block_of(self.target?.position))
+                } else if referee.tree_step().is_some() {
+                    self.target_leaf(referee)?
                 } else {
                     self.carried_difference(referee).or(self.target.map(|t| u64::from(t.op)))?
                 };
@@ -280,15 +282,13 @@ impl<'a> Challenger<'a> {
             Stage::PickPart(lists) => {
                 let block = self.player.walked(referee.block())?.block;
                 let parts = block.parts(referee.step())?;
-                for (part, (own, (_, nodes))) in parts.iter().zip(lists).enumerate() {
-                    if let Some(node) = first_difference(&first_nodes(own), nodes) {
+                for (part, (own, (height, nodes))) in parts.iter().zip(lists).enumerate() {
+                    if let Some(node) = first_difference(&nodes_at(own, *height), nodes) {
                         return Some(Pick::Part { part: u8::try_from(part).ok()?, node });
                     }
                 }
                 let target = self.target?;
-                let own = parts.get(usize::from(target.part))?;
-                let row = target.position.checked_sub(block.first(target.op))? as usize;
-                let leaf = own.shape().place(row, target.column as usize).leaf;
+                let leaf = self.target_leaf(referee)?;
                 let (height, _) = lists.get(usize::from(target.part))?;
                 Some(Pick::Part { part: target.part, node: u32::try_from(leaf >> height).ok()? })
             }
@@ -311,6 +311,15 @@ impl<'a> Challenger<'a> {
             }
             _ => None,
         }
+    }
+
+    /// The leaf of the number that must be the transcript's.
+    fn target_leaf(&mut self, referee: &Referee) -> Option<u64> {
+        let target = self.target?;
+        let block = self.player.walked(referee.block())?.block;
+        let own = block.parts(target.op)?.get(usize::from(target.part))?;
+        let row = target.position.checked_sub(block.first(target.op))? as usize;
+        Some(own.shape().place(row, target.column as usize).leaf as u64)
     }
 
     /// The first block whose digest is not of the hidden vectors of its own trace.

@@ -269,6 +269,8 @@ impl<'a> Opened<'a> {
                     && leaf.step_path.count == u64::from(self.facts.ops) + 2
                     && merkle::verify(&target.steps, step, &leaf.step_path)
             }
+            // What the disputed block made is under its steps: what it carries might be something else.
+            Some(_) if leaf.block == target.block => false,
             Some(block) => {
                 let place = self.facts.carried.iter().position(|op| *op == leaf.step)?;
                 let carry = merkle::root_from(step, &leaf.step_path);

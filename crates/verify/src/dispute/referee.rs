@@ -1,8 +1,10 @@
 //! The referee: takes messages in turn, checks that each is under what was said before, and computes the last step.
 
 use assay_core::id::Hash;
+use assay_core::merkle::height;
 use assay_core::request::Sampling;
 use assay_engine::artifact::opening::{Content, Item, ModelOpening};
+use assay_engine::program::check::{CONTEXT_MAX, ROWS_MAX};
 use assay_engine::program::{Declared, Facts, Head, ValueId};
 
 use super::proof::{Target, check_digest, check_step};
@@ -15,8 +17,26 @@ use crate::trace::{block_count, block_range, carry, operation};
 pub(super) const TREE_BITS: u32 = 7;
 /// Likewise in the tree of a part.
 pub(super) const PART_BITS: u32 = 8;
-/// Most nodes of each part that are claimed in the first round of a step: two to this.
-pub(super) const FIRST_PART_BITS: u32 = 6;
+/// Levels of a part's tree that the first claim of a step may go down.
+const FIRST_PART_BITS: u32 = 7;
+/// What another claim and another pick cost, in nodes.
+const ROUND_NODES: u64 = 64;
+
+/// To which height each of a step's parts is claimed first, from their numbers of leaves: to one that costs least, counting the nodes
+/// of this claim, those that the next one has at most, and what a round costs.
+pub fn first_heights(leaves: &[u64]) -> Vec<u32> {
+    let to = |n: u64, d: u32| {
+        let height = height(n);
+        height.min(d).max(height.saturating_sub(FIRST_PART_BITS))
+    };
+    let cost = |d: &u32| {
+        let first = leaves.iter().map(|n| n.div_ceil(1u64.checked_shl(to(*n, *d)).unwrap_or(u64::MAX)));
+        let next = if *d == 0 { 0 } else { (1u64 << d).saturating_add(ROUND_NODES) };
+        first.fold(next, u64::saturating_add)
+    };
+    let best = (0..=PART_BITS).min_by_key(cost).unwrap_or(0);
+    leaves.iter().map(|n| to(*n, best)).collect()
+}
 
 /// Whose turn it is, and what is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -299,7 +319,9 @@ impl Referee {
     fn claim_trace(&mut self, facts: &ModelOpening, nodes: &[Hash]) -> Result<(), Reason> {
         let opened = facts.verify(&self.statement.model).ok_or(Reason::Contradiction)?;
         let Content::Facts(facts) = opened.content else { return Err(Reason::Malformed) };
-        if !matches!(facts.head, Head::Tokens { .. }) {
+        // No valid program has more: what is computed from these numbers then stays in its ranges.
+        let valid = facts.context <= CONTEXT_MAX && facts.vocabulary <= ROWS_MAX;
+        if !matches!(facts.head, Head::Tokens { .. }) || !valid {
             return Err(Reason::Malformed);
         }
         if self.statement.positions() > facts.context {
@@ -357,9 +379,9 @@ impl Referee {
         }
         let mut roots = Vec::with_capacity(lists.len());
         let mut claimed = Vec::with_capacity(lists.len());
-        for (shape, nodes) in self.shapes.iter().zip(lists) {
-            let top = Descent::top(shape.leaves() as u64);
-            let height = top.height.saturating_sub(FIRST_PART_BITS);
+        let leaves: Vec<u64> = self.shapes.iter().map(|s| s.leaves() as u64).collect();
+        for ((count, height), nodes) in leaves.iter().zip(first_heights(&leaves)).zip(lists) {
+            let top = Descent::top(*count);
             roots.push(top.root(height, nodes).ok_or(Reason::Malformed)?);
             claimed.push((height, nodes.clone()));
         }

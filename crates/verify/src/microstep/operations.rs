@@ -1,7 +1,9 @@
 //! The operations of a program, part by part (semantics 6).
 
-use assay_engine::program::check::NORMAL_FRAC;
-use assay_engine::program::{Op, Pooling, ROTARY_FRAC, Shape, SoftCap, TensorId, ValueId, ValueType};
+use assay_engine::program::check::{EPSILON_MAX, NORMAL_FRAC};
+use assay_engine::program::{
+    Op, Pooling, ROTARY_FRAC, Shape, SoftCap, TensorId, VECTOR_MAX, ValueId, ValueType,
+};
 use assay_engine::reference::{GATE_FRAC, Share, gate_product, headroom, row_scaled, score, value_weight};
 use assay_engine::semantics::exp2::exp2_weight;
 use assay_engine::semantics::fixed::{rsh, sat32, shift_sat};
@@ -83,9 +85,14 @@ pub(super) fn parts(op: &Op, made: ValueType, attended: bool) -> Vec<PartSpec> {
 fn number(src: &mut impl Source, v: ValueId, position: u32, column: u32) -> Option<i64> {
     let (op, _) = src.op(v)?;
     if let Op::RmsNorm { x, .. } = op {
-        return number(src, x, position, column);
+        return number(src, before(x, v)?, position, column);
     }
     src.cell(Cell { op: v, part: numbers_part(&op), position, column })
+}
+
+/// A value that an operation reads, if it is made before the operation's own: nobody has checked the program.
+fn before(read: ValueId, made: ValueId) -> Option<ValueId> {
+    (read < made).then_some(read)
 }
 
 /// A logit.
@@ -130,16 +137,16 @@ fn scale(src: &mut impl Source, v: ValueId, position: u32) -> Option<Scale> {
         Op::MatMul { weights, x } => {
             let (_, cols, shift) = matrix(src, weights)?;
             let change = headroom(cols as usize) as i32 - i32::from(shift);
-            group_scale(src, x, position, 0)?.shifted(change)
+            group_scale(src, before(x, v)?, position, 0)?.shifted(change)
         }
-        Op::Rotary { x, .. } => scale(src, x, position)?,
+        Op::Rotary { x, .. } => scale(src, before(x, v)?, position)?,
         Op::Gate { x, .. } => {
             let k = shift_of(src, v, position)? as i32;
-            scale(src, x, position)?.shifted(k - GATE_FRAC as i32 + 10)
+            scale(src, before(x, v)?, position)?.shifted(k - GATE_FRAC as i32 + 10)
         }
         Op::Hadamard { x, .. } => {
             let k = shift_of(src, v, position)? as i32;
-            scale(src, x, position)?.shifted(k)
+            scale(src, before(x, v)?, position)?.shifted(k)
         }
         _ => return None,
     })
@@ -154,11 +161,32 @@ fn largest_at(src: &mut impl Source, op: ValueId, position: u32, column: u32) ->
     u32::try_from(src.cell(Cell { op, part: 0, position, column })?).ok()
 }
 
+/// An entry of a constant, if it is in the range of its kind: an opening does not say that it is.
+fn entry(
+    src: &mut impl Source,
+    t: TensorId,
+    index: u32,
+    range: std::ops::RangeInclusive<i32>,
+) -> Option<i32> {
+    src.entry(t, index).filter(|v| range.contains(v))
+}
+
+/// Cosine or sine.
+fn angle(src: &mut impl Source, table: TensorId, index: u32) -> Option<i64> {
+    let one = 1 << ROTARY_FRAC;
+    entry(src, table, index, -one..=one).map(i64::from)
+}
+
+/// A number of a vector.
+fn gain_or_bias(src: &mut impl Source, vector: TensorId, index: u32) -> Option<i32> {
+    entry(src, vector, index, 1 - VECTOR_MAX..=VECTOR_MAX - 1)
+}
+
 /// A function between the entries of its table (semantics 5.7).
 fn table_at(src: &mut impl Source, table: TensorId, a: u32) -> Option<i32> {
     let i = (a >> 10).min(1024);
-    let here = src.entry(table, i)?;
-    let next = src.entry(table, (i + 1).min(1024))?;
+    let here = entry(src, table, i, 32_768..=65_536)?;
+    let next = entry(src, table, (i + 1).min(1024), 32_768..=65_536)?;
     Some(here + rsh((i64::from(next) - i64::from(here)) * i64::from(a & 1023), 10) as i32)
 }
 
@@ -169,10 +197,11 @@ fn activation(src: &mut impl Source, table: TensorId, g: i32) -> Option<i32> {
 }
 
 fn bend(src: &mut impl Source, cap: SoftCap, z: i32) -> Option<i32> {
-    let reciprocal = (1u64 << 33) / u64::from(cap.limit.max(1));
+    let limit = Some(cap.limit).filter(|l| (1 << 16..=1 << 30).contains(l))?;
+    let reciprocal = (1u64 << 33) / u64::from(limit);
     let a = ((u64::from(z.unsigned_abs()) * reciprocal) >> 16).min(1 << 20) as u32;
     let t = 2 * table_at(src, cap.table, a)? - 65_536;
-    let y = rsh(i64::from(cap.limit) * i64::from(t), 16) as i32;
+    let y = rsh(i64::from(limit) * i64::from(t), 16) as i32;
     Some(if z < 0 { -y } else { y })
 }
 
@@ -196,10 +225,10 @@ fn mean(sum: i64, n: u32) -> Option<i32> {
     possible.then(|| mean_of(sum, u64::from(n)))
 }
 
-/// The scale of a norm; `None` for what is no sum of `n` squares.
+/// The scale of a norm; `None` for what is no sum of `n` squares, or no norm's epsilon.
 fn norm_scale(sum: i64, shift: u32, n: u32, epsilon: u64) -> Option<Scale> {
     let sum = u64::try_from(sum).ok().filter(|s| *s <= u64::from(n) << 30)?;
-    (n > 0).then(|| rms_scale_of(sum, shift, u64::from(n), epsilon))
+    (n > 0 && epsilon <= EPSILON_MAX).then(|| rms_scale_of(sum, shift, u64::from(n), epsilon))
 }
 
 /// A number of a run with its mean taken off, as a norm sees it.
@@ -285,7 +314,7 @@ pub(super) fn map(src: &mut impl Source, cell: Cell) -> Option<i64> {
             let a = number(src, x, position, first)?;
             let b = number(src, x, position, first.checked_add(half)?)?;
             let at = position.checked_mul(half)?.checked_add(pair)?.checked_mul(2)?;
-            let (c, s) = (i64::from(src.entry(table, at)?), i64::from(src.entry(table, at.checked_add(1)?)?));
+            let (c, s) = (angle(src, table, at)?, angle(src, table, at.checked_add(1)?)?);
             let turned = if upper { b * c + a * s } else { a * c - b * s };
             Some(i64::from(sat32(rsh(turned, ROTARY_FRAC))))
         }
@@ -312,7 +341,7 @@ pub(super) fn map(src: &mut impl Source, cell: Cell) -> Option<i64> {
             let ValueType::Fixed { frac, .. } = made else { return None };
             let unit = scale(src, x, position)?;
             let v = unit.to_fixed(word(src, x, position, column)?, u32::from(frac));
-            Some(i64::from(src.entry(bias, column)?.saturating_add(v)))
+            Some(i64::from(gain_or_bias(src, bias, column)?.saturating_add(v)))
         }
         (Op::Normalise { x, groups, center, epsilon, gain, bias, frac }, part) => {
             let n = length(made).checked_div(groups)?;
@@ -329,9 +358,10 @@ pub(super) fn map(src: &mut impl Source, cell: Cell) -> Option<i64> {
             let u = unit.to_fixed(c, u32::from(NORMAL_FRAC));
             let Shape::Vector { frac: gain_frac, .. } = src.shape(gain)? else { return None };
             let shift = (u32::from(NORMAL_FRAC) + u32::from(gain_frac)).checked_sub(u32::from(frac))?;
-            let y = sat32(rsh(i64::from(u) * i64::from(src.entry(gain, i)?), shift));
+            let shift = Some(shift).filter(|s| *s <= 62)?;
+            let y = sat32(rsh(i64::from(u) * i64::from(gain_or_bias(src, gain, i)?), shift));
             Some(i64::from(match bias {
-                Some(b) => y.saturating_add(src.entry(b, i)?),
+                Some(b) => y.saturating_add(gain_or_bias(src, b, i)?),
                 None => y,
             }))
         }
@@ -393,7 +423,10 @@ fn attend(src: &mut impl Source, cell: Cell, op: &Op, made: ValueType) -> Option
             }
             let e = weight(src, cell, head, j)?;
             let highest = highest(src.cell(measure(head, 1))?);
-            Some(i64::from(value_weight(e, group_scale(src, v, j, kv)?, highest)))
+            // A maximum that is none was never an honest one.
+            let value = group_scale(src, v, j, kv)?;
+            (value.mantissa == 0 || value.exponent <= highest)
+                .then(|| i64::from(value_weight(e, value, highest)))
         }
         4 => {
             let ValueType::Fixed { frac, .. } = made else { return None };

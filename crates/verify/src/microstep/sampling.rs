@@ -49,21 +49,21 @@ fn limits_count(c: &Choice) -> bool {
 }
 
 pub(super) fn parts(c: &Choice, vocabulary: u32) -> [Vec<PartSpec>; 2] {
+    // All by rows: whoever reads a threshold's bit reads those before it, which then stand in one leaf.
     let when = |yes: bool, n: u32| Columns::Fixed(if yes { n } else { 0 });
     let row = |name, columns, width| PartSpec { name, columns, width, layout: Layout::Rows };
-    let column = |name, columns| PartSpec { name, columns, width: Width::Long, layout: Layout::Columns };
     [
         vec![
             row("seen", when(penalised(c), vocabulary), Width::Word),
             row("mask", when(c.guided, vocabulary), Width::Byte),
             row("adjusted", when(true, vocabulary), Width::Word),
-            column("best", when(true, 2)),
+            row("best", when(true, 2), Width::Long),
         ],
         vec![
             row("likelihoods", when(!greedy(c), vocabulary), Width::Long),
-            column("top-k", when(limits_count(c), KEY_BITS)),
-            column("top-p", when(limits_mass(c), KEY_BITS + 1)),
-            column("found", when(!greedy(c), 2)),
+            row("top-k", when(limits_count(c), KEY_BITS), Width::Long),
+            row("top-p", when(limits_mass(c), KEY_BITS + 1), Width::Long),
+            row("found", when(!greedy(c), 2), Width::Long),
             row("chosen", when(true, 1), Width::Word),
         ],
     ]
@@ -122,7 +122,8 @@ fn best(src: &mut impl Source, cell: Cell) -> Option<(i32, u32)> {
 }
 
 fn exponent(logit: i32, temperature_micro: u32) -> Option<i32> {
-    let factor = LOG2E_MILLION_Q20.checked_div(i64::from(temperature_micro))?;
+    let temperature = Some(temperature_micro).filter(|t| *t >= GREEDY_BELOW_MICRO)?;
+    let factor = LOG2E_MILLION_Q20.checked_div(i64::from(temperature))?;
     Some(shift_sat(i64::from(logit) * factor, 20))
 }
 
