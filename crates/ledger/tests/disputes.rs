@@ -522,7 +522,7 @@ fn altered_messages_lose() {
             let mut bytes = encoder.claim(&referee, &claim).unwrap();
             referee.receive(Party::Defender, &Message::Claim(claim));
             claims += 1;
-            let altered = claims - 1 >= alter_at;
+            let altered = claims > alter_at;
             if claims - 1 == alter_at {
                 let i = next() as usize % bytes.len();
                 bytes[i] ^= 1 << (next() % 8);
