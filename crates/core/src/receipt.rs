@@ -5,7 +5,6 @@
 //! uint32 promptTokens,uint32 completionTokens,uint64 feeMicroUsd,bytes32 payerChannel,bytes32 clientNonce,uint64 epoch)`
 //! in the domain `Assay`, version `1`.
 
-use alloy_primitives::Signature;
 use borsh::{BorshDeserialize, BorshSerialize};
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +13,7 @@ use crate::id::{
     TranscriptRoot,
 };
 use crate::keccak::keccak256;
+use crate::signature::signer;
 
 const DOMAIN_TYPE: &[u8] =
     b"EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)";
@@ -33,7 +33,7 @@ pub struct Domain {
 }
 
 impl Domain {
-    /// No ledger yet: the development chain's number and no contract.
+    /// No ledger: the development chain's number and no contract.
     pub const DEVELOPMENT: Domain = Domain { chain_id: 31_337, contract: NodeAddress::ZERO };
 
     fn separator(&self) -> Hash {
@@ -161,19 +161,7 @@ pub struct SignedReceipt {
 impl SignedReceipt {
     /// Who signed.
     pub fn signer(&self) -> Result<NodeAddress, ReceiptError> {
-        let bytes = self.signature.as_bytes();
-        if !matches!(bytes.last(), Some(27 | 28)) {
-            return Err(ReceiptError::Malformed);
-        }
-        let signature = Signature::from_raw(bytes).map_err(|_| ReceiptError::Malformed)?;
-        if signature.normalize_s().is_some() {
-            return Err(ReceiptError::Malformed);
-        }
-        let hash = self.receipt.signing_hash(&self.domain);
-        let address = signature
-            .recover_address_from_prehash(&hash.as_bytes().into())
-            .map_err(|_| ReceiptError::Malformed)?;
-        Ok(NodeAddress::from_bytes(address.into_array()))
+        signer(&self.receipt.signing_hash(&self.domain), &self.signature).ok_or(ReceiptError::Malformed)
     }
 
     /// Checks that the provider signed.

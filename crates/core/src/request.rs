@@ -237,15 +237,15 @@ impl Terms {
     pub fn verify(&self, request: &RequestHash) -> Option<bool> {
         let [_, _, sampling, guide, _] = &self.leaves;
         let holds = merkle::root(self.leaves).as_bytes() == request.as_bytes()
-            && *sampling == leaf(&self.sampling)
+            && *sampling == merkle::leaf(&bytes(&self.sampling))
             && self.sampling.check().is_ok();
-        holds.then(|| *guide != leaf(&None::<Guide>))
+        holds.then(|| *guide != merkle::leaf(&bytes(&None::<Guide>)))
     }
 }
 
-fn leaf(part: &impl BorshSerialize) -> Hash {
+fn bytes(part: &impl BorshSerialize) -> Vec<u8> {
     // borsh writes to memory, which cannot fail.
-    merkle::leaf(&borsh::to_vec(part).unwrap_or_default())
+    borsh::to_vec(part).unwrap_or_default()
 }
 
 impl Request {
@@ -259,11 +259,16 @@ impl Request {
         Terms { sampling: self.sampling.clone(), leaves: self.leaves() }
     }
 
-    fn leaves(&self) -> [Hash; LEAVES] {
+    /// What the leaves below the hash are of, in order: with these a provider shows a contract the request of a receipt.
+    pub fn items(&self) -> [Vec<u8>; LEAVES] {
         let mut model = Request::TAG.as_bytes().to_vec();
         model.extend_from_slice(self.model.as_bytes());
         let rest = (self.max_tokens, &self.stop, self.choice, self.logprobs);
-        [merkle::leaf(&model), leaf(&self.prompt), leaf(&self.sampling), leaf(&self.guide), leaf(&rest)]
+        [model, bytes(&self.prompt), bytes(&self.sampling), bytes(&self.guide), bytes(&rest)]
+    }
+
+    fn leaves(&self) -> [Hash; LEAVES] {
+        self.items().map(|item| merkle::leaf(&item))
     }
 
     /// Checks every field against [`limits`].

@@ -116,6 +116,12 @@ impl Transcript {
     }
 
     fn leaves(&self) -> Vec<Hash> {
+        self.items().iter().map(|item| merkle::leaf(item)).collect()
+    }
+
+    /// What the leaves below the root are of, in order: with these a provider shows a contract the transcript of a receipt, without
+    /// the text, which follows from the ids.
+    pub fn items(&self) -> Vec<Vec<u8>> {
         let source = match self.nonce_source {
             NonceSource::Client => 0u8,
             NonceSource::Seed => 1,
@@ -129,15 +135,15 @@ impl Transcript {
         header.extend_from_slice(&self.stop.bytes());
         header.extend_from_slice(&usage.prompt_tokens.to_be_bytes());
         header.extend_from_slice(&usage.completion_tokens.to_be_bytes());
-        let mut leaves = vec![merkle::leaf(&header)];
+        let mut items = vec![header];
         for ids in self.prompt_ids.chunks(LEAF_IDS).chain(self.output_ids.chunks(LEAF_IDS)) {
-            leaves.push(id_leaf(ids));
+            items.push(id_bytes(ids));
         }
-        leaves.push(merkle::leaf(keccak256(&[self.text.as_bytes()]).as_bytes()));
+        items.push(keccak256(&[self.text.as_bytes()]).as_bytes().to_vec());
         // borsh writes to memory, which cannot fail.
         let logprobs = borsh::to_vec(&self.logprobs).unwrap_or_default();
-        leaves.push(merkle::leaf(keccak256(&[&logprobs]).as_bytes()));
-        leaves
+        items.push(keccak256(&[&logprobs]).as_bytes().to_vec());
+        items
     }
 
     /// Tokens read and written.
@@ -147,7 +153,6 @@ impl Transcript {
     }
 }
 
-fn id_leaf(ids: &[u32]) -> Hash {
-    let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_be_bytes()).collect();
-    merkle::leaf(&bytes)
+fn id_bytes(ids: &[u32]) -> Vec<u8> {
+    ids.iter().flat_map(|id| id.to_be_bytes()).collect()
 }
