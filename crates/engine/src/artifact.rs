@@ -2,8 +2,10 @@
 //!
 //! # Layout
 //!
-//! `ASSAY\0\0\1`, the model root (32 bytes), the manifest's length (8 bytes, little-endian), the canonical [`Manifest`], the
-//! tokenizer's bytes, and the constants in order of the program, every one at the next multiple of 64 bytes (matrices: 4096).
+//! `ASSAY\0\0\2`, the model root (32 bytes), the manifest's length (8 bytes, little-endian), the canonical [`Manifest`], the
+//! tokenizer's bytes, and, from the next multiple of 16 KiB on, the constants in order of the program, every one at the next multiple
+//! of 64 bytes (matrices: 4096). So versions of a model with the same program have what they share at the same places of a grid of
+//! 16 KiB, which is what stores and transfers compare.
 //! A matrix is its weights in the layout of [`crate::matrix`] followed, at the next multiple of 64, by its row scales (u16); a table
 //! or vector is i32, a rotary table i16, all little-endian. Where each constant lies follows from the program alone, and the file ends
 //! with the last one.
@@ -18,12 +20,16 @@ use assay_core::canonical::{Canonical, CanonicalError};
 use assay_core::id::{Hash, ModelRoot};
 use borsh::{BorshDeserialize, BorshSerialize};
 
-use crate::constants::Constants;
+use crate::constants::{Constants, Reads};
 use crate::matrix::{BIAS, GROUP, Matrix, TILE_ROWS};
+use crate::presence::{Lack, Presence};
 use crate::program::{
-    Checked, Program, ProgramError, ROTARY_FRAC, Shape, TABLE_LEN, Tensor, TensorId, VECTOR_MAX,
+    Checked, Op, Program, ProgramError, ROTARY_FRAC, Shape, TABLE_LEN, Tensor, TensorId, VECTOR_MAX,
 };
 
+#[cfg(feature = "native")]
+mod arriving;
+mod lacking;
 pub mod layer;
 #[cfg(feature = "native")]
 mod mapped;
@@ -34,7 +40,7 @@ pub mod tree;
 pub mod writer;
 
 /// First bytes of every artifact: kind and version.
-pub const MAGIC: [u8; 8] = *b"ASSAY\0\0\x01";
+pub const MAGIC: [u8; 8] = *b"ASSAY\0\0\x02";
 /// Name of the arithmetic.
 pub const PROFILE: &str = "int8-v1";
 /// Most bytes of a tokenizer.
@@ -44,6 +50,8 @@ pub const TEMPLATE_BYTES_MAX: usize = 256 << 10;
 /// Most ids that end an answer.
 pub const END_TOKENS_MAX: usize = 64;
 const HEADER: usize = 48;
+/// Constants begin at a multiple of this: the tile of the hub.
+const GRID: usize = 16 << 10;
 
 /// What an artifact holds beside its constants.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
@@ -189,7 +197,7 @@ pub(crate) struct Place {
 
 /// Where the constants lie, and the length of the file; `None` when it would not fit this machine.
 pub(crate) fn layout(program: &Program, after: usize) -> Option<(Vec<Place>, usize)> {
-    let mut at = after;
+    let mut at = after.checked_next_multiple_of(GRID)?;
     let mut place = |align: usize, numbers: [u32; 2], bytes: usize| -> Option<(usize, usize)> {
         let from = at.checked_next_multiple_of(align)?;
         let [a, b] = numbers.map(usize::try_from);
@@ -242,6 +250,8 @@ pub struct Artifact {
     provenance: Provenance,
     tokenizer: (usize, usize),
     places: Vec<Place>,
+    /// Of an artifact that arrives: what of it is there.
+    presence: Option<Arc<Presence>>,
 }
 
 impl std::fmt::Debug for Artifact {
@@ -257,10 +267,11 @@ impl Artifact {
         let mut v = vec![0u8; len + 4096];
         let from = v.as_ptr().align_offset(4096);
         v[from..from + len].copy_from_slice(bytes);
-        Artifact::new(PathBuf::from(name), Box::new(Owned { bytes: v, from, len }))
+        Artifact::new(PathBuf::from(name), Box::new(Owned { bytes: v, from, len }), None)
     }
 
-    fn new(path: PathBuf, bytes: Bytes) -> Result<Artifact, ArtifactError> {
+    /// With a presence, everything before the constants is there, and constants are checked when they are.
+    fn new(path: PathBuf, bytes: Bytes, presence: Option<Arc<Presence>>) -> Result<Artifact, ArtifactError> {
         if cfg!(target_endian = "big") {
             return Err(ArtifactError::Endianness);
         }
@@ -301,19 +312,27 @@ impl Artifact {
             provenance: manifest.provenance,
             tokenizer: (tokenizer_at, tokenizer_len),
             places,
+            presence,
         };
-        artifact.check_content()?;
+        artifact.check_text()?;
+        if artifact.presence.is_none() {
+            artifact.check_tensors()?;
+        }
         Ok(artifact)
     }
 
-    /// Checks what the arithmetic relies on beyond the program: tables, angles, and ids of the text model.
-    fn check_content(&self) -> Result<(), ArtifactError> {
-        let fail = |what: String| Err(ArtifactError::Content { path: self.path.clone(), what });
+    /// Checks what the arithmetic relies on beyond the program: tables and angles.
+    fn check_tensors(&self) -> Result<(), ArtifactError> {
         for (i, t) in self.program.program().tensors.iter().enumerate() {
-            if let Err(what) = check_tensor(self, i as TensorId, t) {
-                return fail(what);
-            }
+            check_tensor(self, i as TensorId, t)
+                .map_err(|what| ArtifactError::Content { path: self.path.clone(), what })?;
         }
+        Ok(())
+    }
+
+    /// Checks ids and lengths of the text model.
+    fn check_text(&self) -> Result<(), ArtifactError> {
+        let fail = |what: String| Err(ArtifactError::Content { path: self.path.clone(), what });
         let vocabulary = self.program.program().vocabulary;
         let text = &self.text;
         if text.bos.iter().chain(&text.end_tokens).any(|id| *id >= vocabulary) {
@@ -331,13 +350,33 @@ impl Artifact {
     }
 
     /// Recomputes the root from the content. After each matrix, `progress` hears how many weights it had
-    /// ([`Artifact::parameters`] in all).
+    /// ([`Artifact::parameters`] in all). Refuses bytes between the constants that are not zero: no root covers them, and files that differ
+    /// in nothing else would be different blobs of one model.
     pub fn check_root(&self, progress: &dyn Fn(u64)) -> Result<(), ArtifactError> {
+        if !self.gaps_are_zero() {
+            let what = "bytes between its constants that are not zero".to_owned();
+            return Err(ArtifactError::Content { path: self.path.clone(), what });
+        }
         let got = root::model_root(self, &self.text, self.tokenizer_json(), progress);
         if got == self.root {
             return Ok(());
         }
         Err(ArtifactError::Root { path: self.path.clone(), got, stored: self.root })
+    }
+
+    fn gaps_are_zero(&self) -> bool {
+        let mut at = self.tokenizer.0 + self.tokenizer.1;
+        for (from, len) in self.places.iter().flat_map(|place| [place.data, place.scales]) {
+            // What is no matrix has no scales.
+            if (from, len) == (0, 0) {
+                continue;
+            }
+            if self.bytes[at..from].iter().any(|byte| *byte != 0) {
+                return false;
+            }
+            at = from + len;
+        }
+        true
     }
 
     /// The whole file, as it is stored and transported.
@@ -398,6 +437,12 @@ impl Artifact {
     }
 }
 
+/// Whether angles are those of a rotary table: sines and cosines.
+fn are_angles(angles: &[i16]) -> bool {
+    let one = 1i16 << ROTARY_FRAC;
+    angles.iter().all(|v| (-one..=one).contains(v))
+}
+
 /// Checks what the arithmetic relies on beyond the program in a constant's numbers; what is wrong with them.
 fn check_tensor(c: &dyn Constants, i: TensorId, t: &Tensor) -> Result<(), String> {
     let one = 1i16 << ROTARY_FRAC;
@@ -405,7 +450,7 @@ fn check_tensor(c: &dyn Constants, i: TensorId, t: &Tensor) -> Result<(), String
         Shape::Table if c.table(i).iter().any(|v| !(32_768..=65_536).contains(v)) => {
             Err(format!("table `{}` has values outside 32768 to 65536", t.name))
         }
-        Shape::Rotary { .. } if c.rotary(i).iter().any(|v| !(-one..=one).contains(v)) => {
+        Shape::Rotary { .. } if !are_angles(c.rotary(i)) => {
             Err(format!("rotary table `{}` has values outside -{one} to {one}", t.name))
         }
         Shape::Vector { .. } if c.vector(i).iter().any(|v| v.unsigned_abs() >= VECTOR_MAX as u32) => {
@@ -457,5 +502,10 @@ impl Constants for Artifact {
 
     fn vector(&self, t: TensorId) -> &[i32] {
         self.numbers(self.places[usize::from(t)].data)
+    }
+
+    fn lacks(&self, op: &Op, reads: Reads<'_>) -> Option<Lack> {
+        let presence = self.presence.as_ref().filter(|p| !p.is_settled())?;
+        lacking::lacks(self, presence, op, reads)
     }
 }

@@ -11,7 +11,8 @@ use assay_core::request::Sampling;
 use assay_core::transcript::{StopReason, TokenLogprobs};
 
 use crate::cache::Sequence;
-use crate::forward::{Executor, Segment};
+use crate::forward::{Executor, Pass, Segment};
+use crate::presence::Lack;
 use crate::semantics::adjust::History;
 use crate::semantics::logprobs::logprobs;
 use crate::text::Tokenizer;
@@ -155,6 +156,33 @@ struct Active<'t> {
     logprobs: Vec<TokenLogprobs>,
     digests: DigestBuilder,
     transcriber: Transcriber<'t>,
+    /// Dropped while a pass is under way that it may be in: it goes with the end of the pass.
+    cancelled: bool,
+}
+
+/// The pass under way, of requests that stay where they are among those that run until it ends.
+struct UnderWay {
+    pass: Pass,
+    /// Which requests are in it.
+    taking: Vec<usize>,
+    /// Their tokens, and whether a next one is to be chosen after them.
+    tokens: Vec<(Vec<u32>, bool)>,
+    /// Where their sequences were before.
+    positions: Vec<usize>,
+}
+
+/// How a step ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stepped {
+    /// The pass is done, or there was nothing to do.
+    Done,
+    /// The pass stopped before an operation of the program that lacks something: the next step goes on there.
+    Lacks {
+        /// The operation.
+        op: usize,
+        /// What it lacks.
+        lack: Lack,
+    },
 }
 
 impl Active<'_> {
@@ -177,6 +205,7 @@ pub struct Batcher<'t> {
     waiting: VecDeque<Job>,
     running: Vec<Active<'t>>,
     cache_bytes: usize,
+    under_way: Option<UnderWay>,
 }
 
 impl<'t> Batcher<'t> {
@@ -195,6 +224,7 @@ impl<'t> Batcher<'t> {
             waiting: VecDeque::new(),
             running: Vec::new(),
             cache_bytes: 0,
+            under_way: None,
         }
     }
 
@@ -205,7 +235,8 @@ impl<'t> Batcher<'t> {
 
     /// What it is busy with.
     pub fn load(&self) -> Load {
-        Load { running: self.running.len(), waiting: self.waiting.len(), cache_bytes: self.cache_bytes }
+        let running = self.running.iter().filter(|a| !a.cancelled).count();
+        Load { running, waiting: self.waiting.len(), cache_bytes: self.cache_bytes }
     }
 
     /// The executor.
@@ -255,12 +286,22 @@ impl<'t> Batcher<'t> {
             self.waiting.remove(i);
             return true;
         }
-        if let Some(i) = self.running.iter().position(|a| a.job.id == id) {
-            let gone = self.running.remove(i);
-            self.cache_bytes -= gone.cache_bytes;
-            return true;
+        let Some(i) = self.running.iter().position(|a| a.job.id == id && !a.cancelled) else { return false };
+        self.running[i].cancelled = true;
+        // A pass that nobody in it waits for ends here; otherwise it is what keeps requests in their places.
+        let running = &self.running;
+        if self.under_way.take_if(|w| w.taking.iter().all(|i| running[*i].cancelled)).is_some()
+            || self.under_way.is_none()
+        {
+            self.drop_cancelled();
         }
-        false
+        true
+    }
+
+    fn drop_cancelled(&mut self) {
+        let gone: usize = self.running.iter().filter(|a| a.cancelled).map(|a| a.cache_bytes).sum();
+        self.cache_bytes -= gone;
+        self.running.retain(|a| !a.cancelled);
     }
 
     fn admit(&mut self) {
@@ -288,13 +329,14 @@ impl<'t> Batcher<'t> {
                 logprobs: Vec::new(),
                 digests: DigestBuilder::new(),
                 transcriber: Transcriber::new(self.tokenizer, rules),
+                cancelled: false,
                 job,
             });
         }
     }
 
-    /// One pass: executes the next tokens of running requests and reports what happened to each.
-    pub fn step(&mut self, report: &mut dyn FnMut(JobId, Event)) {
+    /// Whom the next pass is for and which tokens it executes; `None` when nobody runs.
+    fn compose(&mut self) -> Option<UnderWay> {
         self.admit();
         let rows_max = self.limits.rows_max.clamp(1, crate::forward::BATCH_ROWS_MAX);
         // Decoding requests first: each needs one row, and someone is reading along.
@@ -308,7 +350,7 @@ impl<'t> Batcher<'t> {
         }
         let taking: Vec<usize> = (0..shares.len()).filter(|i| shares[*i] > 0).collect();
         if taking.is_empty() {
-            return;
+            return None;
         }
         let tokens: Vec<(Vec<u32>, bool)> = taking
             .iter()
@@ -317,27 +359,33 @@ impl<'t> Batcher<'t> {
                 (pending[..shares[*i]].to_vec(), shares[*i] == pending.len())
             })
             .collect();
-        let positions: Vec<usize> = taking.iter().map(|i| self.running[*i].sequence.position()).collect();
-        let mut segments: Vec<Segment<'_>> = self
-            .running
-            .iter_mut()
-            .enumerate()
-            .filter(|(i, _)| shares[*i] > 0)
-            .zip(&tokens)
-            .map(|((_, a), (tokens, whole))| Segment {
-                sequence: &mut a.sequence,
-                logits_from: if *whole { tokens.len() - 1 } else { tokens.len() },
-                tokens,
-            })
-            .collect();
+        let positions = taking.iter().map(|i| self.running[*i].sequence.position()).collect();
+        let pass = self.executor.begin(&segments(&mut self.running, &taking, &tokens));
+        Some(UnderWay { pass, taking, tokens, positions })
+    }
+
+    /// One pass: executes the next tokens of running requests and reports what happened to each. With a model that arrives, it may
+    /// stop on the way; the next step goes on with it.
+    pub fn step(&mut self, report: &mut dyn FnMut(JobId, Event)) -> Stepped {
+        let begun = self.under_way.take();
+        let Some(mut under_way) = begun.or_else(|| self.compose()) else { return Stepped::Done };
         let kernel = self.executor.kernel();
-        let output = self.executor.forward(&mut segments);
+        let UnderWay { pass, taking, tokens, positions } = &mut under_way;
+        let executed = self.executor.go_on(pass, &mut segments(&mut self.running, taking, tokens));
+        let output = match executed {
+            Ok(output) => output,
+            Err(lack) => {
+                let op = pass.next_op();
+                self.under_way = Some(under_way);
+                return Stepped::Lacks { op, lack };
+            }
+        };
         let (mut row, mut chosen) = (0, 0);
-        for ((i, position), (tokens, whole)) in taking.iter().zip(positions).zip(&tokens) {
+        for ((i, position), (tokens, whole)) in taking.iter().zip(positions).zip(tokens) {
             let a = &mut self.running[*i];
             for n in 0..tokens.len() {
                 let (q, scale) = output.hidden(row);
-                a.digests.push((position + n) as u32, q, scale.mantissa, scale.exponent);
+                a.digests.push((*position + n) as u32, q, scale.mantissa, scale.exponent);
                 row += 1;
             }
             if *whole {
@@ -361,7 +409,9 @@ impl<'t> Batcher<'t> {
                 report(a.job.id, Event::Token { id, text, logprobs: likely });
             }
         }
+        self.drop_cancelled();
         self.retire(report);
+        Stepped::Done
     }
 
     fn retire(&mut self, report: &mut dyn FnMut(JobId, Event)) {
@@ -384,4 +434,22 @@ impl<'t> Batcher<'t> {
             report(a.job.id, Event::Done(Box::new(answer)));
         }
     }
+}
+
+/// The segments of a pass.
+fn segments<'a>(
+    running: &'a mut [Active<'_>],
+    taking: &[usize],
+    tokens: &'a [(Vec<u32>, bool)],
+) -> Vec<Segment<'a>> {
+    let mut taking = taking.iter().peekable();
+    let taken = running.iter_mut().enumerate().filter(|(i, _)| taking.next_if_eq(&i).is_some());
+    taken
+        .zip(tokens)
+        .map(|((_, a), (tokens, whole))| Segment {
+            sequence: &mut a.sequence,
+            logits_from: if *whole { tokens.len() - 1 } else { tokens.len() },
+            tokens,
+        })
+        .collect()
 }

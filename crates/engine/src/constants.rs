@@ -1,7 +1,19 @@
 //! Where an executor reads a program's constants from.
 
+use std::ops::Range;
+
 use crate::matrix::Matrix;
-use crate::program::{Checked, TensorId};
+use crate::presence::Lack;
+use crate::program::{Checked, Op, TensorId};
+
+/// What a batch reads of tables that have a row for each token or position.
+#[derive(Clone, Copy, Debug)]
+pub struct Reads<'a> {
+    /// The tokens.
+    pub tokens: &'a [u32],
+    /// Their positions, a run for each sequence.
+    pub positions: &'a [Range<usize>],
+}
 
 /// A checked program with its constants. A tensor asked for by the kind that the program declares is always there.
 pub trait Constants: Send + Sync {
@@ -15,4 +27,11 @@ pub trait Constants: Send + Sync {
     fn rotary(&self, t: TensorId) -> &[i16];
     /// Fixed-point numbers.
     fn vector(&self, t: TensorId) -> &[i32];
+
+    /// What `op` reads for a batch and is not there yet. Constants that are all there lack nothing; only of others must this be asked
+    /// before each operation.
+    fn lacks(&self, op: &Op, reads: Reads<'_>) -> Option<Lack> {
+        let _ = (op, reads);
+        None
+    }
 }

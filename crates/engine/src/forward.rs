@@ -8,10 +8,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::cache::Sequence;
-use crate::constants::Constants;
+use crate::constants::{Constants, Reads};
 use crate::kernel::Kernel;
 use crate::plan::{Place, Plan};
 use crate::pool::{Parts, Pool};
+use crate::presence::Lack;
 use crate::program::{Head, Op, ValueId, ValueType};
 use crate::semantics::fixed::shift_sat;
 use crate::semantics::quantise::Quantiser;
@@ -21,10 +22,12 @@ mod attend;
 mod elementwise;
 mod layer;
 mod matmul;
+mod pass;
 mod watched;
 
 pub use layer::LayerOutput;
 pub use matmul::products;
+pub use pass::Pass;
 pub(crate) use watched::Alone;
 pub use watched::{Companion, PutRow, Values};
 
@@ -113,9 +116,16 @@ struct Run {
 struct Batch {
     tokens: Vec<u32>,
     runs: Vec<Run>,
+    /// The positions of each run.
+    spans: Vec<Range<usize>>,
 }
 
 impl Batch {
+    fn new(tokens: Vec<u32>, runs: Vec<Run>) -> Batch {
+        let spans = runs.iter().map(|r| r.position..r.position + r.rows).collect();
+        Batch { tokens, runs, spans }
+    }
+
     /// The position of each row.
     fn positions(&self) -> Vec<u32> {
         self.runs.iter().flat_map(|r| r.position as u32..(r.position + r.rows) as u32).collect()
@@ -167,7 +177,8 @@ impl Executor {
     /// Executes a batch of 1 to [`BATCH_ROWS_MAX`] rows.
     ///
     /// # Panics
-    /// When a segment breaks what [`Segment`] asks for: callers check tokens and lengths where they enter.
+    /// When a segment breaks what [`Segment`] asks for: callers check tokens and lengths where they enter. When constants are
+    /// still arriving: [`Executor::go_on`] executes those.
     pub fn forward(&mut self, segments: &mut [Segment<'_>]) -> Output<'_> {
         self.forward_beside(segments, &mut watched::Alone)
     }
@@ -178,9 +189,8 @@ impl Executor {
         segments: &mut [Segment<'_>],
         companion: &mut dyn Companion,
     ) -> Output<'_> {
-        let batch = self.enter(segments);
-        let wanted = batch.wanted(segments);
-        self.execute_from(0, &batch, segments, &wanted, companion)
+        let mut pass = self.begin(segments);
+        self.finish(&mut pass, segments, companion)
     }
 
     /// Executes 1 to [`BATCH_ROWS_MAX`] tokens, wherever they stand, in one batch; logits are computed for those from index
@@ -199,44 +209,36 @@ impl Executor {
         assert!(rows.iter().all(|r| r.position < program.context), "every position is within the context");
         let tokens = rows.iter().map(|r| r.token).collect();
         let run = |(row, r): (usize, &Placed)| Run { first_row: row, rows: 1, position: r.position as usize };
-        let batch = Batch { tokens, runs: rows.iter().enumerate().map(run).collect() };
+        let batch = Batch::new(tokens, rows.iter().enumerate().map(run).collect());
         batch.check(program.vocabulary);
         let wanted: Vec<usize> = (logits_from..rows.len()).collect();
-        self.execute_from(0, &batch, &mut [], &wanted, companion)
+        self.finish(&mut Pass::new(0, batch, wanted), &mut [], companion)
     }
 
-    /// Executes the operations from `first` up to the hidden vector, and the rest for the rows that want logits.
-    fn execute_from(
+    /// Executes operations up to one that lacks something; which, and what.
+    fn execute_some(
         &mut self,
-        first: usize,
+        ops: Range<usize>,
         batch: &Batch,
         segments: &mut [Segment<'_>],
-        wanted: &[usize],
+        rows: usize,
         companion: &mut dyn Companion,
-    ) -> Output<'_> {
+    ) -> Result<(), (usize, Lack)> {
         let constants = Arc::clone(&self.constants);
-        let program = constants.program().program();
-        let (hidden_value, logits_value) = program.tokens();
-        let (hidden, logits) = (usize::from(hidden_value), usize::from(logits_value));
-        self.execute_all(first..hidden + 1, batch, segments, batch.tokens.len(), companion);
-        for s in segments.iter_mut() {
-            s.sequence.advance(s.tokens.len());
-        }
-        self.keep_hidden(hidden_value, batch.tokens.len());
-        if !wanted.is_empty() {
-            self.carry(wanted);
-            self.execute_all(hidden + 1..logits + 1, batch, segments, wanted.len(), companion);
-        }
-        let vocabulary = program.vocabulary as usize;
-        let logits = match self.plan.places[logits] {
-            Place::Integers(b) if !wanted.is_empty() => {
-                &self.buffers.integers[b][..wanted.len() * vocabulary]
+        let reads = Reads { tokens: &batch.tokens, positions: &batch.spans };
+        for (i, op) in constants.program().program().ops.iter().enumerate().take(ops.end).skip(ops.start) {
+            if let Some(lack) = constants.lacks(op, reads) {
+                return Err((i, lack));
             }
-            _ => &[],
-        };
-        Output { hidden: &self.hidden, logits, vocabulary }
+            if !companion.make(i, &mut Values::new(self, rows)) {
+                self.execute(i, op, batch, segments, rows);
+            }
+            companion.made(i, &Values::new(self, rows));
+        }
+        Ok(())
     }
 
+    /// Executes operations that lack nothing.
     fn execute_all(
         &mut self,
         ops: Range<usize>,
@@ -245,13 +247,8 @@ impl Executor {
         rows: usize,
         companion: &mut dyn Companion,
     ) {
-        let constants = Arc::clone(&self.constants);
-        for (i, op) in constants.program().program().ops.iter().enumerate().take(ops.end).skip(ops.start) {
-            if !companion.make(i, &mut Values::new(self, rows)) {
-                self.execute(i, op, batch, segments, rows);
-            }
-            companion.made(i, &Values::new(self, rows));
-        }
+        let executed = self.execute_some(ops, batch, segments, rows, companion);
+        assert_eq!(executed, Ok(()), "constants that are still arriving are executed by passes");
     }
 
     /// Executes an encoder over whole sequences, together at most [`BATCH_ROWS_MAX`] tokens, and returns the pooled vector
@@ -286,7 +283,7 @@ impl Executor {
 
     fn enter(&self, segments: &[Segment<'_>]) -> Batch {
         let program = self.constants.program().program();
-        let mut batch = Batch { tokens: Vec::new(), runs: Vec::with_capacity(segments.len()) };
+        let (mut tokens, mut runs) = (Vec::new(), Vec::with_capacity(segments.len()));
         for s in segments {
             let position = s.sequence.position();
             let end = position + s.tokens.len();
@@ -294,9 +291,10 @@ impl Executor {
                 end <= s.sequence.capacity().min(program.context as usize),
                 "a segment fits its sequence"
             );
-            batch.runs.push(Run { first_row: batch.tokens.len(), rows: s.tokens.len(), position });
-            batch.tokens.extend_from_slice(s.tokens);
+            runs.push(Run { first_row: tokens.len(), rows: s.tokens.len(), position });
+            tokens.extend_from_slice(s.tokens);
         }
+        let batch = Batch::new(tokens, runs);
         batch.check(program.vocabulary);
         batch
     }

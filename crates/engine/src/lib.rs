@@ -18,6 +18,7 @@ pub mod kernel;
 pub mod matrix;
 mod plan;
 pub mod pool;
+pub mod presence;
 pub mod program;
 pub mod reference;
 pub mod replay;

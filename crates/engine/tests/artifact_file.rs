@@ -140,6 +140,8 @@ fn every_altered_byte_of_content_is_found() {
         (at(&a, a.matrix(1).tile(1)) + 8, "artifact_root"),
         (whole.len() - 4 * TABLE_LEN, "artifact_root"),
         (whole.len() - 1, "artifact_content"),
+        // Between the tokenizer and the first constant, where no root reaches.
+        (at(&a, a.matrix(0).tile(0)) - 1, "artifact_content"),
         // Row 70 of 70, and column 261 of 261.
         (at(&a, a.matrix(1).tile(1)) + 6 * 4, "artifact_content"),
         (at(&a, a.matrix(0).tile(1)) - 1, "artifact_content"),

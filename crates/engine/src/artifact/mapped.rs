@@ -16,6 +16,6 @@ impl Artifact {
         // SAFETY: artifacts are written once under a temporary name and never changed in place by this program; another
         // program that does would have to be stopped by file permissions.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
-        Artifact::new(path.to_owned(), Box::new(map))
+        Artifact::new(path.to_owned(), Box::new(map), None)
     }
 }

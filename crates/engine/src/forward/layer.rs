@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Executor, Output, Segment, Values, watched};
+use super::{Executor, Output, Pass, Segment, Values, watched};
 use crate::program::layers::Layer;
 use crate::program::{Head, Op};
 use crate::semantics::scale::Scale;
@@ -42,13 +42,8 @@ impl Executor {
         match program.program().head {
             Head::Tokens { hidden, .. } if layer.output == hidden => {
                 let wanted = batch.wanted(segments);
-                return LayerOutput::Tokens(self.execute_from(
-                    layer.ops.start,
-                    &batch,
-                    segments,
-                    &wanted,
-                    alone,
-                ));
+                let mut pass = Pass::new(layer.ops.start, batch, wanted);
+                return LayerOutput::Tokens(self.finish(&mut pass, segments, alone));
             }
             Head::Vector { pooled } if layer.output == pooled => {
                 let Op::Pool { x, pooling } = program.program().ops[usize::from(pooled)] else {

@@ -147,7 +147,7 @@ fn cuts(checked: &Checked, last: ValueId, end: usize) -> Vec<Cut> {
 }
 
 /// The tensors that an operation names.
-fn named(op: &Op) -> Vec<TensorId> {
+pub(crate) fn named(op: &Op) -> Vec<TensorId> {
     match *op {
         Op::Embed { table } | Op::Position { table } | Op::Rotary { table, .. } => vec![table],
         Op::Gate { table, .. } | Op::Activate { table, .. } => vec![table],
