@@ -9,13 +9,16 @@
 //! | round | the defender claims | the challenger picks |
 //! |---|---|---|
 //! | 1 | carries of all blocks: the trace root | a block |
-//! | 2, 3 | what the block carries; nodes over its steps | a step |
-//! | 4, 5 | nodes over the leaves of each of its parts | a leaf |
+//! | 2, 3 | nodes over its steps; at last the roots of their parts | a part of a step |
+//! | 4, 5 | nodes over the part's leaves | a leaf |
 //! | 6 | the leaf's numbers | a number; for a fold, the accumulator after every run |
 //! | end | the openings of one micro-step | |
 //!
-//! So many rounds are enough for 4096 positions, 16 384 steps and parts of 16 384 leaves; larger ones take more. When the number
+//! So many rounds are enough for 4096 positions, 16 384 steps and parts of 65 536 leaves; larger ones take more. When the number
 //! is a fold, the challenger's accumulators are the claim and the defender refutes one run of it: that saves a round.
+//!
+//! What a block carries was claimed before its steps were. If all of these are as they should be and what it carries is not, the
+//! challenger shows it from the carried steps ([`Pick::Carry`]).
 //!
 //! The trace must be the receipt's. The referee binds it at three places: tokens are read from the transcript; the chosen
 //! token must be the transcript's; and the challenger may ask instead that a block's hidden vectors be those of its digest.
@@ -34,14 +37,16 @@ use assay_engine::artifact::opening::ModelOpening;
 use borsh::{BorshDeserialize, BorshSerialize};
 
 pub mod calldata;
+pub mod cover;
 mod descent;
 pub mod parties;
 pub mod proof;
 mod referee;
+mod situated;
 
-pub use descent::Descent;
+pub use descent::{Descent, Tree};
 pub use proof::{DigestProof, Proof};
-pub use referee::{Referee, Stage, first_heights};
+pub use referee::{Referee, Stage};
 
 /// What a receipt says of its execution.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
@@ -117,24 +122,19 @@ pub enum Claim {
         /// The nodes.
         nodes: Vec<Hash>,
     },
-    /// What a block carries, and nodes over its steps.
-    Steps {
-        /// Commitments of the carried operations, in order.
-        carried: Vec<Hash>,
-        /// The nodes.
-        nodes: Vec<Hash>,
-    },
-    /// Nodes over the leaves of every part of a step.
-    Parts {
+    /// Nodes below the one picked; over the steps of a block if that was picked.
+    Nodes(Vec<Hash>),
+    /// The same where the nodes are the steps themselves: of each, the roots of its parts.
+    Steps(Vec<Vec<Hash>>),
+    /// Nodes over the leaves of the picked part.
+    Part {
         /// Opens the operation; nothing for the choice of a token.
         op: Option<ModelOpening>,
         /// How tokens are chosen; only for the choice of a token.
         terms: Option<Terms>,
-        /// The nodes, part by part.
-        lists: Vec<Vec<Hash>>,
+        /// The nodes.
+        nodes: Vec<Hash>,
     },
-    /// Nodes below the one picked, in the same tree.
-    Nodes(Vec<Hash>),
     /// The numbers of the leaf picked, in their canonical bytes.
     Leaf(Vec<u8>),
     /// That the number picked follows, or that a run of the challenger's accumulators does not.
@@ -148,12 +148,12 @@ pub enum Claim {
 pub enum Pick {
     /// One of the nodes, by its place in the list.
     Node(u32),
-    /// A node of a part.
+    /// A part of one of the steps.
     Part {
+        /// The step's place in the list.
+        step: u32,
         /// Which part.
         part: u8,
-        /// Place in its list.
-        node: u32,
     },
     /// A number of the leaf.
     Number {
@@ -164,6 +164,9 @@ pub enum Pick {
     },
     /// Instead of a block: that the digest of this block is of other hidden vectors.
     Digest(u32),
+    /// Instead of a step: that what the block carries is not what its steps made. In order the commitments of the carried steps and, wherever
+    /// there is none of these below a node, that node: together they lead to the root over the steps.
+    Carry(Vec<Hash>),
 }
 
 /// Either.

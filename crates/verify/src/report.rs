@@ -122,8 +122,7 @@ impl Report {
     pub(crate) fn verdict(mut self, drawn: bool) -> Verdict {
         let mut unchecked = std::mem::take(&mut self.unseen);
         unchecked.extend([
-            "that the receipt stands in the epoch that the provider posted (there is no ledger yet)"
-                .to_owned(),
+            "that the receipt stands in the epoch that the provider posted (no ledger was asked)".to_owned(),
             "the price: fees are not part of this version".to_owned(),
         ]);
         if drawn {

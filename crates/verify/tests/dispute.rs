@@ -1,6 +1,7 @@
 //! Disputes: honest parties never lose, in either seat, against every way to cheat; and what the messages cost.
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
+mod eight_billion;
 mod miniature;
 
 use std::sync::LazyLock;
@@ -8,15 +9,12 @@ use std::sync::LazyLock;
 use assay_core::answer::AnswerRecord;
 use assay_core::canonical::Canonical as _;
 use assay_core::id::Hash;
+use assay_core::merkle;
 use assay_core::request::{Guide, Sampling};
-use assay_engine::program::{Head, Op, Program, Reach, Shape, Tensor};
 use assay_engine::replay::ByReference;
 use assay_engine::semantics::adjust::Mask;
-use assay_engine::semantics::scale::Scale;
 use assay_verify::dispute::parties::{Challenger, Defender, Player, play};
-use assay_verify::dispute::{
-    Claim, Descent, Message, Outcome, Party, Pick, Reason, Referee, Stage, first_heights,
-};
+use assay_verify::dispute::{Claim, Descent, Message, Outcome, Party, Pick, Reason, Referee, Stage, Tree};
 use assay_verify::microstep::{Choice, choice_parts, choose, parts};
 use assay_verify::trace::part::{Numbers, Part};
 use assay_verify::trace::walk::{Block, Subject, Trace};
@@ -267,10 +265,12 @@ fn any_pick(stage: &Stage, random: u64) -> Option<Pick> {
             Pick::Digest((random >> 8) as u32 % 3 + nodes.len() as u32 / 99)
         }
         Stage::PickNode(_, nodes) => Pick::Node((r % nodes.len().max(1)) as u32),
+        Stage::PickPart(_) if random % 16 == 15 => Pick::Carry(vec![Hash::from_bytes([1; 32]); r % 5]),
         Stage::PickPart(lists) => {
-            let full: Vec<usize> = (0..lists.len()).filter(|i| !lists[*i].1.is_empty()).collect();
-            let part = *full.get(r % full.len().max(1))?;
-            Pick::Part { part: part as u8, node: ((r >> 8) % lists[part].1.len()) as u32 }
+            let step = r % lists.len();
+            let full: Vec<usize> =
+                (0..lists[step].len()).filter(|i| lists[step][*i] != merkle::root([])).collect();
+            Pick::Part { step: step as u32, part: *full.get((r >> 8) % full.len().max(1))? as u8 }
         }
         Stage::PickNumber(numbers) => {
             let index = (r % numbers.len()) as u16;
@@ -412,74 +412,11 @@ fn silence_and_speech_out_of_turn() {
     assert!(Referee::new(empty).is_none(), "nothing was answered");
 }
 
-/// Llama-3.1-8B's shape: 32 layers of 4096 numbers, 128 256 token ids.
-fn eight_billion() -> Program {
-    let (d, q, kv, ff, vocabulary) = (4096, 4096, 1024, 14_336, 128_256);
-    let mut tensors = Vec::new();
-    let mut tensor = |shape| {
-        tensors.push(Tensor { name: tensors.len().to_string(), shape });
-        tensors.len() as u16 - 1
-    };
-    let mut matrix = |rows, cols| tensor(Shape::Matrix { rows, cols, shift: 30 });
-    let (embed, head) = (matrix(vocabulary, d), matrix(vocabulary, d));
-    let layers: Vec<[u16; 4]> =
-        (0..32).map(|_| [matrix(q + 2 * kv, d), matrix(d, q), matrix(2 * ff, d), matrix(d, ff)]).collect();
-    let rotary = tensor(Shape::Rotary { positions: 8192, pairs: 64 });
-    let silu = tensor(Shape::Table);
-    let mut ops = vec![Op::Embed { table: embed }];
-    let mut push = |op| {
-        ops.push(op);
-        ops.len() as u16 - 1
-    };
-    let mut x = 0;
-    for (layer, [qkv, out, gate_up, down]) in (0..).zip(layers) {
-        let n = push(Op::RmsNorm { x, epsilon: 1 });
-        let a = push(Op::Quantise { x: n, offset: 0, len: d, groups: 1 });
-        let m = push(Op::MatMul { weights: qkv, x: a });
-        let r = push(Op::Rotary { x: m, offset: 0, heads: 32, head_dim: 128, table: rotary });
-        let s = push(Op::Rotary { x: m, offset: q, heads: 8, head_dim: 128, table: rotary });
-        let queries = push(Op::Quantise { x: r, offset: 0, len: q, groups: 32 });
-        let k = push(Op::Quantise { x: s, offset: 0, len: kv, groups: 8 });
-        let v = push(Op::Quantise { x: m, offset: q + kv, len: kv, groups: 8 });
-        let (heads, kv_heads, head_dim, reach) = (32, 8, 128, Reach::Past);
-        let scale = Scale::power(-3);
-        let a = push(Op::Attend {
-            q: queries,
-            k,
-            v,
-            layer,
-            reach,
-            heads,
-            kv_heads,
-            head_dim,
-            scale,
-            cap: None,
-            frac: 20,
-        });
-        let a = push(Op::Quantise { x: a, offset: 0, len: q, groups: 1 });
-        let y = push(Op::MatMul { weights: out, x: a });
-        x = push(Op::Add { x, y });
-        let n = push(Op::RmsNorm { x, epsilon: 1 });
-        let a = push(Op::Quantise { x: n, offset: 0, len: d, groups: 1 });
-        let m = push(Op::MatMul { weights: gate_up, x: a });
-        let g = push(Op::Gate { x: m, gate: 0, up: ff, len: ff, table: silu });
-        let a = push(Op::Quantise { x: g, offset: 0, len: ff, groups: 1 });
-        let y = push(Op::MatMul { weights: down, x: a });
-        x = push(Op::Add { x, y });
-    }
-    let n = push(Op::RmsNorm { x, epsilon: 1 });
-    let hidden = push(Op::Quantise { x: n, offset: 0, len: d, groups: 1 });
-    let m = push(Op::MatMul { weights: head, x: hidden });
-    let logits = push(Op::Fix { x: m, offset: 0, len: vocabulary, frac: 16 });
-    let head = Head::Tokens { hidden, logits };
-    Program { context: 8192, vocabulary, residual_frac: 16, tensors, ops, head }
-}
-
 /// Rounds that a walk down a tree takes, and how many nodes are claimed on the way at most.
-fn walk(leaves: u64, bits: u32) -> (u32, u64) {
+fn walk(leaves: u64, tree: Tree) -> (u32, u64) {
     let (mut at, mut rounds, mut nodes) = (Descent::top(leaves), 0, 0);
     loop {
-        let height = at.next(bits);
+        let height = at.next(tree);
         (rounds, nodes) = (rounds + 1, nodes + at.count(height));
         at = at.down(height, 0).unwrap();
         if at.height == 0 {
@@ -490,32 +427,26 @@ fn walk(leaves: u64, bits: u32) -> (u32, u64) {
 
 #[test]
 fn an_answer_of_512_tokens_by_8_billion_parameters_takes_six_rounds() {
-    let checked = eight_billion().check().unwrap();
+    let checked = eight_billion::program().check().unwrap();
     let ops = checked.program().ops.len();
     let choice = Choice { sampling: sampling(), guided: true, seed: [0; 32] };
     for (positions, limit) in [(512u32, 6), (4096, 6)] {
-        let blocks = walk(u64::from(positions.div_ceil(32)), 7);
-        let steps = walk(ops as u64 + 2, 7);
+        let blocks = walk(u64::from(positions.div_ceil(32)), Tree::Blocks);
+        let steps = walk(ops as u64 + 2, Tree::Steps);
         let [adjusting, choosing] = choice_parts(&choice, checked.program().vocabulary);
         let program = (0..ops as u16).map(|op| {
             let d = checked.declared(op).unwrap();
             parts(&d.op, d.made, d.attended)
         });
         let (mut most_rounds, mut most_nodes) = (0, 0);
-        for specs in program.chain([adjusting, choosing]) {
-            let leaves: Vec<u64> = specs.iter().map(|s| s.shape(32, positions).leaves() as u64).collect();
-            let heights = first_heights(&leaves);
-            let list: u64 = leaves.iter().zip(&heights).map(|(n, below)| n.div_ceil(1 << below)).sum();
-            let (mut rounds, mut nodes) = (1, 0);
-            for (n, below) in leaves.into_iter().zip(heights) {
-                if n > 0 && below > 0 {
-                    let (r, k) = walk(1 << below, 8);
-                    (rounds, nodes) = (rounds.max(1 + r), nodes.max(k));
-                }
+        for spec in program.chain([adjusting, choosing]).flatten() {
+            let leaves = spec.shape(32, positions).leaves() as u64;
+            if leaves > 0 {
+                let (rounds, nodes) = walk(leaves, Tree::Part);
+                // The numbers of the leaf are the last claim that is answered.
+                most_rounds = most_rounds.max(blocks.0 + steps.0 + rounds + 1);
+                most_nodes = most_nodes.max(blocks.1 + steps.1 + nodes);
             }
-            // The numbers of the leaf are the last claim that is answered.
-            most_rounds = most_rounds.max(blocks.0 + steps.0 + rounds + 1);
-            most_nodes = most_nodes.max(blocks.1 + steps.1 + list + nodes);
         }
         assert!(most_rounds <= limit, "{positions} positions: {most_rounds} rounds");
         println!("{positions} positions: {most_rounds} rounds, at most {most_nodes} hashes claimed");

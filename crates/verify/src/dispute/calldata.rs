@@ -5,15 +5,14 @@
 //! big-endian; ways up are siblings alone.
 
 use assay_core::id::Hash;
+use assay_core::keccak::keccak256;
 use assay_core::merkle::{self, Proof as Path};
 use assay_core::request::Terms;
 use assay_engine::artifact::opening::{Item, ModelOpening, Part, Way};
-use assay_engine::program::{Facts, ValueId};
 
 use super::proof::TraceLeaf;
-use super::{Claim, Descent, DigestProof, Pick, Proof, Referee, Stage, Statement};
-use crate::trace::part::{Layout, Shape};
-use crate::trace::{carry, operation};
+use super::{Claim, DigestProof, Pick, Proof, Referee, Stage, Statement};
+use crate::trace::operation;
 
 /// Leaves of a model root before the tensors.
 const BEFORE_TENSORS: u64 = 4;
@@ -30,13 +29,11 @@ pub struct Encoder {
     carry: Hash,
     steps: Hash,
     facts: Vec<u8>,
-    carried_ops: Vec<ValueId>,
-    carried: Vec<Hash>,
     /// The nodes among which was picked last, and the place of the one picked.
     nodes: Vec<Hash>,
     picked: usize,
-    /// Roots of the parts of the picked step, while the contract knows no more of the picked part.
-    roots: Option<Vec<Hash>>,
+    /// The top of the nodes over blocks, if a digest was doubted.
+    known: Hash,
     leaf: Vec<u8>,
 }
 
@@ -51,13 +48,16 @@ impl Encoder {
             carry: Hash::ZERO,
             steps: Hash::ZERO,
             facts: vec![],
-            carried_ops: vec![],
-            carried: vec![],
             nodes: vec![],
             picked: 0,
-            roots: None,
+            known: Hash::ZERO,
             leaf: vec![],
         }
+    }
+
+    /// For a dispute over a trace root that an accuser states of it.
+    pub fn of_trace(statement: Statement, trace: Hash) -> Encoder {
+        Encoder { trace, ..Encoder::new(statement) }
     }
 
     /// The bytes of what the defender says, before `referee` takes it. `None` for what has no such form: the referee would refuse it.
@@ -65,28 +65,27 @@ impl Encoder {
         let mut out = Vec::new();
         match claim {
             Claim::Trace { facts, nodes } => self.trace(&mut out, referee, facts, nodes)?,
-            Claim::Steps { carried, nodes } => {
-                self.context(&mut out)?;
-                hashes(&mut out, carried);
-                self.way(&mut out)?;
-                hashes(&mut out, nodes);
-                let top = Descent::top(referee.at().leaves);
-                self.carried = carried.clone();
-                self.carry = carry(carried);
-                self.steps = top.root(top.next(referee.bits()), nodes)?;
+            Claim::Nodes(nodes) => self.below(&mut out, referee, nodes, |out| {
+                hashes(out, nodes);
+                Some(())
+            })?,
+            Claim::Steps(lists) => {
+                let nodes: Vec<Hash> = lists.iter().map(|roots| operation(roots)).collect();
+                self.below(&mut out, referee, &nodes, |out| lists.iter().try_for_each(|r| listed(out, r)))?;
             }
-            Claim::Parts { op, terms, lists } => {
+            Claim::Part { op, terms, nodes } => {
                 self.context(&mut out)?;
+                listed(&mut out, referee.roots())?;
+                self.way(&mut out)?;
                 match (op, terms) {
                     (Some(op), _) => statement(&mut out, op)?,
                     (None, Some(t)) => write_terms(&mut out, t)?,
                     (None, None) => return None,
                 }
-                lists.iter().for_each(|nodes| hashes(&mut out, nodes));
-                self.way(&mut out)?;
+                hashes(&mut out, nodes);
             }
-            Claim::Nodes(nodes) => self.below(&mut out, referee, nodes)?,
             Claim::Leaf(bytes) => {
+                hashes(&mut out, &[self.context_hash()]);
                 out.extend_from_slice(bytes);
                 self.way(&mut out)?;
                 self.leaf = bytes.clone();
@@ -106,30 +105,27 @@ impl Encoder {
                 out.extend(u16::try_from(*i).ok()?.to_be_bytes());
                 self.nodes = nodes.clone();
                 self.picked = *i as usize;
-                self.roots = None;
             }
             (Pick::Digest(block), _) => {
                 out.push(1);
                 out.extend(u16::try_from(*block).ok()?.to_be_bytes());
+                self.known = known(referee)?;
             }
-            (Pick::Part { part, node }, Stage::PickPart(lists)) => {
-                let shapes = referee.shapes();
-                let root = |(shape, (height, nodes)): (&Shape, &(u32, Vec<Hash>))| {
-                    Descent::top(shape.leaves() as u64).root(*height, nodes)
-                };
-                let roots: Vec<Hash> = shapes.iter().zip(lists).map(root).collect::<Option<_>>()?;
-                out.extend([*part, u8::try_from(*node).ok()?]);
-                hashes(&mut out, &[operation(&roots)]);
-                for (shape, (height, _)) in shapes.iter().zip(lists) {
-                    write_shape(&mut out, shape)?;
-                    out.push(u8::try_from(*height).ok()?);
-                }
-                self.nodes =
-                    lists.get(usize::from(*part)).map(|(_, nodes)| nodes.clone()).unwrap_or_default();
-                self.picked = *node as usize;
-                self.roots = Some(roots);
+            (Pick::Carry(nodes), Stage::PickNode(..) | Stage::PickPart(_)) => {
+                out.push(2);
+                self.context(&mut out)?;
+                hashes(&mut out, &[known(referee)?]);
+                hashes(&mut out, nodes);
+            }
+            (Pick::Part { step, part }, Stage::PickPart(lists)) => {
+                out.push(3);
+                out.extend(u16::try_from(*step).ok()?.to_be_bytes());
+                out.push(*part);
+                self.nodes = lists.iter().map(|roots| operation(roots)).collect();
+                self.picked = *step as usize;
             }
             (Pick::Number { index, partials }, _) => {
+                hashes(&mut out, &[self.context_hash(), merkle::root(words(&self.leaf))]);
                 out.extend(index.to_be_bytes());
                 out.extend(partials.iter().flat_map(|p| p.to_be_bytes()));
             }
@@ -138,8 +134,16 @@ impl Encoder {
         Some(out)
     }
 
-    /// What the contract keeps the hash of.
+    /// What later messages rest on.
     fn context(&self, out: &mut Vec<u8>) -> Option<()> {
+        long(out, &self.context_bytes())
+    }
+
+    fn context_hash(&self) -> Hash {
+        keccak256(&[&self.context_bytes()])
+    }
+
+    fn context_bytes(&self) -> Vec<u8> {
         let s = &self.statement;
         let mut bytes = Vec::new();
         for h in [s.model.as_bytes(), s.request.as_bytes(), s.transcript.as_bytes(), s.digests.as_bytes()] {
@@ -152,15 +156,11 @@ impl Encoder {
         bytes.extend(self.tensors.to_be_bytes());
         hashes(&mut bytes, &[self.trace, self.carry, self.steps]);
         bytes.extend_from_slice(&self.facts);
-        long(out, &bytes)
+        bytes
     }
 
     /// The way of the picked node under what the contract knows.
     fn way(&self, out: &mut Vec<u8>) -> Option<()> {
-        if let Some(roots) = &self.roots {
-            out.push(u8::try_from(roots.len()).ok()?);
-            hashes(out, roots);
-        }
         hashes(out, &merkle::prove(&self.nodes, self.picked)?.path);
         Some(())
     }
@@ -179,30 +179,32 @@ impl Encoder {
         hashes(out, &facts.statement_proof.path);
         hashes(out, &facts.program_proof.path);
         hashes(out, nodes);
-        let parsed: Facts = borsh::from_slice(&facts.statement).ok()?;
-        self.carried_ops = parsed.carried;
         self.facts = facts.statement.clone();
         self.program = merkle::root_from(merkle::leaf(&facts.statement), &facts.statement_proof)?;
-        self.trace = referee.at().root(referee.at().next(referee.bits()), nodes)?;
+        self.trace = referee.at().root(referee.below(), nodes)?;
         Some(())
     }
 
-    fn below(&self, out: &mut Vec<u8>, referee: &Referee, nodes: &[Hash]) -> Option<()> {
-        let at = referee.at();
-        let leaves = referee.tree_step().is_none() && !referee.in_blocks() && at.next(referee.bits()) == 0;
-        if leaves {
+    /// Nodes below the picked one, as `write` writes them.
+    fn below(
+        &mut self,
+        out: &mut Vec<u8>,
+        referee: &Referee,
+        nodes: &[Hash],
+        write: impl Fn(&mut Vec<u8>) -> Option<()>,
+    ) -> Option<()> {
+        if *referee.stage() == Stage::Steps {
             self.context(out)?;
+            hashes(out, &[referee.carry()]);
+            self.way(out)?;
+            write(out)?;
+            self.carry = referee.carry();
+            self.steps = referee.at().root(referee.below(), nodes)?;
+            return Some(());
         }
-        hashes(out, nodes);
-        self.way(out)?;
-        if leaves {
-            // The siblings of what is carried among the claimed steps.
-            let first = at.first(0);
-            let place = |step: u64| self.carried_ops.partition_point(|op| u64::from(*op) < step);
-            let (from, to) = (place(first), place(first.saturating_add(nodes.len() as u64)));
-            siblings(out, &self.carried, from, to);
-        }
-        Some(())
+        hashes(out, &[self.context_hash()]);
+        write(out)?;
+        self.way(out)
     }
 
     fn proof(&self, out: &mut Vec<u8>, referee: &Referee, proof: &Proof) -> Option<()> {
@@ -284,12 +286,32 @@ impl Encoder {
 
     fn digest(&self, out: &mut Vec<u8>, proof: &DigestProof) -> Option<()> {
         self.context(out)?;
-        hashes(out, &proof.carried);
-        hashes(out, &proof.carry_path.path);
+        hashes(out, &[self.known]);
         hashes(out, &proof.hidden);
+        hashes(out, &proof.hidden_path.path);
+        hashes(out, &proof.carry_path.path);
         hashes(out, &proof.digest_path.path);
         Some(())
     }
+}
+
+/// The node that the nodes among which is picked lead to.
+fn known(referee: &Referee) -> Option<Hash> {
+    match referee.stage() {
+        Stage::PickNode(height, nodes) => referee.at().lead(*height, nodes),
+        Stage::PickPart(lists) => {
+            let nodes: Vec<Hash> = lists.iter().map(|roots| operation(roots)).collect();
+            referee.at().lead(0, &nodes)
+        }
+        _ => None,
+    }
+}
+
+/// Hashes behind how many there are, in 1 byte.
+fn listed(out: &mut Vec<u8>, all: &[Hash]) -> Option<()> {
+    out.push(u8::try_from(all.len()).ok()?);
+    hashes(out, all);
+    Some(())
 }
 
 fn hashes(out: &mut Vec<u8>, hashes: &[Hash]) {
@@ -317,15 +339,6 @@ fn write_terms(out: &mut Vec<u8>, terms: &Terms) -> Option<()> {
     Some(())
 }
 
-fn write_shape(out: &mut Vec<u8>, shape: &Shape) -> Option<()> {
-    out.push(u8::try_from(shape.rows).ok()?);
-    let columns = (shape.columns as u64).to_be_bytes();
-    out.extend(columns.get(3..)?);
-    out.push(u8::try_from(shape.width.bytes()).ok()?);
-    out.push(u8::from(shape.layout == Layout::Columns));
-    Some(())
-}
-
 fn words(bytes: &[u8]) -> Vec<Hash> {
     bytes.chunks(WORD).map(merkle::leaf).collect()
 }
@@ -337,24 +350,6 @@ fn word(out: &mut Vec<u8>, bytes: &[u8], at: usize) -> Option<()> {
     let Path { path, .. } = merkle::prove(&words(bytes), i)?;
     hashes(out, &path);
     Some(())
-}
-
-/// What the leaves `from` to `to` lack to make a root: of each level, the node before them and the one after.
-fn siblings(out: &mut Vec<u8>, leaves: &[Hash], from: usize, to: usize) {
-    if from >= to {
-        return;
-    }
-    let (mut level, mut from, mut to) = (leaves.to_vec(), from, to);
-    while level.len() > 1 {
-        if from % 2 == 1 {
-            hashes(out, level.get(from - 1).map(std::slice::from_ref).unwrap_or_default());
-        }
-        if to % 2 == 1 && to < level.len() {
-            hashes(out, level.get(to).map(std::slice::from_ref).unwrap_or_default());
-        }
-        level = merkle::above(&level, 1);
-        (from, to) = (from / 2, to.div_ceil(2));
-    }
 }
 
 fn write_content(out: &mut Vec<u8>, tensor: u16, item: (u8, u32, u32), part: &Part) -> Option<()> {

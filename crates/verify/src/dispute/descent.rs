@@ -3,6 +3,50 @@
 use assay_core::id::Hash;
 use assay_core::merkle::{above, height, seal};
 
+/// Which tree is walked down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tree {
+    /// Over the carries of all blocks.
+    Blocks,
+    /// Over the steps of a block, which are claimed by the roots of their parts.
+    Steps,
+    /// Over the leaves of a part.
+    Part,
+}
+
+impl Tree {
+    /// Levels that one claim of nodes may go down.
+    const fn most(self) -> u32 {
+        match self {
+            Tree::Blocks | Tree::Steps => 7,
+            Tree::Part => 8,
+        }
+    }
+
+    /// The highest tree for which another claim and another pick cost more than they save.
+    const fn at_once(self) -> u32 {
+        match self {
+            Tree::Blocks => 7,
+            Tree::Steps => 5,
+            Tree::Part => 6,
+        }
+    }
+
+    /// How much one of its leaves weighs in a claim, as levels.
+    const fn leaf_levels(self) -> u32 {
+        match self {
+            Tree::Steps => 2,
+            Tree::Blocks | Tree::Part => 0,
+        }
+    }
+
+    /// Levels that each claim goes down in a tree of this height.
+    fn levels(self, height: u32) -> u32 {
+        let least = if height > self.at_once() { 2 } else { 1 };
+        height.saturating_add(self.leaf_levels()).div_ceil(height.div_ceil(self.most()).max(least))
+    }
+}
+
 /// A node of a tree, by its height and place; at first the top.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Descent {
@@ -20,10 +64,9 @@ impl Descent {
         Descent { leaves, height: height(leaves), index: 0 }
     }
 
-    /// Height of the nodes that are claimed next, when at most `2^bits` are claimed at once: rounds are even.
-    pub fn next(&self, bits: u32) -> u32 {
-        let rounds = self.height.div_ceil(bits.max(1)).max(1);
-        self.height.saturating_sub(self.height.div_ceil(rounds))
+    /// Height of the nodes that are claimed next. A walk takes as few claims as cost least, and each goes down as far.
+    pub fn next(&self, tree: Tree) -> u32 {
+        self.height.saturating_sub(tree.levels(height(self.leaves)))
     }
 
     /// How many nodes of height `height` are below.
@@ -81,20 +124,20 @@ mod tests {
     fn every_way_down_ends_at_its_leaf() {
         for n in [1u64, 2, 3, 5, 64, 65, 129, 1000] {
             let leaves: Vec<Hash> = (0..n).map(|i| merkle::leaf(&i.to_be_bytes())).collect();
-            for bits in [1, 3, 7] {
+            for tree in [Tree::Blocks, Tree::Steps, Tree::Part] {
                 for target in [0, n / 3, n - 1] {
                     let mut at = Descent::top(n);
-                    let h = at.next(bits);
+                    let h = at.next(tree);
                     let nodes = at.nodes(h, &leaves);
                     assert_eq!(at.root(h, &nodes), Some(merkle::root(leaves.iter().copied())));
                     assert_eq!(at.root(h, &nodes[1..]), None);
                     let mut rounds = 0;
                     let mut hash = at.lead(h, &nodes).unwrap();
                     loop {
-                        let h = at.next(bits);
+                        let h = at.next(tree);
                         let nodes = at.nodes(h, &leaves);
                         assert_eq!(at.lead(h, &nodes), Some(hash));
-                        assert!(nodes.len() <= 1 << bits);
+                        assert!(nodes.len() <= 1 << (tree.most() + tree.leaf_levels()));
                         let i = (target >> h) - at.first(h);
                         assert_eq!(at.down(h, nodes.len() as u64), None);
                         hash = nodes[i as usize];
@@ -105,7 +148,8 @@ mod tests {
                         }
                     }
                     assert_eq!((at.index, hash), (target, leaves[target as usize]));
-                    assert_eq!(rounds, merkle::height(n).div_ceil(bits).max(1));
+                    let least = 1 + u32::from(merkle::height(n) > tree.at_once());
+                    assert_eq!(rounds, merkle::height(n).div_ceil(tree.most()).max(least), "{tree:?} of {n}");
                 }
             }
         }

@@ -15,11 +15,11 @@ use assay_engine::program::{Op, Shape as TensorShape, TensorId, ValueId, ValueTy
 use assay_engine::replay::Execution;
 
 use super::proof::{ANGLES_RUN, DigestProof, ENTRIES_RUN, IdsLeaf, Proof, SCALES_RUN, TraceLeaf, ids_leaf};
-use super::{Claim, Descent, Message, Outcome, Party, Pick, Referee, Stage, Statement, first_heights};
+use super::{Claim, Descent, Message, Outcome, Party, Pick, Referee, Stage, Statement, Tree, cover};
 use crate::microstep::{Cell, Choice, Extent, Rule, Source, choose, fold, map, partials, rule};
 use crate::trace::part::Part;
 use crate::trace::walk::{Block, Trace, Walked};
-use crate::trace::{block_of, block_range};
+use crate::trace::{block_of, block_range, carry};
 
 /// How a cheat changes a block.
 type Altering<'a> = Box<dyn Fn(&mut Block) + 'a>;
@@ -97,29 +97,29 @@ impl<'a> Defender<'a> {
         let at = referee.at();
         match referee.stage() {
             Stage::Trace => {
-                let nodes = at.nodes(at.next(super::referee::TREE_BITS), &self.player.trace.carries());
+                let nodes = at.nodes(referee.below(), &self.player.trace.carries());
                 Some(Claim::Trace { facts: self.open(Item::Facts)?, nodes })
             }
-            Stage::Steps => {
-                let carried = self.player.trace.carried_commitments(referee.block());
-                let leaves = self.player.walked(referee.block())?.block.commitments();
-                Some(Claim::Steps { carried, nodes: at.nodes(at.next(super::referee::TREE_BITS), &leaves) })
+            Stage::Steps | Stage::Nodes if referee.tree() == Tree::Steps && referee.below() == 0 => {
+                let block = self.player.walked(referee.block())?.block;
+                let lists = (at.first(0)..at.first(0).saturating_add(at.count(0)))
+                    .map(|step| Some(roots(block.parts(ValueId::try_from(step).ok()?)?)));
+                Some(Claim::Steps(lists.collect::<Option<_>>()?))
             }
-            Stage::Nodes => {
+            Stage::Steps | Stage::Nodes => {
                 let leaves = self.player.leaves(referee)?;
-                Some(Claim::Nodes(at.nodes(at.next(referee.bits()), &leaves)))
+                Some(Claim::Nodes(at.nodes(referee.below(), &leaves)))
             }
-            Stage::Parts => {
+            Stage::Part => {
                 let step = referee.step();
                 let program = self.player.trace.constants().program().program();
                 let of_program = usize::from(step) < program.ops.len();
                 let op = if of_program { Some(self.open(Item::Op(step))?) } else { None };
                 let terms = if of_program { None } else { Some(self.record.request.terms()) };
                 let block = self.player.walked(referee.block())?.block;
-                let parts = block.parts(step)?;
-                let leaves: Vec<u64> = parts.iter().map(|p| p.shape().leaves() as u64).collect();
-                let lists = parts.iter().zip(first_heights(&leaves)).map(|(p, h)| nodes_at(p, h)).collect();
-                Some(Claim::Parts { op, terms, lists })
+                // A challenger that picks a part that there is not has lost by it.
+                let nodes = block.parts(step)?.get(usize::from(referee.part())).map(first_nodes);
+                Some(Claim::Part { op, terms, nodes: nodes.unwrap_or_default() })
             }
             Stage::Leaf => {
                 let (leaf, _) = referee.picked();
@@ -142,10 +142,11 @@ impl<'a> Defender<'a> {
         let program = trace.constants().program().program();
         let (hidden, _) = program.tokens();
         let digests: Vec<Hash> = self.record.digests.0.iter().map(|d| merkle::leaf(d.as_bytes())).collect();
+        let place = program.carried().binary_search(&hidden).ok()?;
         Some(DigestProof {
-            carried: trace.carried_commitments(block),
+            hidden: roots(trace.carried_parts(block, hidden)?),
+            hidden_path: merkle::prove(&trace.carried_commitments(block), place)?,
             carry_path: merkle::prove(&trace.carries(), block as usize)?,
-            hidden: trace.carried_parts(block, hidden)?.iter().map(Part::root).collect(),
             digest_path: merkle::prove(&digests, block as usize)?,
         })
     }
@@ -219,7 +220,7 @@ impl<'a> Defender<'a> {
                 part,
                 bytes: opened.leaf(leaf),
                 leaf: merkle::prove(&opened.leaves(), leaf)?,
-                parts: parts.iter().map(Part::root).collect(),
+                parts: roots(parts),
                 step_path,
                 block_path,
             });
@@ -235,9 +236,14 @@ impl<'a> Defender<'a> {
     }
 }
 
-/// The nodes of a height over a part's leaves.
-fn nodes_at(part: &Part, height: u32) -> Vec<Hash> {
-    Descent::top(part.shape().leaves() as u64).nodes(height, &part.leaves())
+fn roots(parts: &[Part]) -> Vec<Hash> {
+    parts.iter().map(Part::root).collect()
+}
+
+/// The nodes over a part's leaves that are claimed first.
+fn first_nodes(part: &Part) -> Vec<Hash> {
+    let top = Descent::top(part.shape().leaves() as u64);
+    top.nodes(top.next(Tree::Part), &part.leaves())
 }
 
 /// Who says that the receipt is wrong.
@@ -263,34 +269,42 @@ impl<'a> Challenger<'a> {
                 if let Some(i) = first_difference(&own, nodes) {
                     return Some(Pick::Node(i));
                 }
+                if referee.in_blocks() && referee.given().is_some() {
+                    // A trace that is its own is right.
+                    return None;
+                }
                 if referee.in_blocks() && self.target.is_none() {
                     if let Some(block) = self.wrong_digest() {
                         return Some(Pick::Digest(block));
                     }
                     self.target = Some(self.wrong_token()?);
                 }
-                let wanted = if referee.in_blocks() {
-                    u64::from(block_of(self.target?.position))
-                } else if referee.tree_step().is_some() {
-                    self.target_leaf(referee)?
-                } else {
-                    self.carried_difference(referee).or(self.target.map(|t| u64::from(t.op)))?
+                let wanted = match referee.tree() {
+                    Tree::Blocks => u64::from(block_of(self.target?.position)),
+                    Tree::Steps if self.carries_otherwise(referee) => return self.carry(referee),
+                    Tree::Steps => u64::from(self.target?.op),
+                    Tree::Part => self.target_leaf(referee)?,
                 };
                 let i = (wanted >> height).checked_sub(at.first(*height))?;
                 Some(Pick::Node(u32::try_from(i).ok()?))
             }
             Stage::PickPart(lists) => {
+                let first = referee.at().first(0);
                 let block = self.player.walked(referee.block())?.block;
-                let parts = block.parts(referee.step())?;
-                for (part, (own, (height, nodes))) in parts.iter().zip(lists).enumerate() {
-                    if let Some(node) = first_difference(&nodes_at(own, *height), nodes) {
-                        return Some(Pick::Part { part: u8::try_from(part).ok()?, node });
+                for (step, theirs) in (0u32..).zip(lists) {
+                    let own = roots(block.parts(ValueId::try_from(first.checked_add(step.into())?).ok()?)?);
+                    if own != *theirs {
+                        // Where they are not as many, the referee will see it.
+                        let part = first_difference(&own, theirs).unwrap_or(0);
+                        return Some(Pick::Part { step, part: u8::try_from(part).ok()? });
                     }
                 }
+                if self.carries_otherwise(referee) {
+                    return self.carry(referee);
+                }
                 let target = self.target?;
-                let leaf = self.target_leaf(referee)?;
-                let (height, _) = lists.get(usize::from(target.part))?;
-                Some(Pick::Part { part: target.part, node: u32::try_from(leaf >> height).ok()? })
+                let step = u32::try_from(u64::from(target.op).checked_sub(first)?).ok()?;
+                Some(Pick::Part { step, part: target.part })
             }
             Stage::PickNumber(numbers) => {
                 let (leaf, _) = referee.picked();
@@ -340,12 +354,15 @@ impl<'a> Challenger<'a> {
         wrong_token(trace, self.record, |b| Some(trace.block(execution.as_mut(), b)))
     }
 
-    /// The first carried operation that the defender carries otherwise.
-    fn carried_difference(&self, referee: &Referee) -> Option<u64> {
-        let own = self.player.trace.carried_commitments(referee.block());
-        let i = first_difference(&own, referee.carried())?;
-        let program = self.player.trace.constants().program().program();
-        program.carried().get(i as usize).map(|op| u64::from(*op))
+    fn carries_otherwise(&self, referee: &Referee) -> bool {
+        carry(&self.player.trace.carried_commitments(referee.block())) != referee.carry()
+    }
+
+    /// That the defender's steps, which are the same as its own, do not make what it carries.
+    fn carry(&mut self, referee: &Referee) -> Option<Pick> {
+        let wanted = self.player.trace.constants().program().program().carried();
+        let steps = self.player.walked(referee.block())?.block.commitments();
+        cover::show(&steps, &wanted).map(Pick::Carry)
     }
 }
 

@@ -12,11 +12,11 @@ use assay_engine::matrix::TILE_COLS;
 use assay_engine::program::{Declared, Facts, Head, Op, Shape as TensorShape, TensorId, ValueId, ValueType};
 use borsh::{BorshDeserialize, BorshSerialize};
 
-use super::referee::Situated as _;
+use super::situated::Situated as _;
 use super::{Party, Reason, Statement};
 use crate::microstep::{Cell, Choice, Extent, Rule, Source, fold, map, parts_of, rule};
 use crate::trace::part::number_at;
-use crate::trace::{block_count, block_of, carry, operation};
+use crate::trace::{block_count, block_of, operation};
 
 /// Row scales in one leaf of a model.
 pub(super) const SCALES_RUN: u32 = 128;
@@ -73,12 +73,12 @@ pub struct IdsLeaf {
 /// That a block's hidden vectors are those of its digest.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct DigestProof {
-    /// What the block carries.
-    pub carried: Vec<Hash>,
-    /// The carry under the trace.
-    pub carry_path: Path,
     /// Roots of the parts of the hidden vector.
     pub hidden: Vec<Hash>,
+    /// The hidden vector under what the block carries.
+    pub hidden_path: Path,
+    /// The carry under the trace.
+    pub carry_path: Path,
     /// The digest under the receipt's digests.
     pub digest_path: Path,
 }
@@ -159,10 +159,11 @@ pub(super) fn check_digest(
         let [_, scales, numbers] = proof.hidden.as_slice() else { return None };
         let digest = block_digest(u64::from(block), scales, numbers);
         let root = Hash::from_bytes(*statement.digests.as_bytes());
-        let holds = proof.carried.len() == facts.carried.len()
-            && proof.carried.get(hidden) == Some(&operation(&proof.hidden))
+        let carry = merkle::root_from(operation(&proof.hidden), &proof.hidden_path)?;
+        let holds = proof.hidden_path.index == hidden as u64
+            && proof.hidden_path.count == facts.carried.len() as u64
             && here(&proof.carry_path)
-            && merkle::verify(&trace, carry(&proof.carried), &proof.carry_path)
+            && merkle::verify(&trace, carry, &proof.carry_path)
             && here(&proof.digest_path)
             && merkle::verify(&root, merkle::leaf(digest.as_bytes()), &proof.digest_path);
         Some(holds)

@@ -1,53 +1,28 @@
 //! The referee: takes messages in turn, checks that each is under what was said before, and computes the last step.
 
 use assay_core::id::Hash;
-use assay_core::merkle::height;
 use assay_core::request::Sampling;
 use assay_engine::artifact::opening::{Content, Item, ModelOpening};
 use assay_engine::program::check::{CONTEXT_MAX, ROWS_MAX};
 use assay_engine::program::{Declared, Facts, Head, ValueId};
 
 use super::proof::{Target, check_digest, check_step};
-use super::{Claim, Descent, Message, Outcome, Party, Pick, Reason, Statement};
+use super::situated::Situated as _;
+use super::{Claim, Descent, Message, Outcome, Party, Pick, Reason, Statement, Tree, cover};
 use crate::microstep::{Cell, Choice, Extent, PartSpec, adjust, choice_parts, choose, parts};
 use crate::trace::part::{Shape, read_leaf};
-use crate::trace::{block_count, block_range, carry, operation};
-
-/// Levels of a tree that one round may go down.
-pub(super) const TREE_BITS: u32 = 7;
-/// Likewise in the tree of a part.
-pub(super) const PART_BITS: u32 = 8;
-/// Levels of a part's tree that the first claim of a step may go down.
-const FIRST_PART_BITS: u32 = 7;
-/// What another claim and another pick cost, in nodes.
-const ROUND_NODES: u64 = 64;
-
-/// To which height each of a step's parts is claimed first, from their numbers of leaves: to one that costs least, counting the nodes
-/// of this claim, those that the next one has at most, and what a round costs.
-pub fn first_heights(leaves: &[u64]) -> Vec<u32> {
-    let to = |n: u64, d: u32| {
-        let height = height(n);
-        height.min(d).max(height.saturating_sub(FIRST_PART_BITS))
-    };
-    let cost = |d: &u32| {
-        let first = leaves.iter().map(|n| n.div_ceil(1u64.checked_shl(to(*n, *d)).unwrap_or(u64::MAX)));
-        let next = if *d == 0 { 0 } else { (1u64 << d).saturating_add(ROUND_NODES) };
-        first.fold(next, u64::saturating_add)
-    };
-    let best = (0..=PART_BITS).min_by_key(cost).unwrap_or(0);
-    leaves.iter().map(|n| to(*n, best)).collect()
-}
+use crate::trace::{block_count, carry, operation};
 
 /// Whose turn it is, and what is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stage {
     /// The defender: [`Claim::Trace`].
     Trace,
-    /// The defender: [`Claim::Steps`] of the picked block.
+    /// The defender: [`Claim::Nodes`] over the steps of the picked block, or [`Claim::Steps`].
     Steps,
-    /// The defender: [`Claim::Parts`] of the picked step.
-    Parts,
-    /// The defender: [`Claim::Nodes`] below the picked node.
+    /// The defender: [`Claim::Part`] of the picked step.
+    Part,
+    /// The defender: [`Claim::Nodes`] below the picked node, or [`Claim::Steps`].
     Nodes,
     /// The defender: [`Claim::Leaf`].
     Leaf,
@@ -55,23 +30,18 @@ pub enum Stage {
     Proof,
     /// The defender: [`Claim::Digest`] of this block.
     Digest(u32),
-    /// The challenger: [`Pick::Node`], or at first [`Pick::Digest`]. The nodes and their height.
+    /// The challenger: [`Pick::Node`], at first [`Pick::Digest`], or among steps [`Pick::Carry`]. The nodes and their height.
     PickNode(u32, Vec<Hash>),
-    /// The challenger: [`Pick::Part`]. Each part's nodes and their height.
-    PickPart(Vec<(u32, Vec<Hash>)>),
+    /// The challenger: [`Pick::Part`] or [`Pick::Carry`]. Of each step the roots of its parts.
+    PickPart(Vec<Vec<Hash>>),
     /// The challenger: [`Pick::Number`] of these.
     PickNumber(Vec<i64>),
     /// It is over.
     Over(Outcome),
 }
 
-/// Which tree is being walked down.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Tree {
-    Blocks,
-    Steps,
-    Part,
-}
+/// Most parts of a step that are read.
+const PARTS_MAX: usize = 8;
 
 /// A dispute as the referee knows it.
 #[derive(Clone, Debug)]
@@ -82,10 +52,12 @@ pub struct Referee {
     at: Descent,
     hash: Hash,
     facts: Option<Facts>,
+    given: Option<Hash>,
     trace: Hash,
     block: u32,
-    carried: Vec<Hash>,
+    carry: Hash,
     steps: Hash,
+    roots: Vec<Hash>,
     step: ValueId,
     declared: Option<Declared>,
     choice: Option<Choice>,
@@ -113,10 +85,12 @@ impl Referee {
             at: Descent::top(u64::from(blocks)),
             hash: Hash::ZERO,
             facts: None,
+            given: None,
             trace: Hash::ZERO,
             block: 0,
-            carried: vec![],
+            carry: Hash::ZERO,
             steps: Hash::ZERO,
+            roots: vec![],
             step: 0,
             declared: None,
             choice: None,
@@ -129,6 +103,17 @@ impl Referee {
             rounds: 0,
             bytes: [0; 2],
         })
+    }
+
+    /// A dispute over a trace root that an auditor's accuser states of what a receipt says: the accuser is the defender. Whether the
+    /// receipt's digests and tokens are those of the trace is not asked.
+    pub fn of_trace(statement: Statement, trace: Hash) -> Option<Referee> {
+        Some(Referee { given: Some(trace), ..Referee::new(statement)? })
+    }
+
+    /// The trace root, where that is what is disputed.
+    pub fn given(&self) -> Option<Hash> {
+        self.given
     }
 
     /// What is asked for.
@@ -198,9 +183,29 @@ impl Referee {
         self.at
     }
 
-    /// Commitments of what the picked block carries, as the defender claims them.
-    pub fn carried(&self) -> &[Hash] {
-        &self.carried
+    /// What the picked block carries, as the defender claims it.
+    pub fn carry(&self) -> Hash {
+        self.carry
+    }
+
+    /// Root over the steps of the picked block, as the defender claims it.
+    pub fn steps(&self) -> Hash {
+        self.steps
+    }
+
+    /// Which tree is walked down.
+    pub fn tree(&self) -> Tree {
+        self.tree
+    }
+
+    /// Height of the nodes that are claimed next.
+    pub fn below(&self) -> u32 {
+        self.at.next(self.tree)
+    }
+
+    /// Roots of the parts of the picked step, once it is picked.
+    pub fn roots(&self) -> &[Hash] {
+        &self.roots
     }
 
     /// Shapes of the picked step's parts.
@@ -247,17 +252,26 @@ impl Referee {
     fn claim(&mut self, claim: &Claim) -> Result<(), Reason> {
         match (&self.stage, claim) {
             (Stage::Trace, Claim::Trace { facts, nodes }) => self.claim_trace(facts, nodes),
-            (Stage::Steps, Claim::Steps { carried, nodes }) => self.claim_steps(carried, nodes),
-            (Stage::Parts, Claim::Parts { op, terms, lists }) => {
-                self.declare(op.as_ref(), terms.as_ref())?;
-                self.claim_parts(lists)
-            }
-            (Stage::Nodes, Claim::Nodes(nodes)) => {
-                let height = self.at.next(self.bits());
-                if self.at.lead(height, nodes) != Some(self.hash) {
-                    return Err(Reason::Contradiction);
+            (Stage::Steps | Stage::Nodes, Claim::Nodes(nodes)) => {
+                let height = self.below();
+                if self.tree == Tree::Steps && height == 0 {
+                    return Err(Reason::Malformed);
                 }
-                self.claimed(height, nodes)
+                self.claimed(height, nodes)?;
+                self.asked(Stage::PickNode(height, nodes.clone()))
+            }
+            (Stage::Steps | Stage::Nodes, Claim::Steps(lists)) => {
+                if self.tree != Tree::Steps || self.below() != 0 || lists.iter().any(|l| l.len() > PARTS_MAX)
+                {
+                    return Err(Reason::Malformed);
+                }
+                let nodes: Vec<Hash> = lists.iter().map(|roots| operation(roots)).collect();
+                self.claimed(0, &nodes)?;
+                self.asked(Stage::PickPart(lists.clone()))
+            }
+            (Stage::Part, Claim::Part { op, terms, nodes }) => {
+                self.declare(op.as_ref(), terms.as_ref())?;
+                self.claim_part(nodes)
             }
             (Stage::Leaf, Claim::Leaf(bytes)) => self.claim_leaf(bytes),
             (Stage::Proof, Claim::Proof(proof)) => {
@@ -293,26 +307,18 @@ impl Referee {
         self.target().map(|t| t.cell)
     }
 
-    /// Levels that one round may go down here.
-    pub(super) fn bits(&self) -> u32 {
-        if self.tree == Tree::Part { PART_BITS } else { TREE_BITS }
+    /// Nodes below the picked one: they must lead to it. Those over a block's steps lead to a root that nobody knew before.
+    fn claimed(&mut self, height: u32, nodes: &[Hash]) -> Result<(), Reason> {
+        if self.stage == Stage::Steps {
+            self.steps = self.at.root(height, nodes).ok_or(Reason::Malformed)?;
+            return Ok(());
+        }
+        if self.at.lead(height, nodes) == Some(self.hash) { Ok(()) } else { Err(Reason::Contradiction) }
     }
 
-    /// Nodes that were found to be under what was said before.
-    fn claimed(&mut self, height: u32, nodes: &[Hash]) -> Result<(), Reason> {
-        // What the block carries is part of its steps: where both are known, they are the same.
-        if self.tree == Tree::Steps && height == 0 {
-            let facts = self.facts.as_ref().ok_or(Reason::Malformed)?;
-            let first = self.at.first(0);
-            for (op, commitment) in facts.carried.iter().zip(&self.carried) {
-                let at = u64::from(*op).checked_sub(first).and_then(|i| nodes.get(usize::try_from(i).ok()?));
-                if at.is_some_and(|node| node != commitment) {
-                    return Err(Reason::Contradiction);
-                }
-            }
-        }
+    fn asked(&mut self, stage: Stage) -> Result<(), Reason> {
         self.rounds = self.rounds.saturating_add(1);
-        self.stage = Stage::PickNode(height, nodes.to_vec());
+        self.stage = stage;
         Ok(())
     }
 
@@ -328,20 +334,12 @@ impl Referee {
             return Err(Reason::Contradiction);
         }
         self.facts = Some(facts);
-        let height = self.at.next(TREE_BITS);
+        let height = self.below();
         self.trace = self.at.root(height, nodes).ok_or(Reason::Malformed)?;
-        self.claimed(height, nodes)
-    }
-
-    fn claim_steps(&mut self, carried: &[Hash], nodes: &[Hash]) -> Result<(), Reason> {
-        let facts = self.facts.as_ref().ok_or(Reason::Malformed)?;
-        if carried.len() != facts.carried.len() || carry(carried) != self.hash {
+        if self.given.is_some_and(|given| given != self.trace) {
             return Err(Reason::Contradiction);
         }
-        self.carried = carried.to_vec();
-        let height = self.at.next(TREE_BITS);
-        self.steps = self.at.root(height, nodes).ok_or(Reason::Malformed)?;
-        self.claimed(height, nodes)
+        self.asked(Stage::PickNode(height, nodes.to_vec()))
     }
 
     /// Learns what the picked step is.
@@ -373,24 +371,23 @@ impl Referee {
         Ok(())
     }
 
-    fn claim_parts(&mut self, lists: &[Vec<Hash>]) -> Result<(), Reason> {
-        if lists.len() != self.shapes.len() {
-            return Err(Reason::Malformed);
-        }
-        let mut roots = Vec::with_capacity(lists.len());
-        let mut claimed = Vec::with_capacity(lists.len());
-        let leaves: Vec<u64> = self.shapes.iter().map(|s| s.leaves() as u64).collect();
-        for ((count, height), nodes) in leaves.iter().zip(first_heights(&leaves)).zip(lists) {
-            let top = Descent::top(*count);
-            roots.push(top.root(height, nodes).ok_or(Reason::Malformed)?);
-            claimed.push((height, nodes.clone()));
-        }
-        if operation(&roots) != self.hash {
+    fn claim_part(&mut self, nodes: &[Hash]) -> Result<(), Reason> {
+        if self.roots.len() != self.shapes.len() {
             return Err(Reason::Contradiction);
         }
-        self.rounds = self.rounds.saturating_add(1);
-        self.stage = Stage::PickPart(claimed);
-        Ok(())
+        let part = usize::from(self.part);
+        let (Some(shape), Some(root)) = (self.shapes.get(part), self.roots.get(part)) else {
+            // The challenger picked a part that the step does not have.
+            self.win(Party::Defender, Reason::Malformed);
+            return Ok(());
+        };
+        self.tree = Tree::Part;
+        self.at = Descent::top(shape.leaves() as u64);
+        let height = self.below();
+        if self.at.root(height, nodes) != Some(*root) {
+            return Err(Reason::Contradiction);
+        }
+        self.asked(Stage::PickNode(height, nodes.to_vec()))
     }
 
     fn claim_leaf(&mut self, bytes: &[u8]) -> Result<(), Reason> {
@@ -404,10 +401,8 @@ impl Referee {
         if numbers.len() != shape.leaf(leaf).2 {
             return Err(Reason::Malformed);
         }
-        self.rounds = self.rounds.saturating_add(1);
         self.numbers = numbers.clone();
-        self.stage = Stage::PickNumber(numbers);
-        Ok(())
+        self.asked(Stage::PickNumber(numbers))
     }
 
     fn pick(&mut self, pick: &Pick) -> Result<(), Reason> {
@@ -418,23 +413,31 @@ impl Referee {
                 self.at = self.at.down(height, u64::from(i)).ok_or(Reason::Malformed)?;
                 self.went_down()
             }
-            (Stage::PickNode(..), Pick::Digest(block)) if self.tree == Tree::Blocks => {
+            (Stage::PickNode(..), Pick::Digest(block))
+                if self.tree == Tree::Blocks && self.given.is_none() =>
+            {
                 if *block >= block_count(self.statement.positions()) {
                     return Err(Reason::Malformed);
                 }
                 self.stage = Stage::Digest(*block);
                 Ok(())
             }
-            (Stage::PickPart(lists), Pick::Part { part, node }) => {
-                let which = usize::from(*part);
-                let (height, nodes) = lists.get(which).ok_or(Reason::Malformed)?;
-                self.hash = *nodes.get(*node as usize).ok_or(Reason::Malformed)?;
-                let shape = self.shapes.get(which).ok_or(Reason::Malformed)?;
-                let top = Descent::top(shape.leaves() as u64);
-                self.at = top.down(*height, u64::from(*node)).ok_or(Reason::Malformed)?;
+            (Stage::PickPart(lists), Pick::Part { step, part }) => {
+                self.roots = lists.get(*step as usize).ok_or(Reason::Malformed)?.clone();
+                self.at = self.at.down(0, u64::from(*step)).ok_or(Reason::Malformed)?;
+                self.step = ValueId::try_from(self.at.index).map_err(|_| Reason::Malformed)?;
                 self.part = *part;
-                self.tree = Tree::Part;
-                self.went_down()
+                self.stage = Stage::Part;
+                Ok(())
+            }
+            (Stage::PickNode(..) | Stage::PickPart(_), Pick::Carry(nodes)) if self.tree == Tree::Steps => {
+                let facts = self.facts.as_ref().ok_or(Reason::Malformed)?;
+                let (steps, carried) = cover::read(facts, nodes).ok_or(Reason::Malformed)?;
+                if steps != self.steps || carry(&carried) == self.carry {
+                    return Err(Reason::Malformed);
+                }
+                self.win(Party::Challenger, Reason::Contradiction);
+                Ok(())
             }
             (Stage::PickNumber(numbers), Pick::Number { index, partials }) => {
                 let claimed = numbers.get(usize::from(*index)).ok_or(Reason::Malformed)?;
@@ -458,15 +461,14 @@ impl Referee {
         match self.tree {
             Tree::Blocks => {
                 self.block = u32::try_from(self.at.index).map_err(|_| Reason::Malformed)?;
+                self.carry = self.hash;
                 let ops = self.facts.as_ref().ok_or(Reason::Malformed)?.ops;
                 self.tree = Tree::Steps;
                 self.at = Descent::top(u64::from(ops).saturating_add(2));
                 self.stage = Stage::Steps;
             }
-            Tree::Steps => {
-                self.step = ValueId::try_from(self.at.index).map_err(|_| Reason::Malformed)?;
-                self.stage = Stage::Parts;
-            }
+            // A step is picked with one of its parts.
+            Tree::Steps => return Err(Reason::Malformed),
             Tree::Part => {
                 self.leaf = self.at.index;
                 self.stage = Stage::Leaf;
@@ -512,51 +514,7 @@ impl Referee {
             )?,
             claimed: *self.numbers.get(usize::from(self.number))?,
             partials: &self.partials,
-            chosen: self.is_chosen(),
+            chosen: self.given.is_none() && self.is_chosen(),
         })
-    }
-}
-
-/// What follows from the facts of a program and a statement.
-pub(super) trait Situated {
-    fn extent(&self, statement: &Statement) -> Extent;
-    /// Positions of a block, and those that a step has rows for.
-    fn rows(
-        &self,
-        statement: &Statement,
-        block: u32,
-        step: ValueId,
-    ) -> Option<(std::ops::Range<u32>, std::ops::Range<u32>)>;
-}
-
-impl Situated for Facts {
-    fn extent(&self, statement: &Statement) -> Extent {
-        Extent {
-            ops: usize::from(self.ops),
-            vocabulary: self.vocabulary,
-            residual_frac: self.residual_frac,
-            logits: match self.head {
-                Head::Tokens { logits, .. } => Some(logits),
-                Head::Vector { .. } => None,
-            },
-            positions: statement.positions(),
-            prompt: statement.prompt,
-        }
-    }
-
-    fn rows(
-        &self,
-        statement: &Statement,
-        block: u32,
-        step: ValueId,
-    ) -> Option<(std::ops::Range<u32>, std::ops::Range<u32>)> {
-        let positions = block_range(statement.positions(), block);
-        let Head::Tokens { hidden, .. } = self.head else { return None };
-        let first = if step > hidden {
-            positions.start.max(statement.prompt.saturating_sub(1)).min(positions.end)
-        } else {
-            positions.start
-        };
-        Some((positions.clone(), first..positions.end))
     }
 }
