@@ -31,7 +31,7 @@ struct Member {
 
 /// Somebody's claim that a member's digest is not that of the execution whose trace root it states.
 /// @param accuser who states the trace root, and has put down a bond
-/// @param until when the accused must have acquitted itself or contested; contested: when a ruling must have come
+/// @param until when the accused must have acquitted itself or contested
 struct Accusation {
     address accuser;
     uint8 state;
@@ -74,7 +74,6 @@ contract Audits {
     uint32 private immutable _commitSeconds;
     uint32 private immutable _revealSeconds;
     uint32 private immutable _answerSeconds;
-    uint32 private immutable _disputeSeconds;
     uint32 private immutable _secondPpm;
     uint32 private immutable _reporterPpm;
     uint64 private immutable _seatStake;
@@ -96,7 +95,7 @@ contract Audits {
     event Paid(address indexed provider, uint64 indexed epoch, uint256 member, address indexed auditor, uint256 amount);
     event Accused(bytes32 indexed id, address indexed auditor, address indexed accuser, Receipt receipt, bytes32 traceRoot);
     event Acquitted(bytes32 indexed id);
-    event Contested(bytes32 indexed id, uint40 until);
+    event Contested(bytes32 indexed id, address indexed by);
     event Ruled(bytes32 indexed id, bool accuserIsRight);
     event Lapsed(bytes32 indexed id);
 
@@ -113,6 +112,7 @@ contract Audits {
     error WrongReveal();
     error NotAssigned();
     error BadProof();
+    error NoAnswer();
     error WrongDigest();
     error AlreadyAccused(bytes32 id);
     error AccusationsOpen(uint256 accusations);
@@ -129,7 +129,6 @@ contract Audits {
         _commitSeconds = p.times.commitSeconds;
         _revealSeconds = p.times.revealSeconds;
         _answerSeconds = p.times.answerSeconds;
-        _disputeSeconds = p.times.disputeSeconds;
         _secondPpm = p.rates.secondPpm;
         _reporterPpm = p.split.reporterPpm;
         _seatStake = p.stakes.seatStake;
@@ -247,6 +246,8 @@ contract Audits {
     {
         uint256 finalAt = _epochs.finalAt(epoch);
         if (block.timestamp > finalAt) revert TooLate(finalAt);
+        // An execution that no dispute can be about: the accused could not contest.
+        if (!Receipts.isAnswer(receipt)) revert NoAnswer();
         bytes32 separator = _epochs.receiptDomain();
         bytes32 receiptHash = Receipts.signingHash(receipt, separator);
         Batch memory batch = _epochs.batchOf(receipt.provider, epoch);
@@ -256,7 +257,8 @@ contract Audits {
         if (!isAssigned(epoch, member, receipt)) revert NotAssigned();
         Member storage m = _members[memberKey(receipt.provider, epoch, member)];
         if (m.phase != REVEALED) revert WrongPhase(m.phase);
-        id = keccak256(abi.encode(epoch, member, receiptHash, traceRoot));
+        // Of each accuser its own: one that the accused has arranged, and wins, does not keep others from being right.
+        id = keccak256(abi.encode(epoch, member, receiptHash, traceRoot, msg.sender));
         Accusation storage c = _accusations[id];
         if (c.state != 0) revert AlreadyAccused(id);
         _vault.take(msg.sender, _accusationBond);
@@ -289,17 +291,24 @@ contract Audits {
         emit Acquitted(id);
     }
 
-    /// Says that the stated trace root is wrong, with a bond as large as the accuser's. A dispute about it decides (`ruled`); without a ruling
-    /// in time both get their bonds back.
-    function contest(bytes32 id) external {
+    /// Notes that the accused says that the stated trace root is wrong: a dispute about it has begun, which rules (`ruled`). The dispute
+    /// contract has given this one a bond as large as the accuser's.
+    /// @param caller who contests: the accused's key or owner
+    /// @return accuser who must defend the trace root
+    /// @return receiptHash of the receipt whose execution it states
+    /// @return traceRoot what it states
+    function contest(bytes32 id, address caller)
+        external
+        returns (address accuser, bytes32 receiptHash, bytes32 traceRoot)
+    {
+        if (msg.sender != _disputes) revert NotAuthorised(msg.sender);
         Accusation storage c = _accusations[id];
         if (c.state != ACCUSED) revert WrongPhase(c.state);
         if (block.timestamp > c.until) revert TooLate(c.until);
-        if (!_registry.actsFor(c.accused, msg.sender)) revert NotNode(c.accused, msg.sender);
-        _vault.take(msg.sender, _accusationBond);
+        if (!_registry.actsFor(c.accused, caller)) revert NotNode(c.accused, caller);
         c.state = CONTESTED;
-        c.until = uint40(block.timestamp + _disputeSeconds);
-        emit Contested(id, c.until);
+        emit Contested(id, caller);
+        return (c.accuser, c.receiptHash, c.traceRoot);
     }
 
     /// The ruling of the dispute contract on a contested accusation. The loser's bond goes to the winner.
@@ -319,22 +328,17 @@ contract Audits {
         }
     }
 
-    /// Ends an accusation whose time is over: one that nobody answered was right; one that was contested and not ruled ends as if it had
-    /// not been made. Anyone may call it.
+    /// Ends an accusation that nobody answered in time: it was right. Anyone may call it. One that was contested ends when its dispute does,
+    /// which anyone can end when a move is late.
     function lapse(bytes32 id) external {
         Accusation storage c = _accusations[id];
-        uint8 state = c.state;
-        if (state != ACCUSED && state != CONTESTED) revert WrongPhase(state);
+        if (c.state != ACCUSED) revert WrongPhase(c.state);
         if (block.timestamp <= c.until) revert TooSoon(c.until);
         Member storage m = _members[memberKey(c.provider, c.epoch, c.member)];
         _close(c, m);
         emit Lapsed(id);
         _vault.give(c.accuser, _accusationBond);
-        if (state == CONTESTED) {
-            _vault.give(_registry.ownerOf(c.accused), _accusationBond);
-        } else if (m.phase == REVEALED) {
-            _penalise(c.provider, c.epoch, c.member, m, _lazinessPenalty, c.accuser);
-        }
+        if (m.phase == REVEALED) _penalise(c.provider, c.epoch, c.member, m, _lazinessPenalty, c.accuser);
     }
 
     // ---- views

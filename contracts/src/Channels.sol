@@ -114,18 +114,27 @@ contract Channels is EIP712 {
 
     /// Puts `amount` of the caller's vault balance into a channel. Whose channel it is does not matter: the payer alone gets back what is not claimed.
     function deposit(ChannelConfig calldata config, uint128 amount) external {
-        if (config.token != _token) revert WrongToken(config.token);
-        if (config.receiver == address(0)) revert ReceiverIsZero();
-        if (config.withdrawDelay < WITHDRAW_DELAY_MIN || config.withdrawDelay > WITHDRAW_DELAY_MAX) {
-            revert BadWithdrawDelay(config.withdrawDelay);
-        }
-        bytes32 id = channelId(config);
-        Channel storage c = _channels[id];
-        if (amount > type(uint64).max - c.balance) revert AmountTooLarge(amount);
-        if (c.balance == 0) emit Opened(id, config.payer, config.receiver, config);
+        bytes32 id = _check(config);
         _vault.take(msg.sender, amount);
-        c.balance += uint64(amount);
-        emit Funded(id, amount, c.balance);
+        _fund(id, config, amount);
+    }
+
+    /// Puts up to `amount` of the payer's tokens into its channel, by the authorization that x402 clients sign for a deposit: the token's
+    /// `ReceiveWithAuthorization(payer, vault, amount, validAfter, validBefore, keccak256(abi.encode(channel id, salt)))`. Anyone may
+    /// send it, and can do nothing else with it; the channel gets what arrives.
+    function depositWithAuthorization(
+        ChannelConfig calldata config,
+        uint128 amount,
+        uint256 validAfter,
+        uint256 validBefore,
+        uint256 salt,
+        bytes calldata signature
+    ) external {
+        bytes32 id = _check(config);
+        bytes32 nonce = keccak256(abi.encode(id, salt));
+        uint256 received = _vault.collect(config.payer, amount, validAfter, validBefore, nonce, signature);
+        if (received == 0) revert NothingToDo();
+        _fund(id, config, received);
     }
 
     /// Announces that the payer, or its authorizer, takes back up to `amount`. The receiver has `withdrawDelay` seconds to claim. A
@@ -252,6 +261,25 @@ contract Channels is EIP712 {
     }
 
     // ---- inside
+
+    /// The id of a channel that may be funded.
+    function _check(ChannelConfig calldata config) private view returns (bytes32) {
+        if (config.token != _token) revert WrongToken(config.token);
+        if (config.receiver == address(0)) revert ReceiverIsZero();
+        if (config.withdrawDelay < WITHDRAW_DELAY_MIN || config.withdrawDelay > WITHDRAW_DELAY_MAX) {
+            revert BadWithdrawDelay(config.withdrawDelay);
+        }
+        return channelId(config);
+    }
+
+    /// Books what this contract has just got for a channel.
+    function _fund(bytes32 id, ChannelConfig calldata config, uint256 amount) private {
+        Channel storage c = _channels[id];
+        if (amount > type(uint64).max - c.balance) revert AmountTooLarge(amount);
+        if (c.balance == 0) emit Opened(id, config.payer, config.receiver, config);
+        c.balance += uint64(amount);
+        emit Funded(id, uint128(amount), c.balance);
+    }
 
     function _claim(VoucherClaim calldata item) private returns (bytes32 id) {
         ChannelConfig calldata config = item.voucher.channel;

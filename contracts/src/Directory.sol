@@ -43,10 +43,11 @@ struct Rates {
     uint8 panelMax;
 }
 
-/// Who gets how much, in millionths: of a fee, and (`reporterPpm`) of what is slashed.
+/// Who gets how much, in millionths: of a fee, (`fetchedPpm`) of the hosts' part of a fee, and (`reporterPpm`) of what is slashed.
 struct Split {
     uint32 royaltyMaxPpm;
     uint32 hostsPpm;
+    uint32 fetchedPpm;
     uint32 protocolPpm;
     uint32 auditorsMinPpm;
     uint32 auditCostPpm;
@@ -60,6 +61,7 @@ struct Stakes {
     uint64 silencePenalty;
     uint64 lazinessPenalty;
     uint64 accusationBond;
+    uint64 disputeBond;
     uint64 demandBond;
 }
 
@@ -119,6 +121,7 @@ contract Directory {
         }
         uint256 auditors = p.split.auditCostPpm > p.split.auditorsMinPpm ? p.split.auditCostPpm : p.split.auditorsMinPpm;
         if (uint256(p.split.royaltyMaxPpm) + p.split.hostsPpm + p.split.protocolPpm + auditors > PPM) revert BadParameter("split");
+        if (p.split.fetchedPpm > PPM) revert BadParameter("fetchedPpm");
         // Whoever reports itself must lose by it.
         if (p.split.reporterPpm > PPM / 2) revert BadParameter("reporterPpm");
         if (p.stakes.seatStake == 0 || p.stakes.pledgeStake == 0) revert BadParameter("stakes");

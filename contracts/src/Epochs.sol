@@ -334,7 +334,7 @@ contract Epochs is IHolds {
         if (share.royalty > 0) _vault.give(share.listing, share.royalty);
         if (share.hosts > 0) {
             _vault.give(address(_retrieval), share.hosts);
-            _retrieval.income(share.modelRoot, share.listing, share.hosts);
+            _retrieval.income(provider, share.modelRoot, share.listing, share.hosts);
         }
         emit ShareReleased(provider, epoch, proof.index, share.royalty, share.hosts);
     }
@@ -356,9 +356,11 @@ contract Epochs is IHolds {
     }
 
     /// @inheritdoc IHolds
-    function hold(address provider, uint64 epoch) external returns (bool held) {
+    function hold(address provider, uint64 epoch, uint64 sequence) external returns (bool held) {
         if (msg.sender != _disputes) revert NotAuthorised(msg.sender);
-        if (_batches[provider][epoch].state != OPEN || block.timestamp > finalAt(epoch)) return false;
+        Batch storage batch = _batches[provider][epoch];
+        if (batch.state != OPEN || block.timestamp > finalAt(epoch)) return false;
+        if (sequence < batch.first || sequence - batch.first >= batch.count) return false;
         _hold(provider, epoch, uint40(block.timestamp + _disputeSeconds));
         return true;
     }

@@ -28,6 +28,9 @@ library Receipts {
     bytes32 private constant DOMAIN_TYPE_HASH =
         keccak256("EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)");
 
+    /// Positions that any model may have.
+    uint256 private constant POSITIONS_MAX = 131_072;
+
     /// The signature is not the provider's.
     error NotSignedByProvider();
 
@@ -57,6 +60,12 @@ library Receipts {
         return keccak256(
             abi.encodePacked("assay/receipt-id/1", receipt.provider, receipt.sequence, receipt.requestHash)
         );
+    }
+
+    /// Whether the receipt is of an answer that can be disputed: tokens that were chosen one after the other, and no more than any model's context.
+    function isAnswer(Receipt calldata receipt) internal pure returns (bool) {
+        if (receipt.promptTokens == 0 || receipt.completionTokens == 0) return false;
+        return uint256(receipt.promptTokens) + receipt.completionTokens - 1 <= POSITIONS_MAX;
     }
 
     /// Reverts unless `signature` (r ‖ s ‖ v, s in the lower half, v 27 or 28) is the provider's.

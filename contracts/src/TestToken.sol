@@ -2,14 +2,28 @@
 pragma solidity 0.8.37;
 
 import {ERC20} from "@openzeppelin/contracts/token/ERC20/ERC20.sol";
+import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
+import {SignatureChecker} from "@openzeppelin/contracts/utils/cryptography/SignatureChecker.sol";
+import {IAuthorizedToken} from "./interfaces/IAuthorizedToken.sol";
 
 /// A worthless token for development chains. Anyone mints any amount. Never name it in a deployment that holds value.
-contract TestToken is ERC20 {
+contract TestToken is ERC20, EIP712, IAuthorizedToken {
+    bytes32 private constant RECEIVE_TYPE_HASH = keccak256(
+        "ReceiveWithAuthorization(address from,address to,uint256 value,uint256 validAfter,uint256 validBefore,bytes32 nonce)"
+    );
+
     /// What a transfer loses on its way, in millionths; 0 but where tests need a token that takes a fee.
     uint256 public immutable feePpm;
 
+    /// Which authorizations were used (EIP-3009).
+    mapping(address authorizer => mapping(bytes32 nonce => bool)) public authorizationState;
+
+    event AuthorizationUsed(address indexed authorizer, bytes32 indexed nonce);
+
+    error BadAuthorization();
+
     /// @param feePpm_ 0 to 1 000 000
-    constructor(uint256 feePpm_) ERC20("Assay test dollars, worth nothing", "TEST") {
+    constructor(uint256 feePpm_) ERC20("Assay test dollars", "TEST") EIP712("Assay test dollars", "1") {
         require(feePpm_ <= 1_000_000);
         feePpm = feePpm_;
     }
@@ -22,6 +36,27 @@ contract TestToken is ERC20 {
     /// Makes `amount` for `to`.
     function mint(address to, uint256 amount) external {
         _mint(to, amount);
+    }
+
+    /// @inheritdoc IAuthorizedToken
+    function receiveWithAuthorization(
+        address from,
+        address to,
+        uint256 value,
+        uint256 validAfter,
+        uint256 validBefore,
+        bytes32 nonce,
+        bytes calldata signature
+    ) external {
+        bytes32 hash = _hashTypedDataV4(
+            keccak256(abi.encode(RECEIVE_TYPE_HASH, from, to, value, validAfter, validBefore, nonce))
+        );
+        bool inTime = block.timestamp > validAfter && block.timestamp < validBefore;
+        if (to != msg.sender || !inTime || authorizationState[from][nonce]) revert BadAuthorization();
+        if (!SignatureChecker.isValidSignatureNowCalldata(from, hash, signature)) revert BadAuthorization();
+        authorizationState[from][nonce] = true;
+        emit AuthorizationUsed(from, nonce);
+        _transfer(from, to, value);
     }
 
     function _update(address from, address to, uint256 value) internal override {

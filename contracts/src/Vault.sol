@@ -5,6 +5,7 @@ import {IERC20Metadata} from "@openzeppelin/contracts/token/ERC20/extensions/IER
 import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
 import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
 import {Addresses, Directory} from "./Directory.sol";
+import {IAuthorizedToken} from "./interfaces/IAuthorizedToken.sol";
 
 /// All tokens of a deployment, and whose they are. Only this contract calls the token. What it holds is never less than the sum
 /// of all balances; the other parts move balances and nothing else. Nothing here can stop `withdraw`.
@@ -61,6 +62,29 @@ contract Vault is ReentrancyGuardTransient {
         balanceOf[account] += received;
         total += received;
         emit Deposited(msg.sender, account, received);
+    }
+
+    /// Brings in up to `amount` of `from`'s tokens for the calling part, by an authorization that `from` signed for this contract (EIP-3009). The
+    /// token checks signature, times and nonce, and lets nobody but this contract use it; what else the nonce stands for is the
+    /// part's to check. A token without such authorizations reverts.
+    /// @return received what arrived, which is what is credited
+    function collect(
+        address from,
+        uint256 amount,
+        uint256 validAfter,
+        uint256 validBefore,
+        bytes32 nonce,
+        bytes calldata signature
+    ) external onlyPart nonReentrant returns (uint256 received) {
+        uint256 before = token.balanceOf(address(this));
+        IAuthorizedToken(address(token)).receiveWithAuthorization(
+            from, address(this), amount, validAfter, validBefore, nonce, signature
+        );
+        received = token.balanceOf(address(this)) - before;
+        if (received > amount) received = amount;
+        balanceOf[msg.sender] += received;
+        total += received;
+        emit Deposited(from, msg.sender, received);
     }
 
     /// Sends `amount` of the caller's balance to `to`, who gets less where the token takes a fee.

@@ -17,7 +17,7 @@ import {Reason} from "./Walk.sol";
 /// @param shape Of its part in the disputed block.
 /// @param leaf Index of its leaf.
 /// @param number Its place in the leaf.
-/// @param said Commitment to the leaf's numbers and the challenger's accumulators (see `Adjudicator.said`).
+/// @param answered Whether a chosen token must be the transcript's.
 struct Target {
     uint256 block_;
     uint256 step;
@@ -25,7 +25,7 @@ struct Target {
     Shape shape;
     uint256 leaf;
     uint256 number;
-    bytes32 said;
+    bool answered;
 }
 
 /// @title The last step: what was opened, and what follows from it (protocol 10.4, 10.5)
@@ -57,30 +57,26 @@ contract Adjudicator {
         int256 after_;
     }
 
-    /// @notice Commits to a leaf's numbers and the accumulators that the challenger says lead to one of them.
-    /// @param numbers Root over the leaf's bytes in words.
-    /// @param partials Root over the accumulators' bytes in words; zero for none.
-    /// @param runs How many there are.
-    /// @param last The last one; 0 for none.
-    function said(bytes32 numbers, bytes32 partials, uint32 runs, int64 last) public pure returns (bytes32) {
-        return keccak256(abi.encodePacked(numbers, partials, runs, last));
-    }
-
     /// @notice Who is right about a number, and why: `StepHolds`, or `PartialsFail` or `Malformed` of the challenger. The defender has shown
     /// nothing if this reverts with `StepFails`' reasons.
     /// @param message The context; the word of the leaf that the number stands in, its way; root (32 bytes), number (4) and
     /// last (8) of the challenger's accumulators; where there are some, the run that does not follow (4), the word that its
     /// accumulator stands in, its way, and unless it is the first run the same for the one before; openings.
-    function judge(bytes32 context, Target calldata target, bytes calldata message) external view returns (Reason) {
+    function judge(bytes32 state, Target calldata target, bytes calldata message) external view returns (Reason) {
         Cursor memory c = Cursors.over(message);
-        Context memory x = Contexts.read(c, context);
-        Said memory t = _said(c, target);
+        (Context memory x, bytes32 context) = Contexts.read(c);
+        Said memory t;
+        {
+            bytes32 known;
+            (t, known) = _said(c, target);
+            if (Contexts.state(context, known) != state) revert Contradiction();
+        }
         // The accumulators must lead elsewhere.
         if (t.runs != 0 && t.last == t.claimed) return Reason.Malformed;
         return _judge(c, x, target, t);
     }
 
-    function _said(Cursor memory c, Target calldata target) private pure returns (Said memory t) {
+    function _said(Cursor memory c, Target calldata target) private pure returns (Said memory t, bytes32 known) {
         unchecked {
             Shape memory shape = target.shape;
             (,, uint256 count) = shape.leafOf(target.leaf);
@@ -90,14 +86,14 @@ contract Adjudicator {
             bytes32 partials = c.word();
             t.runs = c.big(4);
             t.last = int64(uint64(c.big(8)));
-            if (said(numbers, partials, uint32(t.runs), int64(t.last)) != target.said) revert Contradiction();
-            if (t.runs == 0) return t;
+            known = Contexts.said(numbers, partials, uint32(t.runs), int64(t.last));
+            if (t.runs == 0) return (t, known);
             t.run = c.big(4);
             if (t.run >= t.runs) revert Refused();
             bytes32 root;
             (t.after_, root) = _worded(c, 8 * t.run, 8, 8 * t.runs);
             if (root != partials) revert Contradiction();
-            if (t.run == 0) return t;
+            if (t.run == 0) return (t, known);
             (t.before, root) = _worded(c, 8 * (t.run - 1), 8, 8 * t.runs);
             if (root != partials) revert Contradiction();
         }
@@ -140,9 +136,8 @@ contract Adjudicator {
         }
         if (t.runs != 0) return Reason.Malformed;
         if (steps.map(items, e, cell) != t.claimed) revert Refused();
-        if (cell.op == e.ops + 1 && cell.part == Choices.CHOSEN && _answer(o, e, cell.position) != t.claimed) {
-            revert Refused();
-        }
+        bool chosen = target.answered && cell.op == e.ops + 1 && cell.part == Choices.CHOSEN;
+        if (chosen && _answer(o, e, cell.position) != t.claimed) revert Refused();
         return Reason.StepHolds;
     }
 
@@ -175,27 +170,20 @@ contract Adjudicator {
     }
 
     /// @notice Reverts unless a block's hidden vectors are those of its digest.
-    /// @param message The context; the commitments of what the block carries; the carry's way; the roots of the three parts of the hidden
-    /// vector; the way of the digest.
-    function checkDigest(bytes32 context, uint256 block_, bytes calldata message) external pure {
+    /// @param message The context; the top of the nodes over the blocks; the roots of the three parts of the hidden vector; their way under the
+    /// carry; the carry's way; the way of the digest.
+    function checkDigest(bytes32 state, uint256 block_, bytes calldata message) external pure {
         Cursor memory c = Cursors.over(message);
-        Context memory x = Contexts.read(c, context);
-        uint256 n = x.facts.carried;
-        uint256 place = Programs.carriedPlace(x.facts, x.facts.hidden);
-        if (place >= n || Programs.carriedOp(x.facts, place) != x.facts.hidden) revert Refused();
-        uint256 carried = c.take(32 * n);
-        bytes32 carry = Trees.seal(n, Trees.leadAt(carried, n));
-        if (Openings.under(c, carry, block_, x.blocks()) != x.trace) revert Contradiction();
+        (Context memory x, bytes32 context) = Contexts.read(c);
+        if (Contexts.state(context, c.word()) != state) revert Contradiction();
         uint256 roots = c.take(96);
-        bytes32 hidden;
+        if (Openings.carried(c, x, Openings.operation(roots, 3), x.facts.hidden, block_) != x.trace) revert Contradiction();
         bytes32 scales;
         bytes32 numbers;
         assembly ("memory-safe") {
-            hidden := calldataload(add(carried, shl(5, place)))
             scales := calldataload(add(roots, 32))
             numbers := calldataload(add(roots, 64))
         }
-        if (Openings.operation(roots, 3) != hidden) revert Contradiction();
         bytes32 digest = keccak256(abi.encodePacked("assay/digest/1", uint64(block_), scales, numbers));
         bytes32 leaf = Trees.leaf(abi.encodePacked(digest));
         if (Openings.under(c, leaf, block_, x.blocks()) != x.digests) revert Contradiction();

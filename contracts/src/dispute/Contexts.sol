@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 pragma solidity 0.8.37;
 
-import {Contradiction} from "./Trees.sol";
 import {Cursor, Cursors} from "./Cursor.sol";
 import {Extent} from "./Source.sol";
 import {Facts, Programs} from "./Programs.sol";
@@ -39,7 +38,7 @@ library Contexts {
 
     uint256 internal constant BLOCK = 32;
 
-    /// @notice The hash of a context of which only the receipt's statement is known.
+    /// @notice The hash of a context of which only the receipt's statement is known, and the trace root where that is what is disputed.
     function begin(
         bytes32 model,
         bytes32 request,
@@ -47,24 +46,41 @@ library Contexts {
         bytes32 digests,
         bytes32 nonce,
         uint32 prompt,
-        uint32 output
+        uint32 output,
+        bytes32 trace
     ) internal pure returns (bytes32) {
         bytes32 none;
         bytes memory statement = abi.encodePacked(model, request, transcript, digests, nonce, prompt, output);
-        return keccak256(abi.encodePacked(statement, none, uint16(0), none, none, none));
+        return keccak256(abi.encodePacked(statement, none, uint16(0), trace, none, none));
     }
 
-    /// @notice Reads a context: its length (2 bytes), its bytes. Reverts with `Contradiction` when it has not the hash `expected`.
-    function read(Cursor memory c, bytes32 expected) internal pure returns (Context memory x) {
+    /// @notice What the contract keeps: a hash over that of the context, and what is known of the node or the number walked to.
+    function state(bytes32 context, bytes32 known) internal pure returns (bytes32 h) {
+        assembly ("memory-safe") {
+            mstore(0, context)
+            mstore(32, known)
+            h := keccak256(0, 64)
+        }
+    }
+
+    /// @notice What is known of a number: the words of its leaf, and the accumulators that the challenger says lead to it.
+    /// @param words Root over the leaf's bytes in words.
+    /// @param partials Root over the accumulators' bytes in words; zero for none.
+    /// @param runs How many there are.
+    /// @param last The last one; 0 for none.
+    function said(bytes32 words, bytes32 partials, uint32 runs, int64 last) internal pure returns (bytes32) {
+        return keccak256(abi.encodePacked(words, partials, runs, last));
+    }
+
+    /// @notice Reads a context: its length (2 bytes), its bytes. That its hash is the one that is known is for the caller to check.
+    function read(Cursor memory c) internal pure returns (Context memory x, bytes32 h) {
         uint256 length = c.big(2);
         uint256 from = c.take(length);
-        bytes32 h;
         assembly ("memory-safe") {
             let m := mload(0x40)
             calldatacopy(m, from, length)
             h := keccak256(m, length)
         }
-        if (h != expected) revert Contradiction();
         unchecked {
             Cursor memory d = Cursor(from, from + length);
             x.model = d.word();

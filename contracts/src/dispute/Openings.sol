@@ -162,6 +162,17 @@ library Openings {
         c.jump(next);
     }
 
+    /// @notice The trace root under which what a block carries of a step stands, by the step's way under the carry and the carry's that come next.
+    function carried(Cursor memory c, Context memory x, bytes32 h, uint256 step, uint256 block_)
+        internal
+        pure
+        returns (bytes32)
+    {
+        uint256 place = Programs.carriedPlace(x.facts, step);
+        if (place >= x.facts.carried || Programs.carriedOp(x.facts, place) != step) revert Refused();
+        return under(c, under(c, h, place, x.facts.carried), block_, x.blocks());
+    }
+
     /// @dev Operation (2 bytes), its statement.
     function _op(Opened memory o, Cursor memory c, Context memory x) private pure {
         uint256 op = c.big(2);
@@ -264,10 +275,7 @@ library Openings {
             if (block_ == disputed) {
                 if (under(c, h, step, x.facts.ops + 2) != x.steps) revert Contradiction();
             } else {
-                uint256 place = Programs.carriedPlace(x.facts, step);
-                if (place >= x.facts.carried || Programs.carriedOp(x.facts, place) != step) revert Refused();
-                h = under(c, h, place, x.facts.carried);
-                if (under(c, h, block_, x.blocks()) != x.trace) revert Contradiction();
+                if (carried(c, x, h, step, block_) != x.trace) revert Contradiction();
             }
             for (uint256 leaves = c.u8(); leaves != 0; --leaves) {
                 _leaf(o, c, roots, parts, (block_ << 16) | step);

@@ -120,7 +120,7 @@ library Trees {
 
     /// @notice `lead` for neighbours in calldata.
     function leadAt(uint256 pos, uint256 n) internal pure returns (bytes32) {
-        uint256 nodes = _room(n);
+        uint256 nodes = room(n);
         assembly ("memory-safe") {
             calldatacopy(nodes, pos, shl(5, n))
         }
@@ -132,7 +132,7 @@ library Trees {
     function words(uint256 pos, uint256 length) internal pure returns (bytes32) {
         unchecked {
             uint256 n = (length + 31) >> 5;
-            uint256 nodes = _room(n);
+            uint256 nodes = room(n);
             for (uint256 i; i < n; ++i) {
                 uint256 rest = length - (i << 5);
                 bytes32 h = leaf(pos + (i << 5), rest < 32 ? rest : 32);
@@ -144,63 +144,8 @@ library Trees {
         }
     }
 
-    /// @notice The node that the neighbours `from` to `to` (not included) of a tree of `count` leaves lead to together with siblings in
-    /// calldata: of each level, first the one before them, then the one after them, where there are such. The neighbours are
-    /// overwritten; before them there is room for as many words as the tree is high, and after them for one.
-    /// @param nodes The place in memory of the first neighbour.
-    function range(uint256 nodes, uint256 from, uint256 to, uint256 count, uint256 pos)
-        internal
-        pure
-        returns (bytes32 top, uint256)
-    {
-        unchecked {
-            while (count > 1) {
-                if (from & 1 == 1) {
-                    nodes -= 32;
-                    --from;
-                    assembly ("memory-safe") {
-                        mstore(nodes, calldataload(pos))
-                    }
-                    pos += 32;
-                }
-                if (to & 1 == 1 && to < count) {
-                    assembly ("memory-safe") {
-                        mstore(add(nodes, shl(5, sub(to, from))), calldataload(pos))
-                    }
-                    ++to;
-                    pos += 32;
-                }
-                uint256 n = to - from;
-                for (uint256 i; i + 1 < n; i += 2) {
-                    bytes32 h;
-                    assembly ("memory-safe") {
-                        let p := add(nodes, shl(5, i))
-                        let m := mload(0x40)
-                        mstore8(m, 1)
-                        mstore(add(m, 1), mload(p))
-                        mstore(add(m, 33), mload(add(p, 32)))
-                        h := keccak256(m, 65)
-                        mstore(add(nodes, shl(4, i)), h)
-                    }
-                }
-                if (n & 1 == 1) {
-                    assembly ("memory-safe") {
-                        mstore(add(nodes, shl(4, sub(n, 1))), mload(add(nodes, shl(5, sub(n, 1)))))
-                    }
-                }
-                from >>= 1;
-                to = (to + 1) >> 1;
-                count = (count + 1) >> 1;
-            }
-            assembly ("memory-safe") {
-                top := mload(nodes)
-            }
-            return (top, pos);
-        }
-    }
-
-    /// @dev Allocates `n` words.
-    function _room(uint256 n) private pure returns (uint256 nodes) {
+    /// @notice Allocates `n` words.
+    function room(uint256 n) internal pure returns (uint256 nodes) {
         assembly ("memory-safe") {
             nodes := mload(0x40)
             mstore(0x40, add(nodes, shl(5, n)))

@@ -6,7 +6,7 @@ enum Stage {
     None,
     Trace,
     Steps,
-    Parts,
+    Part,
     Nodes,
     Leaf,
     Proof,
@@ -45,12 +45,13 @@ enum Reason {
 /// @param step The picked step.
 /// @param part The picked part.
 /// @param height Height of the picked node; before a pick, of the node below which nodes were claimed.
-/// @param top Height of the node whose hash the contract keeps; `OPERATION` while it keeps a step's commitment.
+/// @param top Height of the node that the contract knows.
 /// @param below Height of the nodes that were claimed.
 /// @param index Place of the picked node among those of its height.
 /// @param leaves Leaves of the tree of blocks or steps.
-/// @param rows Rows of the picked part; likewise its `columns`, the `width` of its numbers, and whether its leaves go `byColumns`.
-/// @param number Place of the picked number in its leaf.
+/// @param rows Rows of the picked part, once its shape is known; likewise its `columns`, the `width` of its numbers, and whether its leaves go `byColumns`.
+/// @param number Place of the picked number in its leaf, which has at most 256.
+/// @param accused Whether the trace is one that an accuser states of an auditor's receipt, and not a receipt's own.
 struct Walk {
     uint40 deadline;
     Stage stage;
@@ -67,5 +68,6 @@ struct Walk {
     uint40 columns;
     uint8 width;
     bool byColumns;
-    uint16 number;
+    uint8 number;
+    bool accused;
 }
