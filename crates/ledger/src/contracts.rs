@@ -51,6 +51,41 @@ sol!(
 );
 sol!(
     #[sol(all_derives)]
+    Disputes,
+    "../../contracts/artifacts/Disputes.json"
+);
+sol!(
+    #[sol(all_derives)]
+    Referee,
+    "../../contracts/artifacts/Referee.json"
+);
+sol!(
+    #[sol(all_derives)]
+    Adjudicator,
+    "../../contracts/artifacts/Adjudicator.json"
+);
+sol!(
+    #[sol(all_derives)]
+    IMicroSteps,
+    "../../contracts/artifacts/IMicroSteps.json"
+);
+sol!(
+    #[sol(all_derives)]
+    OperationSteps,
+    "../../contracts/artifacts/OperationSteps.json"
+);
+sol!(
+    #[sol(all_derives)]
+    AttentionSteps,
+    "../../contracts/artifacts/AttentionSteps.json"
+);
+sol!(
+    #[sol(all_derives)]
+    SamplingSteps,
+    "../../contracts/artifacts/SamplingSteps.json"
+);
+sol!(
+    #[sol(all_derives)]
     TestToken,
     "../../contracts/artifacts/TestToken.json"
 );
@@ -71,7 +106,7 @@ pub fn channel_id(id: B256) -> ChannelId {
 }
 
 /// The same struct in the interface of each contract that takes it.
-macro_rules! same_struct {
+macro_rules! same_receipt {
     ($($contract:ident),*) => {$(
         impl From<&Receipt> for $contract::Receipt {
             fn from(r: &Receipt) -> Self {
@@ -91,19 +126,18 @@ macro_rules! same_struct {
                 }
             }
         }
-        same_proof!($contract);
     )*};
 }
 
 macro_rules! same_proof {
-    ($contract:ident) => {
+    ($($contract:ident),*) => {$(
         impl From<&Proof> for $contract::Proof {
             fn from(p: &Proof) -> Self {
                 Self { index: p.index, count: p.count, path: p.path.iter().map(b256).collect() }
             }
         }
-    };
+    )*};
 }
 
-same_struct!(Epochs, Objections, Audits);
-same_proof!(Retrieval);
+same_receipt!(Epochs, Objections, Audits, Disputes);
+same_proof!(Epochs, Objections, Audits, Retrieval);

@@ -3,10 +3,40 @@
 use alloy_primitives::{Address, Bytes, U256};
 use alloy_sol_types::SolConstructor;
 
+use crate::client::ClientError;
 use crate::contracts::{
-    Audits, Channels, Directory, Epochs, Objections, Registry, Retrieval, TestToken, Vault,
+    Adjudicator, AttentionSteps, Audits, Channels, Directory, Disputes, Epochs, Objections, OperationSteps,
+    Referee, Registry, Retrieval, SamplingSteps, TestToken, Vault,
 };
-use crate::evm::{Chain, Failure};
+use crate::sender::{SendError, Sender};
+
+/// Why a deployment stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum DeployError {
+    /// A transaction failed.
+    #[error("creating {name}: {source}")]
+    Send {
+        /// Which contract.
+        name: &'static str,
+        /// Why.
+        source: SendError,
+    },
+    /// The account sent something else meanwhile, so that addresses are no longer those that the directory names.
+    #[error(
+        "creating {name} must be transaction {expected} of {account}, whose next one is {next}; begin a new deployment with an \
+         account that does nothing else meanwhile"
+    )]
+    Interrupted {
+        /// Which contract.
+        name: &'static str,
+        /// The deployer.
+        account: Address,
+        /// The number that was planned.
+        expected: u64,
+        /// The account's next number.
+        next: u64,
+    },
+}
 
 const MILLION: u64 = 1_000_000;
 const HOUR: u32 = 3600;
@@ -41,6 +71,7 @@ pub fn parameters() -> Directory::Parameters {
         split: Directory::Split {
             royaltyMaxPpm: 200_000,
             hostsPpm: 30_000,
+            fetchedPpm: 500_000,
             protocolPpm: 10_000,
             auditorsMinPpm: 20_000,
             auditCostPpm: 200_000,
@@ -52,6 +83,7 @@ pub fn parameters() -> Directory::Parameters {
             silencePenalty: 5 * MILLION,
             lazinessPenalty: 50 * MILLION,
             accusationBond: 20 * MILLION,
+            disputeBond: 20 * MILLION,
             demandBond: 5 * MILLION,
         },
     }
@@ -66,27 +98,77 @@ pub struct Deployment {
     pub at: Directory::Addresses,
 }
 
-/// Bytecode with its constructor's arguments.
-fn creation(bytecode: &Bytes, arguments: Vec<u8>) -> Bytes {
-    [bytecode.as_ref(), arguments.as_slice()].concat().into()
+/// One contract to create.
+#[derive(Clone, Debug)]
+pub struct Creation {
+    /// Its name in `contracts/`.
+    pub name: &'static str,
+    /// Bytecode with the constructor's arguments.
+    pub code: Bytes,
+    /// Where it will be.
+    pub address: Address,
+    /// Number of the transaction that creates it.
+    pub nonce: u64,
 }
 
-/// Deploys a token for development, which loses `fee_ppm` of each transfer on its way.
-pub fn deploy_test_token(chain: &mut Chain, deployer: Address, fee_ppm: u32) -> Result<Address, Failure> {
-    let arguments = TestToken::constructorCall { feePpm_: U256::from(fee_ppm) }.abi_encode();
-    chain.create(deployer, creation(&TestToken::BYTECODE, arguments))
+/// A deployment before it is made: contracts in the order in which one account must create them, with nothing else in between.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Where everything will be.
+    pub deployment: Deployment,
+    /// What to create.
+    pub creations: Vec<Creation>,
 }
 
-/// Deploys everything but the dispute contract, which is `disputes`, for `token`.
-pub fn deploy(
-    chain: &mut Chain,
+/// Creations of one account, in order.
+struct Planner {
     deployer: Address,
+    nonce: u64,
+    creations: Vec<Creation>,
+}
+
+impl Planner {
+    fn create(&mut self, name: &'static str, bytecode: &Bytes, arguments: Vec<u8>) -> Address {
+        let nonce = self.nonce.saturating_add(self.creations.len() as u64);
+        let address = self.deployer.create(nonce);
+        let code = [bytecode.as_ref(), arguments.as_slice()].concat().into();
+        self.creations.push(Creation { name, code, address, nonce });
+        address
+    }
+
+    fn steps(&mut self) -> [Address; 3] {
+        [
+            self.create("OperationSteps", &OperationSteps::BYTECODE, vec![]),
+            self.create("AttentionSteps", &AttentionSteps::BYTECODE, vec![]),
+            self.create("SamplingSteps", &SamplingSteps::BYTECODE, vec![]),
+        ]
+    }
+}
+
+/// A token for development, which loses `fee_ppm` of each transfer on its way.
+pub fn test_token(deployer: Address, nonce: u64, fee_ppm: u32) -> Creation {
+    let arguments = TestToken::constructorCall { feePpm_: U256::from(fee_ppm) }.abi_encode();
+    let code = [TestToken::BYTECODE.as_ref(), arguments.as_slice()].concat().into();
+    Creation { name: "TestToken", code, address: deployer.create(nonce), nonce }
+}
+
+/// The contracts that execute micro-steps, alone: of operations, of attention, of sampling.
+pub fn steps(deployer: Address, nonce: u64) -> [Creation; 3] {
+    let mut planner = Planner { deployer, nonce, creations: Vec::with_capacity(3) };
+    planner.steps();
+    planner.creations.try_into().expect("three were planned")
+}
+
+/// Everything for `token`, created by `deployer` from its transaction number `nonce` on. Disputes are decided by `disputes` if that
+/// is given, else by the contracts of disputes.
+pub fn plan(
+    deployer: Address,
+    nonce: u64,
     token: Address,
     treasury: Address,
-    disputes: Address,
+    disputes: Option<Address>,
     parameters: Directory::Parameters,
-) -> Result<Deployment, Failure> {
-    let nonce = chain.nonce(deployer);
+) -> Plan {
     let next = |i: u64| deployer.create(nonce.saturating_add(i));
     let at = Directory::Addresses {
         token,
@@ -97,15 +179,16 @@ pub fn deploy(
         objections: next(5),
         audits: next(6),
         retrieval: next(7),
-        disputes,
+        disputes: disputes.unwrap_or_else(|| next(13)),
         treasury,
     };
+    let mut planner = Planner { deployer, nonce, creations: Vec::with_capacity(14) };
     let arguments = Directory::constructorCall { a: at.clone(), p: parameters }.abi_encode();
-    let directory = chain.create(deployer, creation(&Directory::BYTECODE, arguments))?;
+    let directory = planner.create("Directory", &Directory::BYTECODE, arguments);
     macro_rules! part {
         ($contract:ident) => {
             let arguments = $contract::constructorCall { directory }.abi_encode();
-            chain.create(deployer, creation(&$contract::BYTECODE, arguments))?;
+            planner.create(stringify!($contract), &$contract::BYTECODE, arguments);
         };
     }
     part!(Vault);
@@ -115,5 +198,40 @@ pub fn deploy(
     part!(Objections);
     part!(Audits);
     part!(Retrieval);
-    Ok(Deployment { directory, at })
+    if disputes.is_none() {
+        let [operations_, attention_, sampling_] = planner.steps();
+        let arguments = Adjudicator::constructorCall { operations_, attention_, sampling_ }.abi_encode();
+        let adjudicator_ = planner.create("Adjudicator", &Adjudicator::BYTECODE, arguments);
+        let arguments = Referee::constructorCall { adjudicator_ }.abi_encode();
+        let referee_ = planner.create("Referee", &Referee::BYTECODE, arguments);
+        let arguments = Disputes::constructorCall { directory, referee_ }.abi_encode();
+        planner.create("Disputes", &Disputes::BYTECODE, arguments);
+    }
+    Plan { deployment: Deployment { directory, at }, creations: planner.creations }
+}
+
+/// Creates what is not there yet, in order. `done` hears of each contract, with the gas that it cost or none if it was there before. A
+/// deployment that was interrupted goes on when this is called again with the same creations.
+pub async fn make(
+    sender: &Sender,
+    creations: &[Creation],
+    mut done: impl FnMut(&Creation, Option<u64>),
+) -> Result<(), DeployError> {
+    for creation in creations {
+        let failed = |source: SendError| DeployError::Send { name: creation.name, source };
+        let there = sender.client().has_code(creation.address).await;
+        if there.map_err(|e: ClientError| failed(e.into()))? {
+            done(creation, None);
+            continue;
+        }
+        let next = sender.nonce().await.map_err(failed)?;
+        if next != creation.nonce {
+            let account = sender.account();
+            let expected = creation.nonce;
+            return Err(DeployError::Interrupted { name: creation.name, account, expected, next });
+        }
+        let mined = sender.create(creation.name, creation.code.clone()).await.map_err(failed)?;
+        done(creation, Some(mined.gas));
+    }
+    Ok(())
 }

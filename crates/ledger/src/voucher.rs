@@ -1,7 +1,11 @@
 //! Channels and vouchers off the chain: ids and the hashes that payers and providers sign, in the shape of x402's `batch-settlement`.
 
 use alloy_primitives::{Address, B256, Bytes};
+use alloy_signer::SignerSync as _;
+use alloy_signer_local::PrivateKeySigner;
 use alloy_sol_types::{Eip712Domain, SolStruct, eip712_domain, sol};
+use assay_core::id::{Hash, SignatureBytes};
+use assay_core::signature::signer;
 
 use crate::contracts::Channels;
 
@@ -40,6 +44,58 @@ pub fn voucher_hash(channel: B256, max: u128, domain: &Eip712Domain) -> B256 {
     Voucher { channelId: channel, maxClaimableAmount: max }.eip712_signing_hash(domain)
 }
 
+/// Why a voucher is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum VoucherError {
+    /// The signature has another form than the contract takes: 65 bytes, the smaller `s`, `v` 27 or 28.
+    #[error("the voucher's signature is malformed")]
+    Malformed,
+    /// Somebody else signed, or something else was signed.
+    #[error("the voucher must be signed by {expected}, and is by {got}")]
+    WrongSigner {
+        /// The payer, or its authorizer.
+        expected: Address,
+        /// Whose signature it is.
+        got: Address,
+    },
+    /// The key could not sign.
+    #[error("the key cannot sign")]
+    Unsigned,
+}
+
+/// Signs a voucher for `max` units from a channel, all in all.
+pub fn sign(
+    key: &PrivateKeySigner,
+    channel: B256,
+    max: u128,
+    domain: &Eip712Domain,
+) -> Result<Bytes, VoucherError> {
+    let hash = voucher_hash(channel, max, domain);
+    let signature = key.sign_hash_sync(&hash).map_err(|_| VoucherError::Unsigned)?;
+    Ok(signature.as_bytes().to_vec().into())
+}
+
+/// Checks a voucher as the contract will: who serves a request on it can claim it, as far as the channel has a balance. A payer that
+/// is a contract without an authorizer signs in its own way (ERC-1271), which only the chain can check.
+pub fn check(
+    config: &Channels::ChannelConfig,
+    max: u128,
+    signature: &[u8],
+    domain: &Eip712Domain,
+) -> Result<(), VoucherError> {
+    let expected =
+        if config.payerAuthorizer == Address::ZERO { config.payer } else { config.payerAuthorizer };
+    let hash = voucher_hash(channel_id(config, domain), max, domain);
+    let got = recover(hash, signature).ok_or(VoucherError::Malformed)?;
+    if got == expected { Ok(()) } else { Err(VoucherError::WrongSigner { expected, got }) }
+}
+
+/// Who signed a hash, if the signature has the one form that contracts take.
+pub(crate) fn recover(hash: B256, signature: &[u8]) -> Option<Address> {
+    let signature = SignatureBytes::from_bytes(signature.try_into().ok()?);
+    signer(&Hash::from_bytes(hash.0), &signature).map(|found| Address::from(*found.as_bytes()))
+}
+
 /// A claim of `total` units, all in all, by a voucher for `max`.
 pub fn claim(
     config: &Channels::ChannelConfig,
@@ -51,5 +107,42 @@ pub fn claim(
         voucher: Channels::Voucher { channel: config.clone(), maxClaimableAmount: max },
         signature: signature.into(),
         totalClaimed: total,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloy_primitives::keccak256;
+
+    use super::*;
+
+    #[test]
+    fn vouchers_are_checked_as_the_contract_does() {
+        let key = PrivateKeySigner::from_bytes(&keccak256("payer")).unwrap();
+        let domain = domain(31_337, Address::repeat_byte(5));
+        let config = Channels::ChannelConfig { payer: key.address(), ..Default::default() };
+        let id = channel_id(&config, &domain);
+        let signed = sign(&key, id, 700, &domain).unwrap();
+        assert_eq!(check(&config, 700, &signed, &domain), Ok(()));
+        assert!(matches!(check(&config, 701, &signed, &domain), Err(VoucherError::WrongSigner { .. })));
+        let another = Channels::ChannelConfig { salt: B256::repeat_byte(1), ..config.clone() };
+        assert!(check(&another, 700, &signed, &domain).is_err());
+        let authorised = Channels::ChannelConfig {
+            payer: Address::ZERO,
+            payerAuthorizer: key.address(),
+            ..config.clone()
+        };
+        let own = sign(&key, channel_id(&authorised, &domain), 1, &domain).unwrap();
+        assert_eq!(check(&authorised, 1, &own, &domain), Ok(()));
+        // Other forms of the same signature, which the contract refuses.
+        let (r, s, v) = (&signed[..32], alloy_primitives::U256::from_be_slice(&signed[32..64]), signed[64]);
+        let order =
+            alloy_primitives::uint!(0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141_U256);
+        let flipped = [r, &(order - s).to_be_bytes::<32>(), &[55 - v]].concat();
+        let small = [&signed[..64], &[v - 27]].concat();
+        for bad in [flipped.as_slice(), &small, &signed[..64], &[], &[0; 65], &[27; 65], &[0xff; 66]] {
+            assert!(check(&config, 700, bad, &domain).is_err(), "{bad:?}");
+        }
+        assert_eq!(check(&config, 700, &flipped, &domain), Err(VoucherError::Malformed));
     }
 }

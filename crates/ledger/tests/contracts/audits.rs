@@ -3,19 +3,19 @@
 use std::collections::BTreeSet;
 
 use alloy_primitives::{Address, B256, U256};
+use assay_chain::scratch::Failure;
 use assay_core::id::Hash;
 use assay_core::merkle;
 use assay_core::receipt::Receipt;
 use assay_ledger::contracts::{Audits, Objections};
-use assay_ledger::evm::Failure;
 
 use crate::epochs::{Market, market};
 use crate::network::{AUDITOR, Actor, DOLLAR, Network, Posted, audit_tree, b, parameters, some, trace_root};
 
-struct Panel {
-    m: Market,
-    posted: Posted,
-    auditors: Vec<Actor>,
+pub struct Panel {
+    pub m: Market,
+    pub posted: Posted,
+    pub auditors: Vec<Actor>,
     who: Vec<Address>,
     trees: Vec<Vec<(u64, Hash)>>,
     fixed: u64,
@@ -29,7 +29,7 @@ fn network() -> Network {
 }
 
 /// A posted epoch 1 of 60 receipts, with its beacon, before commitments.
-fn panel(n: &mut Network) -> Panel {
+pub fn panel(n: &mut Network) -> Panel {
     let audits = n.parts.at.audits;
     let m = market(n, 10 * DOLLAR);
     let mut slot = 0u64;
@@ -61,7 +61,7 @@ fn panel(n: &mut Network) -> Panel {
 }
 
 impl Panel {
-    fn actor(&self, member: usize) -> Actor {
+    pub fn actor(&self, member: usize) -> Actor {
         self.auditors.iter().find(|a| a.address == self.who[member]).unwrap().clone()
     }
 
@@ -102,7 +102,7 @@ impl Panel {
     }
 
     /// All members commit and reveal.
-    fn audit(&self, n: &mut Network) {
+    pub fn audit(&self, n: &mut Network) {
         for member in 0..self.who.len() {
             self.commit(n, member, &self.actor(member)).unwrap();
         }
@@ -120,13 +120,13 @@ impl Panel {
     }
 
     /// A member with work, and the first receipt of it.
-    fn busy(&self) -> (usize, Receipt) {
+    pub fn busy(&self) -> (usize, Receipt) {
         let member = self.trees.iter().position(|t| !t.is_empty()).expect("something was drawn");
         let sequence = self.trees[member][0].0;
         (member, self.posted.receipts[sequence as usize].clone().unwrap())
     }
 
-    fn accuse(
+    pub fn accuse(
         &self,
         n: &mut Network,
         by: &Actor,
@@ -154,7 +154,7 @@ impl Panel {
 }
 
 #[test]
-fn commitments_end_before_the_first_reveal() {
+pub fn commitments_end_before_the_first_reveal() {
     let mut n = network();
     let p = panel(&mut n);
     let other = p.auditors.iter().find(|a| a.address != p.who[0]).unwrap().clone();
@@ -172,7 +172,7 @@ fn commitments_end_before_the_first_reveal() {
 }
 
 #[test]
-fn members_are_paid_equal_parts_when_objections_are_over() {
+pub fn members_are_paid_equal_parts_when_objections_are_over() {
     let mut n = network();
     let p = panel(&mut n);
     p.audit(&mut n);
@@ -190,7 +190,7 @@ fn members_are_paid_equal_parts_when_objections_are_over() {
 }
 
 #[test]
-fn silence_costs_its_penalty_and_the_part() {
+pub fn silence_costs_its_penalty_and_the_part() {
     let mut n = network();
     let p = panel(&mut n);
     let audits = n.parts.at.audits;
@@ -219,7 +219,7 @@ fn silence_costs_its_penalty_and_the_part() {
 }
 
 #[test]
-fn an_honest_auditor_is_acquitted_and_keeps_the_bond() {
+pub fn an_honest_auditor_is_acquitted_and_keeps_the_bond() {
     let mut n = network();
     let p = panel(&mut n);
     p.audit(&mut n);
@@ -237,8 +237,8 @@ fn an_honest_auditor_is_acquitted_and_keeps_the_bond() {
 }
 
 #[test]
-fn a_false_trace_is_contested_and_a_mismatch_alone_costs_nothing() {
-    for ruling in [Some(false), None, Some(true)] {
+pub fn a_false_trace_is_contested_and_a_mismatch_alone_costs_nothing() {
+    for right in [false, true] {
         let mut n = network();
         let p = panel(&mut n);
         p.audit(&mut n);
@@ -249,42 +249,36 @@ fn a_false_trace_is_contested_and_a_mismatch_alone_costs_nothing() {
         let id = p.accuse(&mut n, &accuser, member, &receipt, some("false")).unwrap();
         assert!(p.acquit(&mut n, id, member).unwrap_err().is::<Audits::WrongDigest>());
         let (stake, held) = (n.node(auditor.address).stake, n.balance(auditor.address));
-        assert!(n.send(&accuser, audits, Audits::contestCall { id }).unwrap_err().is::<Audits::NotNode>());
-        n.send(&auditor, audits, Audits::contestCall { id }).unwrap();
+        let disputes = n.disputes.clone();
+        let contest = |caller: &Actor| Audits::contestCall { id, caller: caller.address };
+        let refused = n.send(&auditor, audits, contest(&auditor)).unwrap_err();
+        assert!(refused.is::<Audits::NotAuthorised>());
+        assert!(n.send(&disputes, audits, contest(&accuser)).unwrap_err().is::<Audits::NotNode>());
+        n.contest(id, &auditor).unwrap();
+        assert!(n.contest(id, &auditor).unwrap_err().is::<Audits::WrongPhase>());
         n.chain.warp(p.fixed + 14_401);
         assert!(p.collect(&mut n, member).unwrap_err().is::<Audits::AccusationsOpen>());
-        let disputes = n.disputes.clone();
+        let lapse = n.send(&accuser, audits, Audits::lapseCall { id }).unwrap_err();
+        assert!(lapse.is::<Audits::WrongPhase>(), "its dispute ends it");
         let rule = |accuserIsRight| Audits::ruledCall { id, accuserIsRight };
         assert!(n.send(&accuser, audits, rule(true)).unwrap_err().is::<Audits::NotAuthorised>());
-        match ruling {
-            Some(right) => {
-                n.send(&disputes, audits, rule(right)).unwrap();
-            }
-            None => {
-                assert!(
-                    n.send(&accuser, audits, Audits::lapseCall { id }).unwrap_err().is::<Audits::TooSoon>()
-                );
-                n.chain.mine(1, 7201);
-                n.send(&accuser, audits, Audits::lapseCall { id }).unwrap();
-            }
-        }
+        n.send(&disputes, audits, rule(right)).unwrap();
+        assert!(n.send(&disputes, audits, rule(right)).unwrap_err().is::<Audits::WrongPhase>());
         let lost = u64::try_from(stake - n.node(auditor.address).stake).unwrap();
         let (auditor_now, accuser_now) = (n.balance(auditor.address), n.balance(accuser.address));
-        match ruling {
-            Some(false) => assert_eq!((auditor_now, accuser_now, lost), (held + 20 * DOLLAR, 80 * DOLLAR, 0)),
-            None => assert_eq!((auditor_now, accuser_now, lost), (held, 100 * DOLLAR, 0)),
-            Some(true) => {
-                // The other's bond, and a tenth of the penalty.
-                assert_eq!((auditor_now, accuser_now, lost), (held - 20 * DOLLAR, 125 * DOLLAR, 50 * DOLLAR));
-            }
+        if right {
+            // The other's bond, and a tenth of the penalty.
+            assert_eq!((auditor_now, accuser_now, lost), (held - 20 * DOLLAR, 125 * DOLLAR, 50 * DOLLAR));
+        } else {
+            assert_eq!((auditor_now, accuser_now, lost), (held + 20 * DOLLAR, 80 * DOLLAR, 0));
         }
-        assert_eq!(p.collect(&mut n, member).is_ok(), ruling != Some(true));
+        assert_eq!(p.collect(&mut n, member).is_ok(), !right);
         n.check_money();
     }
 }
 
 #[test]
-fn a_digest_of_nothing_is_lost_by_silence() {
+pub fn a_digest_of_nothing_is_lost_by_silence() {
     let mut n = network();
     let mut p = panel(&mut n);
     let (member, receipt) = p.busy();
@@ -310,7 +304,7 @@ fn a_digest_of_nothing_is_lost_by_silence() {
 }
 
 #[test]
-fn only_drawn_receipts_of_a_member_are_doubted() {
+pub fn only_drawn_receipts_of_a_member_are_doubted() {
     let mut n = network();
     let p = panel(&mut n);
     p.audit(&mut n);
@@ -328,7 +322,7 @@ fn only_drawn_receipts_of_a_member_are_doubted() {
 }
 
 #[test]
-fn a_refused_record_is_demanded_by_its_auditor_alone() {
+pub fn a_refused_record_is_demanded_by_its_auditor_alone() {
     let mut n = network();
     let p = panel(&mut n);
     let objections = n.parts.at.objections;
@@ -370,7 +364,7 @@ fn a_refused_record_is_demanded_by_its_auditor_alone() {
 }
 
 #[test]
-fn a_seat_counts_from_the_next_epoch_and_a_left_one_is_not_given_away_at_once() {
+pub fn a_seat_counts_from_the_next_epoch_and_a_left_one_is_not_given_away_at_once() {
     let mut n = network();
     let p = panel(&mut n);
     let audits = n.parts.at.audits;

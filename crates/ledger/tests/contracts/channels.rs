@@ -1,14 +1,14 @@
 //! Vouchers, claims, and both sides' exits.
 
 use alloy_primitives::{Address, U256, keccak256};
+use assay_chain::scratch::CHAIN_ID;
 use assay_ledger::contracts::{Channels, Vault};
-use assay_ledger::evm::CHAIN_ID;
 use assay_ledger::voucher;
 
 use crate::network::{Actor, DOLLAR, Network, PROVIDER};
 
 #[test]
-fn ids_and_vouchers_hash_as_the_contract_says() {
+pub fn ids_and_vouchers_hash_as_the_contract_says() {
     let mut n = Network::new();
     let (payer, receiver) = (Actor::named("payer"), Actor::named("receiver"));
     let (channels, config) = (n.parts.at.channels, n.config(&payer, &receiver, 3));
@@ -20,7 +20,7 @@ fn ids_and_vouchers_hash_as_the_contract_says() {
 }
 
 #[test]
-fn claims_are_cumulative_partial_and_batched() {
+pub fn claims_are_cumulative_partial_and_batched() {
     let mut n = Network::new();
     let channels = n.parts.at.channels;
     let payer = n.rich("payer", 100);
@@ -47,7 +47,7 @@ fn claims_are_cumulative_partial_and_batched() {
 }
 
 #[test]
-fn a_voucher_pays_no_more_than_there_is_and_only_with_its_signature() {
+pub fn a_voucher_pays_no_more_than_there_is_and_only_with_its_signature() {
     let mut n = Network::new();
     let channels = n.parts.at.channels;
     let payer = n.rich("payer", 100);
@@ -70,7 +70,7 @@ fn a_voucher_pays_no_more_than_there_is_and_only_with_its_signature() {
 }
 
 #[test]
-fn the_payers_exit_leaves_the_receiver_time_to_claim() {
+pub fn the_payers_exit_leaves_the_receiver_time_to_claim() {
     let mut n = Network::new();
     let channels = n.parts.at.channels;
     let payer = n.rich("payer", 100);
@@ -93,7 +93,7 @@ fn the_payers_exit_leaves_the_receiver_time_to_claim() {
 }
 
 #[test]
-fn authorizers_sign_claims_and_refunds() {
+pub fn authorizers_sign_claims_and_refunds() {
     let mut n = Network::new();
     let channels = n.parts.at.channels;
     let payer = n.rich("payer", 100);
@@ -132,7 +132,7 @@ fn authorizers_sign_claims_and_refunds() {
 }
 
 #[test]
-fn a_providers_claims_go_to_its_escrow_and_others_to_their_balance() {
+pub fn a_providers_claims_go_to_its_escrow_and_others_to_their_balance() {
     let mut n = Network::new();
     let payer = n.rich("payer", 100);
     let (provider, gateway) = (n.rich("provider", 0), n.rich("gateway", 0));
@@ -149,7 +149,7 @@ fn a_providers_claims_go_to_its_escrow_and_others_to_their_balance() {
 }
 
 #[test]
-fn a_deposit_needs_the_right_token_and_delay() {
+pub fn a_deposit_needs_the_right_token_and_delay() {
     let mut n = Network::new();
     let payer = n.rich("payer", 100);
     let receiver = Actor::named("receiver");

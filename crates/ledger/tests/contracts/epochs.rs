@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use alloy_primitives::{B256, U256};
+use assay_chain::scratch::header;
 use assay_core::merkle;
 use assay_core::receipt::Receipt;
 use assay_ledger::contracts::{Channels, Epochs, Objections, Registry};
-use assay_ledger::evm::header;
 
 use crate::network::{Actor, DOLLAR, Network, PROVIDER, Posted, b, receipt, signed, some};
 
@@ -56,7 +56,7 @@ impl Market {
 }
 
 #[test]
-fn receipts_hash_as_the_contract_says() {
+pub fn receipts_hash_as_the_contract_says() {
     let mut n = Network::new();
     let m = market(&mut n, DOLLAR);
     let posted = m.posted(&n, 0, 5, 0);
@@ -75,7 +75,7 @@ fn receipts_hash_as_the_contract_says() {
 }
 
 #[test]
-fn posting_has_its_time_and_its_order() {
+pub fn posting_has_its_time_and_its_order() {
     let mut n = Network::new();
     let m = market(&mut n, 10 * DOLLAR);
     let first = m.posted(&n, 7, 5, 0);
@@ -102,7 +102,7 @@ fn posting_has_its_time_and_its_order() {
 }
 
 #[test]
-fn the_beacon_is_of_a_block_that_nobody_chose() {
+pub fn the_beacon_is_of_a_block_that_nobody_chose() {
     let mut n = Network::new();
     let epochs = n.parts.at.epochs;
     let anyone = Actor::named("anyone");
@@ -132,7 +132,7 @@ fn the_beacon_is_of_a_block_that_nobody_chose() {
 }
 
 #[test]
-fn fees_are_split_to_the_unit() {
+pub fn fees_are_split_to_the_unit() {
     let mut n = Network::new();
     let m = market(&mut n, 10 * DOLLAR);
     n.end_epoch(0);
@@ -188,7 +188,7 @@ fn fees_are_split_to_the_unit() {
 }
 
 #[test]
-fn stake_that_answers_for_an_open_epoch_does_not_leave() {
+pub fn stake_that_answers_for_an_open_epoch_does_not_leave() {
     let mut n = Network::new();
     let m = market(&mut n, 10 * DOLLAR);
     let (registry, epochs) = (n.parts.at.registry, n.parts.at.epochs);
@@ -219,7 +219,7 @@ fn conflict(x: &Receipt, y: &Receipt, n: &Network, by: &Actor) -> Objections::pr
 }
 
 #[test]
-fn two_truths_strike_and_payers_get_their_fees_back() {
+pub fn two_truths_strike_and_payers_get_their_fees_back() {
     let mut n = Network::new();
     let m = market(&mut n, 10 * DOLLAR);
     let (objections, epochs) = (n.parts.at.objections, n.parts.at.epochs);
@@ -301,7 +301,7 @@ fn two_truths_strike_and_payers_get_their_fees_back() {
 }
 
 #[test]
-fn a_receipt_left_out_and_a_false_count_strike() {
+pub fn a_receipt_left_out_and_a_false_count_strike() {
     for miscount in [false, true] {
         let mut n = Network::new();
         let m = market(&mut n, 10 * DOLLAR);
@@ -345,7 +345,7 @@ fn a_receipt_left_out_and_a_false_count_strike() {
 }
 
 #[test]
-fn a_batch_out_of_order_has_a_leaf_that_cannot_be_opened() {
+pub fn a_batch_out_of_order_has_a_leaf_that_cannot_be_opened() {
     let mut n = Network::new();
     let m = market(&mut n, 10 * DOLLAR);
     let objections = n.parts.at.objections;
@@ -376,7 +376,7 @@ fn a_batch_out_of_order_has_a_leaf_that_cannot_be_opened() {
 }
 
 #[test]
-fn a_demand_holds_the_epoch_and_pays_for_its_answer() {
+pub fn a_demand_holds_the_epoch_and_pays_for_its_answer() {
     let mut n = Network::new();
     let m = market(&mut n, 10 * DOLLAR);
     let (objections, epochs) = (n.parts.at.objections, n.parts.at.epochs);
@@ -404,7 +404,7 @@ fn a_demand_holds_the_epoch_and_pays_for_its_answer() {
 }
 
 #[test]
-fn only_the_dispute_contract_holds_and_not_for_ever() {
+pub fn only_the_dispute_contract_holds_and_not_for_ever() {
     let mut n = Network::new();
     let m = market(&mut n, 10 * DOLLAR);
     let epochs = n.parts.at.epochs;
@@ -412,10 +412,12 @@ fn only_the_dispute_contract_holds_and_not_for_ever() {
     let posted = m.posted(&n, 0, 6, 0);
     n.post(&m.provider, 0, &posted).unwrap();
     let (_, fixed) = n.draw(0);
-    let hold = Epochs::holdCall { provider: m.provider.address, epoch: 0 };
+    let hold_at = |sequence| Epochs::holdCall { provider: m.provider.address, epoch: 0, sequence };
+    let hold = hold_at(5);
     assert!(n.send(&m.payer, epochs, hold.clone()).unwrap_err().is::<Epochs::NotAuthorised>());
     let disputes = n.disputes.clone();
     n.chain.warp(fixed + 14_400);
+    assert!(!n.send(&disputes, epochs, hold_at(6)).unwrap().value, "that number is in no batch yet");
     assert!(n.send(&disputes, epochs, hold.clone()).unwrap().value);
     n.chain.mine(1, 1);
     assert!(!n.send(&disputes, epochs, hold).unwrap().value, "objections are over");
@@ -424,7 +426,7 @@ fn only_the_dispute_contract_holds_and_not_for_ever() {
 }
 
 #[test]
-fn who_has_nothing_at_stake_posts_few_receipts() {
+pub fn who_has_nothing_at_stake_posts_few_receipts() {
     let mut n = Network::new();
     let m = market(&mut n, 500 * DOLLAR);
     let (registry, epochs) = (n.parts.at.registry, n.parts.at.epochs);

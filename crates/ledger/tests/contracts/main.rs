@@ -5,9 +5,17 @@
 
 mod audits;
 mod channels;
+mod cheats;
+#[path = "../deployed/mod.rs"]
+mod deployed;
 mod epochs;
 mod gas;
 mod network;
 mod properties;
 mod registry;
+#[path = "../report/mod.rs"]
+mod report;
 mod retrieval;
+mod serving;
+mod tokens;
+mod wallets;

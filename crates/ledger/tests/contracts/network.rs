@@ -1,26 +1,34 @@
 //! A deployment with money in many hands, and short words for what they do.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use alloy_primitives::{Address, B256, Bytes, U256, keccak256};
 use alloy_signer::SignerSync;
 use alloy_signer_local::PrivateKeySigner;
 use alloy_sol_types::SolCall;
+use assay_chain::scratch::{CHAIN_ID, Done, Failure, Scratch, header};
 use assay_core::id::{DigestRoot, Hash, ModelRoot, NodeAddress, Nonce, RequestHash, TranscriptRoot};
 use assay_core::merkle::{self, Proof};
 use assay_core::receipt::{Domain, Receipt};
 use assay_ledger::contracts::{
     Audits, Channels, Directory, Epochs, Objections, Registry, TestToken, Vault, channel_id,
 };
-use assay_ledger::deployment::{Deployment, deploy, deploy_test_token};
-use assay_ledger::evm::{CHAIN_ID, Chain, Done, Failure, header};
+use assay_ledger::deployment::Deployment;
 use assay_ledger::voucher;
+
+use crate::deployed::{deploy, deploy_test_token};
 
 pub const DOLLAR: u64 = 1_000_000;
 pub const START: u64 = 1_800_000_000;
 pub const PROVIDER: u8 = 1;
 pub const HOST: u8 = 2;
 pub const AUDITOR: u8 = 4;
+
+thread_local! {
+    /// The most that an action has cost on this thread.
+    pub static GAS: RefCell<BTreeMap<String, u64>> = const { RefCell::new(BTreeMap::new()) };
+}
 
 /// A key and its address.
 #[derive(Clone, Debug)]
@@ -67,13 +75,11 @@ pub fn parameters() -> Directory::Parameters {
 
 /// A chain with a deployment.
 pub struct Network {
-    pub chain: Chain,
+    pub chain: Scratch,
     pub parts: Deployment,
     pub p: Directory::Parameters,
     pub treasury: Address,
     pub disputes: Actor,
-    /// Gas of the last call of each action.
-    pub gas: BTreeMap<&'static str, u64>,
     /// Everyone who may have a balance.
     pub accounts: Vec<Address>,
 }
@@ -83,16 +89,36 @@ impl Network {
         Self::with(parameters(), 0)
     }
 
+    /// An account stands for the dispute contract.
     pub fn with(p: Directory::Parameters, token_fee_ppm: u32) -> Self {
-        let mut chain = Chain::new(START);
+        let mut chain = Scratch::new(START);
         let deployer = Actor::named("deployer").address;
         let token = deploy_test_token(&mut chain, deployer, token_fee_ppm).unwrap();
-        let (treasury, disputes) = (Actor::named("treasury").address, Actor::named("disputes"));
-        let parts = deploy(&mut chain, deployer, token, treasury, disputes.address, p.clone()).unwrap();
+        Self::over(chain, token, p, Some(Actor::named("disputes").address))
+    }
+
+    /// With the contracts of disputes.
+    pub fn with_disputes(p: Directory::Parameters) -> Self {
+        let mut chain = Scratch::new(START);
+        let token = deploy_test_token(&mut chain, Actor::named("deployer").address, 0).unwrap();
+        Self::over(chain, token, p, None)
+    }
+
+    /// On a chain that has the token.
+    pub fn over(
+        mut chain: Scratch,
+        token: Address,
+        p: Directory::Parameters,
+        disputes: Option<Address>,
+    ) -> Self {
+        let deployer = Actor::named("deployer").address;
+        let (treasury, stand_in) = (Actor::named("treasury").address, Actor::named("disputes"));
+        let parts = deploy(&mut chain, deployer, token, treasury, disputes, p.clone()).unwrap();
+        let disputes = stand_in;
         let at = &parts.at;
         let accounts = vec![
             treasury,
-            disputes.address,
+            at.disputes,
             at.registry,
             at.channels,
             at.epochs,
@@ -100,7 +126,7 @@ impl Network {
             at.audits,
             at.retrieval,
         ];
-        Network { chain, parts, p, treasury, disputes, gas: BTreeMap::new(), accounts }
+        Network { chain, parts, p, treasury, disputes, accounts }
     }
 
     pub fn send<C: SolCall>(
@@ -119,9 +145,27 @@ impl Network {
         call: C,
     ) -> Result<Done<C::Return>, Failure> {
         let done = self.chain.send(from, to, &call)?;
-        let name = C::SIGNATURE.split('(').next().unwrap();
-        self.gas.insert(name, done.gas);
+        self.note(to, C::SIGNATURE.split('(').next().unwrap(), done.gas);
         Ok(done)
+    }
+
+    fn note(&self, to: Address, action: &str, gas: u64) {
+        let at = &self.parts.at;
+        let parts = [
+            (at.vault, "Vault"),
+            (at.registry, "Registry"),
+            (at.channels, "Channels"),
+            (at.epochs, "Epochs"),
+            (at.objections, "Objections"),
+            (at.audits, "Audits"),
+            (at.retrieval, "Retrieval"),
+            (at.disputes, "Disputes"),
+        ];
+        let Some((_, part)) = parts.iter().find(|(part, _)| *part == to) else { return };
+        GAS.with_borrow_mut(|all| {
+            let most = all.entry(format!("{part}.{action}")).or_default();
+            *most = gas.max(*most);
+        });
     }
 
     /// An actor with `dollars` in the vault, and none elsewhere.
@@ -149,6 +193,17 @@ impl Network {
         let held: u64 = self.chain.read(token, &TestToken::balanceOfCall { account: vault }).unwrap().to();
         assert_eq!(sum, total, "balances and their total");
         assert_eq!(total, held, "the total and the vault's tokens");
+    }
+
+    // ---- accusations
+
+    /// What the dispute contract does when an accused contests, done by the account that stands for it.
+    pub fn contest(&mut self, id: B256, by: &Actor) -> Result<(), Failure> {
+        let (vault, audits, disputes) = (self.parts.at.vault, self.parts.at.audits, self.disputes.clone());
+        let amount = U256::from(self.p.stakes.accusationBond);
+        self.send(&disputes, audits, Audits::contestCall { id, caller: by.address })?;
+        self.send(&disputes, vault, Vault::takeCall { from: by.address, amount })?;
+        self.send(&disputes, vault, Vault::giveCall { to: audits, amount }).map(|_| ())
     }
 
     // ---- nodes

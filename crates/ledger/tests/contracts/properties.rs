@@ -4,11 +4,12 @@
 use std::collections::BTreeMap;
 
 use alloy_primitives::{Address, B256, Bytes, U256};
+use assay_chain::scratch::{CHAIN_ID, header};
 use assay_core::id::Hash;
 use assay_core::merkle;
 use assay_core::receipt::Receipt;
 use assay_ledger::contracts::{Audits, Channels, Epochs, Objections, Registry, Retrieval, Vault};
-use assay_ledger::evm::header;
+use assay_ledger::retrieval::Fetch;
 
 use crate::network::{
     AUDITOR, Actor, DOLLAR, HOST, Network, PROVIDER, Posted, audit_tree, b, core_hash, parameters, receipt,
@@ -18,6 +19,8 @@ use crate::network::{
 const STEPS: usize = 220;
 const ROYALTY_PPM: u64 = 50_000;
 const HOSTS_PPM: u64 = 30_000;
+/// `Retrieval.FRACTION_BITS`.
+pub const PARTS_BITS: u32 = 56;
 
 /// SplitMix64.
 struct Draws(u64);
@@ -160,7 +163,7 @@ impl World {
     // ---- steps
 
     fn step(&mut self) {
-        match self.draws.below(24) {
+        match self.draws.below(27) {
             0 | 1 => self.fund(),
             2 | 3 => self.claim(),
             4..=6 => self.answer_requests(),
@@ -177,6 +180,7 @@ impl World {
             20 => self.exit_channel(),
             21 => self.host(),
             22 => self.cheat(),
+            23..=25 => self.fetching(),
             _ => self.money(),
         }
     }
@@ -483,7 +487,11 @@ impl World {
         let accused = self.auditors.iter().find(|a| a.address == self.batches[i].auditors[member]).cloned();
         match self.draws.below(4) {
             0 => self.call(&anyone, audits, Audits::acquitCall { id, proof }),
-            1 => self.call(&accused.unwrap(), audits, Audits::contestCall { id }),
+            1 => {
+                let done = self.n.contest(id, &accused.unwrap()).is_ok();
+                *self.happened.entry("contest").or_default() += u64::from(done);
+                done
+            }
             2 => {
                 let disputes = self.n.disputes.clone();
                 let accuserIsRight = self.draws.below(2) == 0;
@@ -567,11 +575,62 @@ impl World {
         }
     }
 
+    /// A host collects what a provider's fetching has earned it, or the provider signs that it fetched from it, now and then no more
+    /// than before.
+    fn fetching(&mut self) {
+        let (retrieval, anyone) = (self.n.parts.at.retrieval, self.anyone.clone());
+        let host = self.hosts[self.draws.below(2)].clone();
+        let provider = self.providers[self.draws.below(2)].clone();
+        if self.draws.below(2) == 0 {
+            let (host, provider) = (host.address, provider.address);
+            let (modelRoot, listing): (B256, _) = (some("model").into(), self.author.address);
+            let had = self.n.balance(host);
+            let call = Retrieval::collectServedCall { host, modelRoot, listing, provider };
+            assert!(self.call(&anyone, retrieval, call));
+            if self.n.balance(host) > had {
+                *self.happened.entry("paid for serving").or_default() += 1;
+            }
+            return;
+        }
+        let fetch = Fetch {
+            downloader: provider.address,
+            host: host.address,
+            modelRoot: some("model").into(),
+            listing: self.author.address,
+            bytesFetched: self.draws.next() >> (8 + self.draws.below(56)),
+        };
+        let domain = assay_ledger::retrieval::domain(CHAIN_ID, retrieval);
+        let signature = provider.sign(assay_ledger::retrieval::fetch_hash(&fetch, &domain));
+        self.call(&anyone, retrieval, Retrieval::servedCall { fetch, signature });
+    }
+
+    /// What the sources of all providers are owed, in parts of a unit: exactly what the contract has for them.
+    fn owed_to_sources(&mut self) -> u128 {
+        let at = self.n.parts.at.retrieval;
+        let (modelRoot, listing): (B256, _) = (some("model").into(), self.author.address);
+        let mut owed = 0;
+        for provider in self.providers.clone() {
+            let provider = provider.address;
+            let all = Retrieval::sourcesOfCall { modelRoot, listing, provider };
+            let all = self.n.chain.read(at, &all).unwrap();
+            owed += u128::from(all.dust);
+            let mut bytes = 0;
+            for host in self.hosts.clone() {
+                let call = Retrieval::sourceOfCall { host: host.address, modelRoot, listing, provider };
+                let source = self.n.chain.read(at, &call).unwrap();
+                owed += source.earned + u128::from(source.bytesFetched) * (all.perByte - source.seen);
+                bytes += source.bytesFetched;
+            }
+            assert_eq!(bytes, all.bytesFetched, "bytes");
+        }
+        owed
+    }
+
     /// Seldom: a provider signs two truths, loses a dispute, or loses part of its stake; then refunds.
     fn cheat(&mut self) {
         let registry = self.n.parts.at.registry;
         let anyone = self.anyone.clone();
-        match self.draws.below(24) {
+        match self.draws.below(27) {
             0 => {
                 let who = self.providers[self.draws.below(2)].clone();
                 let x = receipt(&who, 1 << 40, some("model"), 1, B256::ZERO, 0);
@@ -697,7 +756,8 @@ impl World {
             let open = p.since.to::<u64>() != 0 && p.until.to::<u64>() == 0;
             earned += u128::from(p.earned) + if open { pool.perPledge - p.seen } else { 0 };
         }
-        assert_eq!(u128::from(self.n.balance(at.retrieval)), earned, "hosts");
+        let parts = (earned << PARTS_BITS) + self.owed_to_sources();
+        assert_eq!(u128::from(self.n.balance(at.retrieval)) << PARTS_BITS, parts, "hosts");
     }
 
     /// What the epochs contract owes: pots, open batches or what is left of them to refund, shares and auditors' parts not paid yet.
@@ -749,8 +809,12 @@ impl World {
             assert_ne!(self.n.beacon(epoch).1, 0, "a beacon");
         }
         self.n.chain.mine(1, 30_000);
+        let disputes = self.n.disputes.clone();
         for (id, ..) in self.accusations.clone() {
             self.call(&anyone, at.audits, Audits::lapseCall { id });
+            // A dispute always ends.
+            let accuserIsRight = self.draws.below(2) == 0;
+            self.call(&disputes, at.audits, Audits::ruledCall { id, accuserIsRight });
         }
         for i in 0..self.batches.len() {
             self.pay_members(i);
@@ -778,6 +842,11 @@ impl World {
             let by = self.hosts.iter().find(|h| h.address == host).unwrap().clone();
             self.call(&by, at.retrieval, Retrieval::collectCall { host, modelRoot, listing });
             self.call(&by, at.retrieval, Retrieval::unpledgeCall { host, modelRoot, listing });
+            for provider in self.providers.clone() {
+                let provider = provider.address;
+                let call = Retrieval::collectServedCall { host, modelRoot, listing, provider };
+                assert!(self.call(&by, at.retrieval, call));
+            }
         }
         for (i, auditor) in self.auditors.clone().into_iter().enumerate() {
             let slots = vec![U256::from(2 * i), U256::from(2 * i + 1)];
@@ -815,7 +884,9 @@ impl World {
             assert_eq!(self.n.balance(part), 0, "an empty part");
         }
         assert_eq!(self.n.balance(at.epochs), pots, "only pots without receipts");
-        assert_eq!(self.n.balance(at.retrieval), 0, "hosts have theirs");
+        // Each source leaves less than a unit, and so does what did not divide.
+        let sources = (self.providers.len() * (self.hosts.len() + 1)) as u64;
+        assert!(self.n.balance(at.retrieval) < sources, "hosts have theirs");
     }
 }
 
@@ -866,6 +937,9 @@ fn money_is_conserved_and_everyone_can_leave() {
             "unpledge",
             "answer",
             "proveFailure",
+            "served",
+            "collectServed",
+            "paid for serving",
             "strike",
             "slash",
             "proveConflict",

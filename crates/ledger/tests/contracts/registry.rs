@@ -6,7 +6,7 @@ use assay_ledger::contracts::{Audits, Registry, TestToken, Vault};
 use crate::network::{AUDITOR, Actor, DOLLAR, Network, PROVIDER, some};
 
 #[test]
-fn nobody_enrols_anothers_key() {
+pub fn nobody_enrols_anothers_key() {
     let mut n = Network::new();
     let registry = n.parts.at.registry;
     let (owner, key, thief) = (Actor::named("owner"), Actor::named("key"), Actor::named("thief"));
@@ -34,7 +34,7 @@ fn nobody_enrols_anothers_key() {
 }
 
 #[test]
-fn stake_leaves_after_its_time_and_not_before() {
+pub fn stake_leaves_after_its_time_and_not_before() {
     let mut n = Network::new();
     let registry = n.parts.at.registry;
     let owner = n.rich("owner", 100);
@@ -59,7 +59,7 @@ fn stake_leaves_after_its_time_and_not_before() {
 }
 
 #[test]
-fn only_the_fixed_parts_slash_and_only_parts_move_balances() {
+pub fn only_the_fixed_parts_slash_and_only_parts_move_balances() {
     let mut n = Network::new();
     let (registry, vault) = (n.parts.at.registry, n.parts.at.vault);
     let owner = n.rich("owner", 10);
@@ -85,7 +85,7 @@ fn only_the_fixed_parts_slash_and_only_parts_move_balances() {
 }
 
 #[test]
-fn what_is_slashed_goes_to_the_winner_and_the_treasury() {
+pub fn what_is_slashed_goes_to_the_winner_and_the_treasury() {
     let mut n = Network::new();
     let registry = n.parts.at.registry;
     let owner = n.rich("owner", 100);
@@ -123,7 +123,7 @@ fn what_is_slashed_goes_to_the_winner_and_the_treasury() {
 }
 
 #[test]
-fn a_royalty_only_falls_and_a_root_belongs_to_no_one() {
+pub fn a_royalty_only_falls_and_a_root_belongs_to_no_one() {
     let mut n = Network::new();
     let registry = n.parts.at.registry;
     let (first, second) = (Actor::named("first"), Actor::named("second"));
@@ -145,7 +145,7 @@ fn a_royalty_only_falls_and_a_root_belongs_to_no_one() {
 }
 
 #[test]
-fn reserved_stake_stays() {
+pub fn reserved_stake_stays() {
     let mut n = Network::new();
     let (registry, audits) = (n.parts.at.registry, n.parts.at.audits);
     let auditor = n.rich("auditor", 1000);
@@ -167,7 +167,7 @@ fn reserved_stake_stays() {
 }
 
 #[test]
-fn a_token_that_takes_a_fee_breaks_nothing() {
+pub fn a_token_that_takes_a_fee_breaks_nothing() {
     let mut n = Network::with(crate::network::parameters(), 10_000);
     let owner = n.rich("owner", 100);
     assert_eq!(n.balance(owner.address), 99 * DOLLAR);
@@ -181,4 +181,32 @@ fn a_token_that_takes_a_fee_breaks_nothing() {
     n.check_money();
     let more = Vault::withdrawCall { to: owner.address, amount: U256::from(1) };
     assert!(n.send(&owner, vault, more).unwrap_err().is::<Vault::InsufficientBalance>());
+}
+
+#[test]
+pub fn nodes_say_where_they_are() {
+    let mut n = Network::new();
+    let registry = n.parts.at.registry;
+    let (node, thief) = (n.rich("node", 100), Actor::named("thief"));
+    n.enrol(&node, AUDITOR, 10 * DOLLAR);
+    let add = |roles: u8| Registry::addRolesCall { node: node.address, roles };
+    assert!(n.send(&thief, registry, add(PROVIDER)).unwrap_err().is::<Registry::NotOwner>());
+    assert!(n.send(&node, registry, add(8)).unwrap_err().is::<Registry::BadRoles>());
+    n.send(&node, registry, add(PROVIDER)).unwrap();
+    assert_eq!(n.node(node.address).roles, AUDITOR | PROVIDER);
+    let describe = |endpoint: &str| Registry::describeCall {
+        node: node.address,
+        endpoint: endpoint.into(),
+        priceList: B256::repeat_byte(1),
+    };
+    assert!(
+        n.send(&thief, registry, describe("https://thief.example")).unwrap_err().is::<Registry::NotNode>()
+    );
+    assert!(n.send(&node, registry, describe(&"a".repeat(257))).unwrap_err().is::<Registry::TooLong>());
+    n.send(&node, registry, describe("https://node.example")).unwrap();
+    let heartbeat = Registry::heartbeatCall { node: node.address };
+    assert!(n.send(&thief, registry, heartbeat.clone()).unwrap_err().is::<Registry::NotNode>());
+    n.chain.mine(1, 100);
+    n.send(&node, registry, heartbeat).unwrap();
+    assert_eq!(n.node(node.address).heartbeat.to::<u64>(), n.chain.time());
 }

@@ -3,13 +3,12 @@
 
 use std::collections::BTreeMap;
 
+use alloy_primitives::U256;
 use assay_engine::matrix::TILE_COLS;
 use assay_engine::program::{Declared, Op, Shape as TensorShape, TensorId, ValueId, ValueType};
 use assay_verify::microstep::{Cell, Choice, Extent, Source, parts_of};
 use assay_verify::trace::part::number_at;
 use assay_verify::trace::{block_of, block_range};
-
-use crate::evm::word;
 
 /// A generator of numbers.
 pub struct Random(pub u64);
@@ -141,7 +140,7 @@ impl Made {
         let mut out = Vec::new();
         for (name, bytes) in &self.items {
             out.extend_from_slice(name);
-            out.extend(word(bytes.len() as u64));
+            out.extend(U256::from(bytes.len()).to_be_bytes::<32>());
             out.extend_from_slice(bytes);
         }
         out

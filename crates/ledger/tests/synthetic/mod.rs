@@ -11,77 +11,14 @@ use assay_core::keccak::keccak256;
 use assay_core::merkle;
 use assay_core::request::Request;
 use assay_engine::artifact::opening::{ModelOpening, Part as Content, Way};
-use assay_engine::program::Head;
-use assay_engine::program::{Checked, Declared, Op, Program, Reach, Shape as TensorShape, Tensor};
-use assay_engine::semantics::scale::Scale;
+use assay_engine::program::{Checked, Declared, Program, Shape as TensorShape};
 use assay_verify::dispute::proof::{IdsLeaf, Proof, TraceLeaf};
-use assay_verify::dispute::{Claim, Descent, Pick, Referee, Stage, Statement, first_heights};
-use assay_verify::microstep::{Cell, Choice, Extent, Rule, fold, map, parts_of, rule};
+use assay_verify::dispute::{Claim, Descent, Party, Pick, Referee, Stage, Statement, Tree, cover};
+use assay_verify::microstep::{Cell, Choice, Extent, Rule, choice_parts, fold, map, parts, parts_of, rule};
 use assay_verify::trace::part::Shape;
 use assay_verify::trace::{block_count, block_of, block_range, carry, operation};
 
 use crate::made::{Made, Random, name};
-
-/// Llama-3.1-8B's shape: 32 layers of 4096 numbers, 128 256 token ids.
-pub fn eight_billion() -> Program {
-    let (d, q, kv, ff, vocabulary) = (4096, 4096, 1024, 14_336, 128_256);
-    let mut tensors = Vec::new();
-    let mut tensor = |name: String, shape| {
-        tensors.push(Tensor { name, shape });
-        tensors.len() as u16 - 1
-    };
-    let matrix = |rows, cols| TensorShape::Matrix { rows, cols, shift: 30 };
-    let embed = tensor("model.embed_tokens.weight".into(), matrix(vocabulary, d));
-    let head = tensor("lm_head.weight".into(), matrix(vocabulary, d));
-    let mut layers = Vec::new();
-    for l in 0..32 {
-        let of = |what: &str| format!("model.layers.{l}.{what}.weight");
-        layers.push([
-            tensor(of("self_attn.qkv_proj"), matrix(q + 2 * kv, d)),
-            tensor(of("self_attn.o_proj"), matrix(d, q)),
-            tensor(of("mlp.gate_up_proj"), matrix(2 * ff, d)),
-            tensor(of("mlp.down_proj"), matrix(d, ff)),
-        ]);
-    }
-    let rotary = tensor("rotary".into(), TensorShape::Rotary { positions: 8192, pairs: 64 });
-    let silu = tensor("silu".into(), TensorShape::Table);
-    let mut ops = vec![Op::Embed { table: embed }];
-    let mut push = |op| {
-        ops.push(op);
-        ops.len() as u16 - 1
-    };
-    let mut x = 0;
-    for (layer, [qkv, out, gate_up, down]) in (0..).zip(layers) {
-        let n = push(Op::RmsNorm { x, epsilon: 1 });
-        let a = push(Op::Quantise { x: n, offset: 0, len: d, groups: 1 });
-        let m = push(Op::MatMul { weights: qkv, x: a });
-        let r = push(Op::Rotary { x: m, offset: 0, heads: 32, head_dim: 128, table: rotary });
-        let s = push(Op::Rotary { x: m, offset: q, heads: 8, head_dim: 128, table: rotary });
-        let queries = push(Op::Quantise { x: r, offset: 0, len: q, groups: 32 });
-        let k = push(Op::Quantise { x: s, offset: 0, len: kv, groups: 8 });
-        let v = push(Op::Quantise { x: m, offset: q + kv, len: kv, groups: 8 });
-        let (heads, kv_heads, head_dim, reach, cap) = (32, 8, 128, Reach::Past, None);
-        let scale = Scale::power(-3);
-        let q = queries;
-        let a = push(Op::Attend { q, k, v, layer, reach, heads, kv_heads, head_dim, scale, cap, frac: 20 });
-        let a = push(Op::Quantise { x: a, offset: 0, len: d, groups: 1 });
-        let y = push(Op::MatMul { weights: out, x: a });
-        x = push(Op::Add { x, y });
-        let n = push(Op::RmsNorm { x, epsilon: 1 });
-        let a = push(Op::Quantise { x: n, offset: 0, len: d, groups: 1 });
-        let m = push(Op::MatMul { weights: gate_up, x: a });
-        let g = push(Op::Gate { x: m, gate: 0, up: ff, len: ff, table: silu });
-        let a = push(Op::Quantise { x: g, offset: 0, len: ff, groups: 1 });
-        let y = push(Op::MatMul { weights: down, x: a });
-        x = push(Op::Add { x, y });
-    }
-    let n = push(Op::RmsNorm { x, epsilon: 1 });
-    let hidden = push(Op::Quantise { x: n, offset: 0, len: d, groups: 1 });
-    let m = push(Op::MatMul { weights: head, x: hidden });
-    let logits = push(Op::Fix { x: m, offset: 0, len: vocabulary, frac: 16 });
-    let head = Head::Tokens { hidden, logits };
-    Program { context: 8192, vocabulary, residual_frac: 16, tensors, ops, head }
-}
 
 /// A dispute over one number.
 pub struct Synthetic {
@@ -98,6 +35,8 @@ pub struct Synthetic {
     tensors: BTreeMap<u16, Vec<Vec<Hash>>>,
     /// Of the steps that are read: leaves of each part.
     steps: BTreeMap<(u32, u16), Vec<Vec<Hash>>>,
+    /// Of each step of the disputed block the roots of its parts, and its commitment.
+    step_roots: Vec<Vec<Hash>>,
     step_leaves: Vec<Hash>,
     carried: BTreeMap<u32, Vec<Hash>>,
     carries: Vec<Hash>,
@@ -118,12 +57,14 @@ fn leaves(random: &mut Random, count: usize, known: impl Iterator<Item = (usize,
 }
 
 impl Synthetic {
-    /// Over a number of `program` in an answer to `request` of so many tokens; `None` if what was made up has no number there.
+    /// Over a number of `program` in an answer to `request` of so many tokens, about which `right` is right; `None` if what was made up has no
+    /// number there.
     pub fn new(
         program: Program,
         request: &Request,
         (prompt, output): (u32, u32),
         target: Cell,
+        right: Party,
         seed: u64,
     ) -> Option<Synthetic> {
         let checked = program.check().unwrap();
@@ -176,6 +117,7 @@ impl Synthetic {
             statements: vec![],
             tensors: BTreeMap::new(),
             steps: BTreeMap::new(),
+            step_roots: vec![],
             step_leaves: vec![],
             carried: BTreeMap::new(),
             carries: vec![],
@@ -189,7 +131,16 @@ impl Synthetic {
         s.made.choice.seed = s.statement.seed();
         s.made.items.remove(&name(8, [0; 4]));
         let value = s.read()?;
-        s.write(value);
+        match right {
+            Party::Defender => s.write(value),
+            Party::Challenger => {
+                s.write(value ^ 1);
+                // The run that the defender opens follows.
+                if let Some(after) = s.partials.get_mut(s.run as usize) {
+                    *after = value;
+                }
+            }
+        }
         s.trace();
         s.transcribe();
         Some(s)
@@ -369,12 +320,18 @@ impl Synthetic {
             self.step(*block, *step);
         }
         let ops = self.checked.program().ops.len();
-        let known: Vec<(usize, Hash)> = wanted
-            .iter()
-            .filter(|(b, _)| *b == here)
-            .map(|(b, s)| (usize::from(*s), operation(&self.roots(*b, *s))))
+        let mut counts: Vec<usize> = (0..ops as u16)
+            .map(|op| self.checked.declared(op).unwrap())
+            .map(|d| parts(&d.op, d.made, d.attended).len())
             .collect();
-        self.step_leaves = leaves(&mut self.random, ops + 2, known.into_iter());
+        counts.extend(choice_parts(&self.made.choice, self.made.extent.vocabulary).map(|specs| specs.len()));
+        for (step, count) in (0u16..).zip(counts) {
+            self.step_roots.push(match self.steps.contains_key(&(here, step)) {
+                true => self.roots(here, step),
+                false => (0..count).map(|_| hash(&mut self.random)).collect(),
+            });
+        }
+        self.step_leaves = self.step_roots.iter().map(|roots| operation(roots)).collect();
         let carried = self.checked.program().carried();
         for block in 0..block_count(self.statement.positions()) {
             let all: Vec<Hash> = carried
@@ -388,6 +345,19 @@ impl Synthetic {
             self.carries.push(carry(&all));
             self.carried.insert(block, all);
         }
+    }
+
+    /// Carries something else than the steps make.
+    pub fn carry_otherwise(&mut self) {
+        let here = block_of(self.target.position);
+        let all = self.carried.get_mut(&here).unwrap();
+        all[0] = hash(&mut self.random);
+        self.carries[here as usize] = carry(all);
+    }
+
+    /// What shows that it does.
+    pub fn carry_pick(&self) -> Pick {
+        Pick::Carry(cover::show(&self.step_leaves, &self.checked.program().carried()).unwrap())
     }
 
     fn transcribe(&mut self) {
@@ -415,35 +385,31 @@ impl Synthetic {
     /// What the defender says.
     pub fn claim(&self, referee: &Referee) -> Option<Claim> {
         let at = referee.at();
-        let bits = if referee.tree_step().is_some() { 8 } else { 7 };
         let here = block_of(self.target.position);
-        let parts = || &self.steps[&(here, self.target.op)];
+        let part = || &self.steps[&(here, self.target.op)][usize::from(self.target.part)];
         Some(match referee.stage() {
             Stage::Trace => {
-                Claim::Trace { facts: self.opening(0, None), nodes: at.nodes(at.next(bits), &self.carries) }
+                Claim::Trace { facts: self.opening(0, None), nodes: at.nodes(referee.below(), &self.carries) }
             }
-            Stage::Steps => Claim::Steps {
-                carried: self.carried[&here].clone(),
-                nodes: at.nodes(at.next(7), &self.step_leaves),
-            },
-            Stage::Nodes => {
-                let leaves = match referee.tree_step() {
-                    Some(_) => &parts()[usize::from(self.target.part)],
-                    None if referee.in_blocks() => &self.carries,
-                    None => &self.step_leaves,
-                };
-                Claim::Nodes(at.nodes(at.next(bits), leaves))
+            Stage::Steps | Stage::Nodes if referee.tree() == Tree::Steps && referee.below() == 0 => {
+                let first = at.first(0) as usize;
+                Claim::Steps(self.step_roots[first..][..at.count(0) as usize].to_vec())
             }
-            Stage::Parts => {
-                let counts: Vec<u64> = parts().iter().map(|l| l.len() as u64).collect();
-                let first = |(leaves, height): (&Vec<Hash>, u32)| {
-                    Descent::top(leaves.len() as u64).nodes(height, leaves)
+            Stage::Steps | Stage::Nodes => {
+                let leaves = match referee.tree() {
+                    Tree::Part => part(),
+                    Tree::Blocks => &self.carries,
+                    Tree::Steps => &self.step_leaves,
                 };
+                Claim::Nodes(at.nodes(referee.below(), leaves))
+            }
+            Stage::Part => {
                 let of_program = usize::from(self.target.op) < self.checked.program().ops.len();
-                Claim::Parts {
+                let top = Descent::top(part().len() as u64);
+                Claim::Part {
                     op: of_program.then(|| self.declared_op(self.target.op)),
                     terms: (!of_program).then(|| self.request.terms()),
-                    lists: parts().iter().zip(first_heights(&counts)).map(first).collect(),
+                    nodes: top.nodes(top.next(Tree::Part), part()),
                 }
             }
             Stage::Leaf => {
@@ -561,10 +527,7 @@ impl Synthetic {
                 };
                 Pick::Node(((wanted >> height) - at.first(*height)) as u32)
             }
-            Stage::PickPart(lists) => {
-                let (height, _) = lists[usize::from(c.part)];
-                Pick::Part { part: c.part, node: (place().leaf as u64 >> height) as u32 }
-            }
+            Stage::PickPart(_) => Pick::Part { step: (u64::from(c.op) - at.first(0)) as u32, part: c.part },
             Stage::PickNumber(_) => {
                 Pick::Number { index: place().at as u16, partials: self.partials.clone() }
             }
