@@ -41,7 +41,12 @@ pub(crate) async fn generate<I: Inference>(
         return Err(Refusal::Unsupported { param: "model".into(), reason });
     }
     request.check().map_err(|e| invalid(&e))?;
-    let order = Order { request, nonce: received.nonce, request_id: received.request_id.clone() };
+    let order = Order {
+        request,
+        nonce: received.nonce,
+        request_id: received.request_id.clone(),
+        caller: received.caller.clone(),
+    };
     let generation = s.inference.generate(order).await?;
     Ok((generation, Meter::new(Arc::clone(&s.metrics), card.id.clone(), received.started)))
 }

@@ -99,7 +99,7 @@ pub(crate) async fn route<I: Inference>(
 ) -> Result<Response, Refusal> {
     let received = receive(&s, request).await?;
     let parsed = parse(&received.body)?;
-    let (card, dimensions) = encoder(&s.inference.models(), &parsed.model)?;
+    let (card, dimensions) = encoder(s.inference.as_ref(), &parsed.model)?;
     if parsed.dimensions.is_some_and(|d| d > dimensions) {
         return Err(out_of_range(
             "dimensions",
@@ -110,7 +110,7 @@ pub(crate) async fn route<I: Inference>(
     let request = parsed.request(card.root);
     request.check().map_err(over_limit)?;
     let mut meter = Meter::new(Arc::clone(&s.metrics), card.id, received.started);
-    let order = EmbeddingOrder { request, request_id: received.request_id };
+    let order = EmbeddingOrder { request, request_id: received.request_id, caller: received.caller };
     let record = match s.inference.embed(order).await {
         Ok(record) => record,
         Err(refusal) => {

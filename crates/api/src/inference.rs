@@ -6,8 +6,10 @@ use std::sync::Arc;
 use assay_core::answer::AnswerRecord;
 use assay_core::embedding::{EmbeddingRecord, EmbeddingRequest, Record};
 use assay_core::id::{ModelRoot, Nonce, ReceiptId};
+use assay_core::price::Price;
 use assay_core::request::{Prompt, Request};
 use assay_core::transcript::{StopReason, Usage};
+use borsh::{BorshDeserialize, BorshSerialize};
 use tokio::sync::mpsc;
 
 use crate::Refusal;
@@ -38,6 +40,30 @@ pub trait Inference: Send + Sync + 'static {
 
     /// What it is busy with.
     fn load(&self) -> Load;
+
+    /// Models of which not everything is here yet. One that can be asked already is among [`Inference::models`] too.
+    fn arriving(&self) -> Vec<Arriving> {
+        Vec::new()
+    }
+}
+
+/// A model on its way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Arriving {
+    /// The name it will have, or has.
+    pub id: String,
+    /// What it is, as its publisher says.
+    pub root: ModelRoot,
+    /// Bytes that are here.
+    pub bytes: u64,
+    /// Bytes that it has.
+    pub size: u64,
+    /// Whether it can be asked already.
+    pub listed: bool,
+    /// Layers that the furthest pass over it has executed.
+    pub layers_executed: u32,
+    /// Layers that it has; 0 while that is not known.
+    pub layers: u32,
 }
 
 /// A model as it is listed.
@@ -65,6 +91,8 @@ pub struct ModelCard {
     pub parameters: u64,
     /// Other names it answers to.
     pub aliases: Vec<String>,
+    /// What its tokens cost; none if they are free.
+    pub price: Option<Price>,
 }
 
 /// What a model does.
@@ -79,6 +107,39 @@ pub enum Task {
     },
 }
 
+/// Who asks, and on which terms.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Caller {
+    /// The bearer key that came with the request.
+    pub key: Option<ApiKey>,
+    /// Whether the client says that it has sent this request before.
+    pub again: bool,
+    /// The most that it wants to pay for a million tokens.
+    pub ceiling: Option<Price>,
+}
+
+/// A key as it came, not checked. It is not printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ApiKey(String);
+
+impl ApiKey {
+    /// From the header's text.
+    pub fn new(text: impl Into<String>) -> ApiKey {
+        ApiKey(text.into())
+    }
+
+    /// The text.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ApiKey(…)")
+    }
+}
+
 /// A request for embeddings on its way in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EmbeddingOrder {
@@ -86,6 +147,8 @@ pub struct EmbeddingOrder {
     pub request: EmbeddingRequest,
     /// Names the HTTP request in logs.
     pub request_id: String,
+    /// Who asks.
+    pub caller: Caller,
 }
 
 /// A request on its way in.
@@ -97,6 +160,8 @@ pub struct Order {
     pub nonce: Option<Nonce>,
     /// Names the HTTP request in logs.
     pub request_id: String,
+    /// Who asks.
+    pub caller: Caller,
 }
 
 /// An answer under way. Dropping it cancels the work.
@@ -150,7 +215,7 @@ pub enum Event {
 }
 
 /// A token's probability.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct Logprob {
     /// The token.
     pub token: TokenChance,
@@ -159,7 +224,7 @@ pub struct Logprob {
 }
 
 /// A token and how likely it was.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
 pub struct TokenChance {
     /// Its bytes, which need not be whole characters.
     pub bytes: Vec<u8>,

@@ -15,12 +15,14 @@ mod metrics;
 mod ollama;
 mod parameters;
 mod refusal;
+pub mod relay;
 mod responses;
 mod server;
 
 pub use files::{FileOptions, FileStore, StorageError};
 pub use inference::{
-    EmbeddingOrder, Event, Generation, Inference, Load, Logprob, ModelCard, Order, Task, TokenChance,
+    ApiKey, Arriving, Caller, EmbeddingOrder, Event, Generation, Inference, Load, Logprob, ModelCard, Order,
+    Task, TokenChance,
 };
 pub use refusal::Refusal;
 pub use server::{ServerOptions, router, serve, serve_with_files};

@@ -76,7 +76,7 @@ async fn answer<I: Inference>(s: &Shared<I>, request: Request) -> Result<Respons
     let received = dialect::receive(s, request).await?;
     let body = dialect::object(&received.body)?;
     let parsed = parse::message(&body)?;
-    let card = find(&s.inference.models(), &parsed.model)?;
+    let card = find(s.inference.as_ref(), &parsed.model)?;
     let (generation, meter) = dialect::generate(s, &received, &card, parsed.request(card.root)).await?;
     let receipt = generation.receipt_id;
     let frame = Frame {
@@ -100,7 +100,7 @@ async fn count_tokens<I: Inference>(s: &Shared<I>, request: Request) -> Result<R
     let received = dialect::receive(s, request).await?;
     let body = dialect::object(&received.body)?;
     let (model, prompt) = parse::countable(&body)?;
-    let card = find(&s.inference.models(), &model)?;
+    let card = find(s.inference.as_ref(), &model)?;
     let tokens = s.inference.count_tokens(card.root, prompt).await?;
     Ok(Json(json!({"input_tokens": tokens})).into_response())
 }

@@ -12,7 +12,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use crate::Load;
+use crate::{Arriving, Load};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ModelLabel {
@@ -69,6 +69,9 @@ pub(crate) struct Metrics {
     between_tokens: Histograms,
     whole: Histograms,
     refused: Family<CodeLabel, Counter>,
+    arriving_bytes: Family<ModelLabel, Gauge>,
+    arriving_size: Family<ModelLabel, Gauge>,
+    arriving_layer: Family<ModelLabel, Gauge>,
 }
 
 fn seconds() -> Histogram {
@@ -92,6 +95,9 @@ impl Metrics {
             between_tokens: histograms(),
             whole: histograms(),
             refused: Family::default(),
+            arriving_bytes: Family::default(),
+            arriving_size: Family::default(),
+            arriving_layer: Family::default(),
         };
         let r = &mut m.registry;
         r.register("vllm:num_requests_running", "Requests being executed", m.running.clone());
@@ -104,10 +110,22 @@ impl Metrics {
         r.register("vllm:inter_token_latency_seconds", "Between pieces of text", m.between_tokens.clone());
         r.register("vllm:e2e_request_latency_seconds", "From request to end", m.whole.clone());
         r.register("assay_requests_refused", "Requests refused, by code", m.refused.clone());
+        r.register("assay_arriving_bytes", "Bytes here of a model on its way", m.arriving_bytes.clone());
+        r.register("assay_arriving_size", "Bytes that a model on its way has", m.arriving_size.clone());
+        let layer = "Layers that the furthest pass over a model on its way has executed";
+        r.register("assay_arriving_layer", layer, m.arriving_layer.clone());
         m
     }
 
-    pub(crate) fn text(&self, load: Load, models: &[String]) -> String {
+    pub(crate) fn text(&self, load: Load, models: &[String], arriving: &[Arriving]) -> String {
+        let gauges = [&self.arriving_bytes, &self.arriving_size, &self.arriving_layer];
+        gauges.iter().for_each(|gauge| gauge.clear());
+        for a in arriving {
+            let values = [a.bytes, a.size, u64::from(a.layers_executed)];
+            for (gauge, value) in gauges.iter().zip(values) {
+                gauge.get_or_create(&label(&a.id)).set(i64::try_from(value).unwrap_or(i64::MAX));
+            }
+        }
         let model_name = if let [one] = models { one.clone() } else { String::new() };
         let label = ModelLabel { model_name };
         self.running.get_or_create(&label).set(i64::from(load.running));

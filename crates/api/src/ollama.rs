@@ -93,10 +93,10 @@ async fn not_here() -> Response {
 }
 
 /// The model of that name, with or without the tag that Ollama adds.
-pub(crate) fn find_tagged(models: &[ModelCard], name: &str) -> Result<ModelCard, Refusal> {
-    find(models, name).or_else(|refusal| {
+pub(crate) fn find_tagged<I: Inference>(inference: &I, name: &str) -> Result<ModelCard, Refusal> {
+    find(inference, name).or_else(|refusal| {
         let plain = name.strip_suffix(":latest").ok_or(refusal)?;
-        find(models, plain)
+        find(inference, plain)
     })
 }
 
@@ -112,7 +112,7 @@ async fn answer<I: Inference>(s: &Shared<I>, shape: Shape, request: Request) -> 
     let received = dialect::receive(s, request).await?;
     let body = dialect::object(&received.body)?;
     let parsed = parse::parse(shape, &body)?;
-    let card = find_tagged(&s.inference.models(), &parsed.model)?;
+    let card = find_tagged(s.inference.as_ref(), &parsed.model)?;
     parsed.fits(&card)?;
     let Some(request) = parsed.request(&card)? else {
         // Nothing is asked: Ollama's clients load a model so, and ours are loaded.

@@ -3,10 +3,11 @@
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use borsh::{BorshDeserialize, BorshSerialize};
 use serde_json::{Value, json};
 
 /// Why a request is not answered.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize, thiserror::Error)]
 pub enum Refusal {
     /// The body is no JSON object.
     #[error("the body is not a JSON object: {reason}")]
@@ -50,7 +51,7 @@ pub enum Refusal {
         /// What was asked for.
         asked: String,
         /// What it does, and where.
-        does: &'static str,
+        does: String,
     },
     /// The prompt leaves no room.
     #[error(
@@ -67,6 +68,22 @@ pub enum Refusal {
     UnknownModel {
         /// What was asked for.
         asked: String,
+    },
+    /// The model can be asked in a moment.
+    #[error("model `{asked}` is arriving; try again in {retry_after_s} s")]
+    ModelArriving {
+        /// What was asked for.
+        asked: String,
+        /// When to come back.
+        retry_after_s: u32,
+    },
+    /// The model was served while it arrived, and did not arrive or is not what it says.
+    #[error("model `{model}` was withdrawn, and its answer has no receipt: {reason}")]
+    ModelWithdrawn {
+        /// What it was called.
+        model: String,
+        /// What happened.
+        reason: String,
     },
     /// No such receipt.
     #[error("no answer with receipt {asked} was completed here")]
@@ -110,6 +127,40 @@ pub enum Refusal {
         /// Bytes allowed.
         limit: usize,
     },
+    /// No key, or none that is taken.
+    #[error("{message}")]
+    Unauthorised {
+        /// What is wrong with it.
+        message: String,
+    },
+    /// The balance does not cover it.
+    #[error("{message}")]
+    Balance {
+        /// What there is and what is needed.
+        message: String,
+    },
+    /// A limit of the key is reached.
+    #[error("{message}")]
+    Limited {
+        /// Which.
+        message: String,
+        /// When to come back.
+        retry_after_s: u32,
+    },
+    /// Nobody offers what is asked for at this price.
+    #[error("no provider answers for model `{asked}`{terms}; try again, or ask with other terms")]
+    NoProvider {
+        /// The model.
+        asked: String,
+        /// What else was asked, or why those there are did not answer.
+        terms: String,
+    },
+    /// The provider broke off in the middle.
+    #[error("the provider broke off its answer, which costs nothing: {reason}")]
+    ProviderLost {
+        /// How.
+        reason: String,
+    },
     /// The queue is full.
     #[error("the server is busy; try again in {retry_after_s} s")]
     Busy {
@@ -139,6 +190,12 @@ impl Refusal {
             Refusal::ModelTask { .. } => ("model_task", StatusCode::BAD_REQUEST, request),
             Refusal::ContextExceeded { .. } => ("context_length_exceeded", StatusCode::BAD_REQUEST, request),
             Refusal::UnknownModel { .. } => ("model_not_found", StatusCode::NOT_FOUND, "not_found_error"),
+            Refusal::ModelArriving { .. } => {
+                ("model_arriving", StatusCode::SERVICE_UNAVAILABLE, "server_error")
+            }
+            Refusal::ModelWithdrawn { .. } => {
+                ("model_withdrawn", StatusCode::SERVICE_UNAVAILABLE, "server_error")
+            }
             Refusal::UnknownReceipt { .. } => ("receipt_not_found", StatusCode::NOT_FOUND, "not_found_error"),
             Refusal::UnknownFile { .. } => ("file_not_found", StatusCode::NOT_FOUND, "not_found_error"),
             Refusal::UnknownBatch { .. } => ("batch_not_found", StatusCode::NOT_FOUND, "not_found_error"),
@@ -146,6 +203,17 @@ impl Refusal {
             Refusal::Method { .. } => ("method_not_allowed", StatusCode::METHOD_NOT_ALLOWED, request),
             Refusal::BodyTimeout { .. } => ("body_timeout", StatusCode::REQUEST_TIMEOUT, request),
             Refusal::BodyTooLarge { .. } => ("body_too_large", StatusCode::PAYLOAD_TOO_LARGE, request),
+            Refusal::Unauthorised { .. } => {
+                ("invalid_api_key", StatusCode::UNAUTHORIZED, "authentication_error")
+            }
+            Refusal::Balance { .. } => {
+                ("insufficient_quota", StatusCode::PAYMENT_REQUIRED, "insufficient_quota")
+            }
+            Refusal::Limited { .. } => {
+                ("rate_limit_exceeded", StatusCode::TOO_MANY_REQUESTS, "rate_limit_error")
+            }
+            Refusal::NoProvider { .. } => ("no_provider", StatusCode::SERVICE_UNAVAILABLE, "server_error"),
+            Refusal::ProviderLost { .. } => ("provider_lost", StatusCode::BAD_GATEWAY, "server_error"),
             Refusal::Busy { .. } => ("busy", StatusCode::TOO_MANY_REQUESTS, "rate_limit_error"),
             Refusal::Draining => ("draining", StatusCode::SERVICE_UNAVAILABLE, "server_error"),
             Refusal::Internal { .. } => ("internal_error", StatusCode::INTERNAL_SERVER_ERROR, "server_error"),
@@ -166,7 +234,14 @@ impl Refusal {
     pub fn may_retry(&self) -> bool {
         matches!(
             self,
-            Refusal::BodyTimeout { .. } | Refusal::Busy { .. } | Refusal::Draining | Refusal::Internal { .. }
+            Refusal::BodyTimeout { .. }
+                | Refusal::Busy { .. }
+                | Refusal::ModelArriving { .. }
+                | Refusal::Limited { .. }
+                | Refusal::NoProvider { .. }
+                | Refusal::ProviderLost { .. }
+                | Refusal::Draining
+                | Refusal::Internal { .. }
         )
     }
 
@@ -196,8 +271,10 @@ impl IntoResponse for Refusal {
         let retry = if self.may_retry() { "true" } else { "false" };
         headers.insert("x-should-retry", HeaderValue::from_static(retry));
         let after = match self {
-            Refusal::Busy { retry_after_s } => Some(retry_after_s),
-            Refusal::Draining => Some(1),
+            Refusal::Busy { retry_after_s }
+            | Refusal::Limited { retry_after_s, .. }
+            | Refusal::ModelArriving { retry_after_s, .. } => Some(retry_after_s),
+            Refusal::Draining | Refusal::NoProvider { .. } => Some(1),
             _ => None,
         };
         if let Some(after) = after {

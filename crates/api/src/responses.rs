@@ -23,7 +23,7 @@ pub(crate) async fn route<I: Inference>(
 ) -> Result<Response, Refusal> {
     let received = receive(&s, request).await?;
     let asked = parse(&received.body)?;
-    let card = generator(&s.inference.models(), &asked.parsed.model)?;
+    let card = generator(s.inference.as_ref(), &asked.parsed.model)?;
     let choices = start(&s, &received, &card, asked.parsed.requests(card.root)).await?;
     let receipts = choices.receipts();
     let frame =

@@ -29,10 +29,18 @@ use crate::files::{self, Desk, FileOptions, FileStore, MaybeDesk};
 use crate::metrics::Metrics;
 use crate::parameters::{Route, parse};
 use crate::refusal::Refused;
-use crate::{Inference, ModelCard, Order, Refusal, Task, batches, embeddings, messages, ollama, responses};
+use crate::{
+    ApiKey, Arriving, Caller, Inference, ModelCard, Order, Refusal, Task, batches, embeddings, messages,
+    ollama, responses,
+};
 
 pub(crate) const RECEIPT_HEADER: HeaderName = HeaderName::from_static("x-assay-receipt");
 const NONCE_HEADER: &str = "x-assay-nonce";
+const PRICE_HEADER: &str = "x-assay-price-max";
+/// What OpenAI's clients count their retries in.
+const RETRY_HEADER: &str = "x-stainless-retry-count";
+/// When to ask again for a model whose first bytes are arriving.
+const ARRIVING_RETRY_S: u32 = 1;
 pub(crate) const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
 
 /// How the server behaves.
@@ -77,10 +85,10 @@ pub async fn serve<I: Inference>(
     options: ServerOptions,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    serve_desk(listener, inference, options, None, shutdown).await
+    serve_desk(listener, inference, options, None, Router::new(), shutdown).await
 }
 
-/// Serves, files and batches included. Batches that are not finished go on where they were; at shutdown their lines in flight are
+/// Serves, files and batches included, and `more` routes beside. Batches that are not finished go on where they were; at shutdown their lines in flight are
 /// dropped, to be asked again at the next start.
 pub async fn serve_with_files<I: Inference>(
     listener: TcpListener,
@@ -88,11 +96,12 @@ pub async fn serve_with_files<I: Inference>(
     options: ServerOptions,
     store: Arc<dyn FileStore>,
     file_options: FileOptions,
+    more: Router,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
     let patience = Duration::from_secs(options.body_s);
     let desk = Desk::open(store, file_options, patience).await.map_err(std::io::Error::other)?;
-    serve_desk(listener, inference, options, Some(desk), shutdown).await
+    serve_desk(listener, inference, options, Some(desk), more, shutdown).await
 }
 
 async fn serve_desk<I: Inference>(
@@ -100,6 +109,7 @@ async fn serve_desk<I: Inference>(
     inference: Arc<I>,
     options: ServerOptions,
     desk: MaybeDesk,
+    more: Router,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
     let server = shared(inference, options);
@@ -111,7 +121,7 @@ async fn serve_desk<I: Inference>(
         // The receiver below lives as long as the server.
         let _ = signal.send(true);
     };
-    let routes = routes(server, desk.clone());
+    let routes = routes(server, desk.clone(), more);
     let batches = desk.map(|desk| batches::run(desk, routes.clone(), stopping.clone()));
     let batches = async {
         if let Some(batches) = batches {
@@ -138,7 +148,7 @@ async fn serve_desk<I: Inference>(
 
 /// The routes alone, for tests and for embedding.
 pub fn router<I: Inference>(inference: Arc<I>, options: ServerOptions) -> Router {
-    routes(shared(inference, options), None)
+    routes(shared(inference, options), None, Router::new())
 }
 
 fn shared<I: Inference>(inference: Arc<I>, options: ServerOptions) -> Shared<I> {
@@ -153,7 +163,7 @@ fn shared<I: Inference>(inference: Arc<I>, options: ServerOptions) -> Shared<I> 
     })
 }
 
-fn routes<I: Inference>(server: Shared<I>, desk: MaybeDesk) -> Router {
+fn routes<I: Inference>(server: Shared<I>, desk: MaybeDesk, more: Router) -> Router {
     let cors = CorsLayer::permissive().expose_headers([RECEIPT_HEADER, REQUEST_ID_HEADER]);
     Router::new()
         .route("/v1/chat/completions", post(chat::<I>))
@@ -172,9 +182,10 @@ fn routes<I: Inference>(server: Shared<I>, desk: MaybeDesk) -> Router {
         .merge(files::routes(desk))
         .fallback(async |uri: Uri| Refusal::UnknownRoute { path: uri.path().to_owned() })
         .method_not_allowed_fallback(async |method: Method| Refusal::Method { method: method.to_string() })
-        .layer(from_fn_with_state(Arc::clone(&server), around::<I>))
+        .with_state(Arc::clone(&server))
+        .merge(more)
+        .layer(from_fn_with_state(server, around::<I>))
         .layer(cors)
-        .with_state(server)
 }
 
 /// Gives every response its request id and counts refusals.
@@ -217,6 +228,7 @@ pub(crate) struct Received {
     /// Whether the record goes into the answer.
     pub(crate) inline: bool,
     pub(crate) request_id: String,
+    pub(crate) caller: Caller,
     pub(crate) body: Bytes,
 }
 
@@ -228,8 +240,9 @@ pub(crate) async fn receive<I: Inference>(s: &Shared<I>, request: Request) -> Re
     }
     let request_id = request.extensions().get::<RequestId>().map(|r| r.0.clone()).unwrap_or_default();
     let (nonce, inline) = our_headers(request.headers())?;
+    let caller = caller(request.headers())?;
     let body = read_body(request.into_body(), &s.options).await?;
-    Ok(Received { started, nonce, inline, request_id, body })
+    Ok(Received { started, nonce, inline, request_id, caller, body })
 }
 
 /// Starts an answer to each request. If one is refused, all are: those already started are cancelled.
@@ -241,7 +254,12 @@ pub(crate) async fn start<I: Inference>(
 ) -> Result<Choices, Refusal> {
     let mut choices = Choices::default();
     for request in requests {
-        let order = Order { request, nonce: received.nonce, request_id: received.request_id.clone() };
+        let order = Order {
+            request,
+            nonce: received.nonce,
+            request_id: received.request_id.clone(),
+            caller: received.caller.clone(),
+        };
         let generation = s.inference.generate(order).await?;
         choices.push(generation, Meter::new(Arc::clone(&s.metrics), card.id.clone(), received.started));
     }
@@ -255,7 +273,7 @@ async fn answer_route<I: Inference>(
 ) -> Result<Response, Refusal> {
     let received = receive(&s, request).await?;
     let parsed = parse(route, &received.body)?;
-    let card = generator(&s.inference.models(), &parsed.model)?;
+    let card = generator(s.inference.as_ref(), &parsed.model)?;
     let choices = start(&s, &received, &card, parsed.requests(card.root)).await?;
     let (receipts, count) = (choices.receipts(), parsed.prompts.len() * parsed.n as usize);
     let frame = Frame {
@@ -340,6 +358,22 @@ pub(crate) fn our_headers(headers: &HeaderMap) -> Result<(Option<Nonce>, bool), 
     Ok((nonce, inline))
 }
 
+/// Who asks. OpenAI's and Ollama's clients send `Authorization: Bearer`, Anthropic's `x-api-key`.
+pub(crate) fn caller(headers: &HeaderMap) -> Result<Caller, Refusal> {
+    let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).map(str::trim);
+    let bearer = text("authorization").and_then(|v| {
+        let (scheme, key) = v.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then_some(key.trim())
+    });
+    let key = bearer.or(text("x-api-key")).filter(|key| !key.is_empty()).map(ApiKey::new);
+    let again = text(RETRY_HEADER).and_then(|count| count.parse::<u32>().ok()).is_some_and(|n| n > 0);
+    let ceiling =
+        text(PRICE_HEADER).map(str::parse).transpose().map_err(|e: assay_core::price::PriceError| {
+            Refusal::Invalid { param: PRICE_HEADER.into(), message: e.to_string() }
+        })?;
+    Ok(Caller { key, again, ceiling })
+}
+
 pub(crate) async fn read_body(body: Body, options: &ServerOptions) -> Result<Bytes, Refusal> {
     let limit = options.body_bytes_max;
     let read = tokio::time::timeout(Duration::from_secs(options.body_s), to_bytes(body, limit)).await;
@@ -359,33 +393,40 @@ pub(crate) async fn read_body(body: Body, options: &ServerOptions) -> Result<Byt
 }
 
 /// The model of that id, alias or root.
-pub(crate) fn find(models: &[ModelCard], name: &str) -> Result<ModelCard, Refusal> {
+pub(crate) fn find<I: Inference>(inference: &I, name: &str) -> Result<ModelCard, Refusal> {
     let root = name.parse().ok();
-    let found =
-        models.iter().find(|m| m.id == name || m.aliases.iter().any(|a| a == name) || Some(m.root) == root);
-    found.cloned().ok_or_else(|| Refusal::UnknownModel { asked: name.chars().take(200).collect() })
+    let is_meant =
+        |m: &ModelCard| m.id == name || m.aliases.iter().any(|a| a == name) || Some(m.root) == root;
+    if let Some(found) = inference.models().into_iter().find(is_meant) {
+        return Ok(found);
+    }
+    let asked = name.chars().take(200).collect();
+    match inference.arriving().iter().any(|m| m.id == name || Some(m.root) == root) {
+        true => Err(Refusal::ModelArriving { asked, retry_after_s: ARRIVING_RETRY_S }),
+        false => Err(Refusal::UnknownModel { asked }),
+    }
 }
 
 /// The model of that name, which must answer.
-pub(crate) fn generator(models: &[ModelCard], name: &str) -> Result<ModelCard, Refusal> {
-    let card = find(models, name)?;
+pub(crate) fn generator<I: Inference>(inference: &I, name: &str) -> Result<ModelCard, Refusal> {
+    let card = find(inference, name)?;
     match card.task {
         Task::Generate => Ok(card),
         Task::Embed { .. } => {
             let does = "makes embeddings and cannot answer: send texts to POST /v1/embeddings";
-            Err(Refusal::ModelTask { asked: card.id, does })
+            Err(Refusal::ModelTask { asked: card.id, does: does.into() })
         }
     }
 }
 
 /// The model of that name, which must make vectors, and how many numbers they have.
-pub(crate) fn encoder(models: &[ModelCard], name: &str) -> Result<(ModelCard, u32), Refusal> {
-    let card = find(models, name)?;
+pub(crate) fn encoder<I: Inference>(inference: &I, name: &str) -> Result<(ModelCard, u32), Refusal> {
+    let card = find(inference, name)?;
     match card.task {
         Task::Embed { dimensions } => Ok((card, dimensions)),
         Task::Generate => {
             let does = "answers and makes no embeddings: send conversations to POST /v1/chat/completions";
-            Err(Refusal::ModelTask { asked: card.id, does })
+            Err(Refusal::ModelTask { asked: card.id, does: does.into() })
         }
     }
 }
@@ -403,6 +444,10 @@ fn model_json(m: &ModelCard) -> Value {
     if let Task::Embed { dimensions } = m.task {
         card["dimensions"] = json!(dimensions);
     }
+    if let Some(price) = m.price {
+        let (prompt, completion) = price.per_token();
+        card["pricing"] = json!({"prompt": prompt, "completion": completion});
+    }
     card
 }
 
@@ -415,7 +460,7 @@ async fn one_model<I: Inference>(
     State(s): State<Shared<I>>,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, Refusal> {
-    Ok(Json(model_json(&find(&s.inference.models(), &id)?)))
+    Ok(Json(model_json(&find(s.inference.as_ref(), &id)?)))
 }
 
 async fn receipt<I: Inference>(
@@ -435,13 +480,21 @@ async fn health<I: Inference>(State(s): State<Shared<I>>) -> Response {
         (false, false) => (StatusCode::SERVICE_UNAVAILABLE, "not_ready"),
         (false, true) => (StatusCode::OK, "ok"),
     };
-    let body = json!({"status": status, "running": load.running, "waiting": load.waiting});
+    let mut body = json!({"status": status, "running": load.running, "waiting": load.waiting});
+    let arriving = s.inference.arriving();
+    if !arriving.is_empty() {
+        let one = |a: &Arriving| {
+            json!({"model": a.id, "root": a.root, "bytes": a.bytes, "size": a.size, "listed": a.listed,
+                   "layers_executed": a.layers_executed, "layers": a.layers})
+        };
+        body["arriving"] = arriving.iter().map(one).collect();
+    }
     (code, Json(body)).into_response()
 }
 
 async fn metrics<I: Inference>(State(s): State<Shared<I>>) -> Response {
     let models: Vec<String> = s.inference.models().into_iter().map(|m| m.id).collect();
-    let text = s.metrics.text(s.inference.load(), &models);
+    let text = s.metrics.text(s.inference.load(), &models, &s.inference.arriving());
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], text).into_response()
 }

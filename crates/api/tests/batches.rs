@@ -36,9 +36,16 @@ impl Desk {
         let (stop, stopped) = oneshot::channel::<()>();
         let shutdown = async move { drop(stopped.await) };
         let inference = Arc::new(SharedMock(Arc::clone(&mock)));
-        let serving =
-            serve_with_files(listener, inference, ServerOptions::default(), store, options, shutdown);
-        Desk { url, mock, client: reqwest::Client::new(), stop: Some(stop), task: tokio::spawn(serving) }
+        let serving = serve_with_files(
+            listener,
+            inference,
+            ServerOptions::default(),
+            store,
+            options,
+            axum::Router::new(),
+            shutdown,
+        );
+        Desk { url, mock, client: client(), stop: Some(stop), task: tokio::spawn(serving) }
     }
 
     /// Ends it as kill -9 would: nothing is finished, nothing is said.
@@ -547,4 +554,10 @@ fn a_folder_keeps_to_itself() {
     store.delete_blob("b").unwrap();
     store.delete_blob("b").unwrap();
     assert_eq!(store.blobs(), Ok(vec![]));
+}
+
+/// A client for HTTP. One that is built beside code that speaks TLS wants to know by which library, though it has no use for it.
+fn client() -> reqwest::Client {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::new()
 }

@@ -175,7 +175,9 @@ async fn models() {
     }
     assert_eq!((&card["task"], &card["parameters"]), (&json!("generate"), &json!(900)));
     assert_eq!(card["features"], json!(["tools", "structured_outputs", "logprobs"]));
+    assert_eq!(card["pricing"], json!({"prompt": "0.0000001", "completion": "0.0000004"}));
     let encoder = &list["data"][1];
+    assert_eq!(encoder.get("pricing"), None, "what is free has no price");
     assert_eq!((&encoder["task"], &encoder["dimensions"]), (&json!("embed"), &json!(4)));
     let (status, e) = error(s.get("/v1/models/other").await).await;
     assert_eq!((status, &e["code"], &e["type"]), (404, &json!("model_not_found"), &json!("not_found_error")));

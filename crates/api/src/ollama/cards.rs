@@ -109,7 +109,7 @@ pub(super) async fn show<I: Inference>(
         None => o.typed("name", "a string", Value::as_str)?,
     };
     let name = name.ok_or_else(|| Refusal::Missing { param: "model".into() })?;
-    let m = find_tagged(&s.inference.models(), name)?;
+    let m = find_tagged(s.inference.as_ref(), name)?;
     let mut info = json!({"general.architecture": ARCHITECTURE, "general.parameter_count": m.parameters,
                           "general.basename": m.id, "general.root": m.root});
     info[format!("{ARCHITECTURE}.context_length")] = json!(m.context_length);

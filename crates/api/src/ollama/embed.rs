@@ -92,7 +92,7 @@ async fn embed<I: Inference>(
     received: &Received,
     asked: Asked,
 ) -> Result<Option<std::sync::Arc<EmbeddingRecord>>, Refusal> {
-    let card = find_tagged(&s.inference.models(), &asked.model)?;
+    let card = find_tagged(s.inference.as_ref(), &asked.model)?;
     if !matches!(card.task, Task::Embed { .. }) {
         return Err(unsupported("model", "this model answers; it makes no vectors of texts"));
     }
@@ -106,7 +106,8 @@ async fn embed<I: Inference>(
         truncate: asked.truncate,
     };
     request.check().map_err(|e| dialect::invalid(&e))?;
-    let order = EmbeddingOrder { request, request_id: received.request_id.clone() };
+    let order =
+        EmbeddingOrder { request, request_id: received.request_id.clone(), caller: received.caller.clone() };
     Ok(Some(s.inference.embed(order).await?))
 }
 

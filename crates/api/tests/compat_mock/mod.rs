@@ -143,6 +143,7 @@ impl Inference for SharedMock {
             task: Task::Generate,
             parameters: 260_000_000,
             aliases: vec!["story".into()],
+            price: None,
         };
         let plain = ModelCard {
             id: "plain".into(),
@@ -280,7 +281,7 @@ impl Served {
         let (stop, stopped) = oneshot::channel::<()>();
         let shutdown = async move { drop(stopped.await) };
         let task = tokio::spawn(serve(listener, Arc::new(SharedMock(Arc::clone(&mock))), options, shutdown));
-        Served { url, mock, client: reqwest::Client::new(), stop: Some(stop), task }
+        Served { url, mock, client: client(), stop: Some(stop), task }
     }
 
     pub fn stop(&mut self) {
@@ -354,4 +355,10 @@ pub fn hostile(good: &Value) -> Vec<Value> {
         _ => {}
     }
     all
+}
+
+/// A client for HTTP. One that is built beside code that speaks TLS wants to know by which library, though it has no use for it.
+fn client() -> reqwest::Client {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::new()
 }

@@ -118,6 +118,7 @@ impl Inference for SharedMock {
             task: Task::Generate,
             parameters: 900,
             aliases: vec!["story".into()],
+            price: Some("0.10/0.40".parse().unwrap()),
         };
         let encoder = ModelCard {
             id: "mock/encoder".into(),
@@ -125,6 +126,7 @@ impl Inference for SharedMock {
             has_chat_template: false,
             task: Task::Embed { dimensions: 4 },
             aliases: vec![],
+            price: None,
             ..story.clone()
         };
         vec![story, encoder]
@@ -268,7 +270,7 @@ impl Served {
         let (stop, stopped) = oneshot::channel::<()>();
         let shutdown = async move { drop(stopped.await) };
         let task = tokio::spawn(serve(listener, Arc::new(SharedMock(Arc::clone(&mock))), options, shutdown));
-        Served { url, mock, client: reqwest::Client::new(), stop: Some(stop), task }
+        Served { url, mock, client: client(), stop: Some(stop), task }
     }
 
     pub fn stop(&mut self) {
@@ -282,4 +284,10 @@ impl Served {
     pub async fn get(&self, path: &str) -> reqwest::Response {
         self.client.get(format!("{}{path}", self.url)).send().await.unwrap()
     }
+}
+
+/// A client for HTTP. One that is built beside code that speaks TLS wants to know by which library, though it has no use for it.
+fn client() -> reqwest::Client {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::new()
 }

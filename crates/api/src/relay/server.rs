@@ -1,0 +1,282 @@
+//! A provider's side: opens orders, has them answered, seals the frames.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use assay_core::canonical::Canonical as _;
+use assay_core::id::{Hash, NodeAddress, SignatureBytes};
+use assay_core::offer::{Offer, OfferedModel, SignedOffer};
+use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde_json::json;
+use tokio::sync::mpsc;
+
+use super::seal::{Frames, SALT_BYTES, Unsealer};
+use super::{Frame, ORDER_BYTES_MAX, ORDER_S_MAX, RelayOrder, Work};
+use crate::inference::{Caller, EmbeddingOrder, Event, Inference, Order, Task};
+use crate::server::now_s;
+use crate::{ModelCard, Refusal};
+
+/// Orders whose ids are remembered. More cannot be under way within [`ORDER_S_MAX`] without being refused.
+const REMEMBERED_MAX: usize = 1 << 20;
+/// Frames that may wait for a slow reader.
+const FRAMES: usize = 64;
+
+/// Signs an offer with the node's key; nothing if the key cannot.
+pub type OfferSigner = Box<dyn Fn(&Hash) -> Option<SignatureBytes> + Send + Sync>;
+
+/// How a provider takes orders.
+#[derive(Clone, Copy, Debug)]
+pub struct RelayOptions {
+    /// Seconds that an offer is for.
+    pub offer_s: u64,
+    /// Silence after which a frame says that the provider is there.
+    pub alive: Duration,
+    /// Time in which an order must have come.
+    pub body: Duration,
+}
+
+impl Default for RelayOptions {
+    fn default() -> Self {
+        RelayOptions { offer_s: 24 * 3600, alive: Duration::from_secs(5), body: Duration::from_secs(60) }
+    }
+}
+
+/// The routes of a provider that takes orders.
+pub struct Relay<I> {
+    inference: Arc<I>,
+    provider: NodeAddress,
+    unsealer: Unsealer,
+    sign: OfferSigner,
+    options: RelayOptions,
+    /// Ids of orders, and until when each could be sent again.
+    taken: Mutex<HashMap<[u8; 16], u64>>,
+}
+
+type Shared<I> = Arc<Relay<I>>;
+
+impl<I: Inference> Relay<I> {
+    /// A provider with a new sealing key.
+    pub fn new(
+        inference: Arc<I>,
+        provider: NodeAddress,
+        sign: OfferSigner,
+        options: RelayOptions,
+    ) -> Relay<I> {
+        let taken = Mutex::default();
+        Relay { inference, provider, unsealer: Unsealer::draw(provider), sign, options, taken }
+    }
+
+    /// `GET /v1/offer` and `POST /v1/orders`.
+    pub fn routes(self) -> Router {
+        Router::new()
+            .route("/v1/offer", get(offer::<I>))
+            .route("/v1/orders", post(take::<I>))
+            .with_state(Arc::new(self))
+    }
+
+    fn offer(&self) -> Option<SignedOffer> {
+        let issued_s = now_s();
+        let offered = |card: ModelCard| OfferedModel {
+            root: card.root,
+            name: card.id,
+            profile: card.profile,
+            context_length: card.context_length,
+            parameters: card.parameters,
+            bytes: card.bytes,
+            has_chat_template: card.has_chat_template,
+            dimensions: match card.task {
+                Task::Generate => None,
+                Task::Embed { dimensions } => Some(dimensions),
+            },
+            price: card.price,
+        };
+        let offer = Offer {
+            provider: self.provider,
+            issued_s,
+            until_s: issued_s.saturating_add(self.options.offer_s),
+            sealing_key: self.unsealer.public(),
+            models: self.inference.models().into_iter().map(offered).collect(),
+        };
+        (self.sign)(&offer.signing_hash()).map(|signature| SignedOffer { offer, signature })
+    }
+
+    /// Whether an order may be taken now, which it may once.
+    fn admit(&self, order: &RelayOrder, now_s: u64) -> Result<(), Refusal> {
+        let stale = |message: &str| Refusal::Invalid { param: "order".into(), message: message.into() };
+        if order.until_s < now_s {
+            return Err(stale("the order's time is over; seal it again"));
+        }
+        if order.until_s > now_s.saturating_add(ORDER_S_MAX) {
+            return Err(stale("an order is for an hour at most"));
+        }
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if taken.len() >= REMEMBERED_MAX {
+            taken.retain(|_, until_s| *until_s >= now_s);
+            if taken.len() >= REMEMBERED_MAX {
+                return Err(Refusal::Busy { retry_after_s: 60 });
+            }
+        }
+        match taken.insert(order.id, order.until_s) {
+            None => Ok(()),
+            Some(_) => Err(stale("this order was taken before; seal it again under another id")),
+        }
+    }
+}
+
+/// An error that is not sealed, since there is nobody to seal it to.
+fn refused(status: StatusCode, code: &str, message: impl std::fmt::Display) -> Response {
+    let error = json!({"error": {"message": message.to_string(), "type": "invalid_request_error", "param": null, "code": code}});
+    (status, Json(error)).into_response()
+}
+
+async fn offer<I: Inference>(State(relay): State<Shared<I>>) -> Response {
+    match relay.offer() {
+        Some(signed) => Json(signed).into_response(),
+        None => refused(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "the node's key cannot sign"),
+    }
+}
+
+async fn take<I: Inference>(State(relay): State<Shared<I>>, request: Request) -> Response {
+    let sealed = tokio::time::timeout(relay.options.body, to_bytes(request.into_body(), ORDER_BYTES_MAX));
+    let sealed = match sealed.await {
+        Err(_) => {
+            return refused(StatusCode::REQUEST_TIMEOUT, "body_timeout", "the order did not come in time");
+        }
+        Ok(Err(_)) => {
+            let message = format!("an order has at most {ORDER_BYTES_MAX} bytes");
+            return refused(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message);
+        }
+        Ok(Ok(sealed)) => sealed,
+    };
+    let Ok((order, read)) = relay.unsealer.open(&sealed) else {
+        let message = "the order is not sealed to this provider's present key; read /v1/offer again";
+        return refused(StatusCode::BAD_REQUEST, "order_not_sealed", message);
+    };
+    drop(sealed);
+    let salt: [u8; SALT_BYTES] = crate::relay::seal::salt();
+    let frames = read.frames(&salt);
+    let (wire, chunks) = mpsc::channel(FRAMES);
+    let alive = relay.options.alive;
+    let outcome = RelayOrder::from_canonical_bytes(&order);
+    // Owned by the answer: it ends when its last frame is sent, or when its reader is gone.
+    tokio::spawn(async move {
+        let mut teller = Teller { frames, wire, alive };
+        if teller.wire.send(Bytes::copy_from_slice(&salt)).await.is_err() {
+            return;
+        }
+        let last = match outcome {
+            Err(e) => Frame::Failed(Refusal::Invalid { param: "order".into(), message: e.to_string() }),
+            Ok(order) => teller.answer(&relay, order).await,
+        };
+        teller.tell(&last).await;
+    });
+    let body = Body::from_stream(futures_util::stream::unfold(chunks, |mut chunks| async {
+        chunks.recv().await.map(|chunk| (Ok::<_, Infallible>(chunk), chunks))
+    }));
+    let headers = [(header::CONTENT_TYPE, "application/octet-stream"), (header::CACHE_CONTROL, "no-store")];
+    (headers, body).into_response()
+}
+
+/// Writes one answer.
+struct Teller {
+    frames: Frames,
+    wire: mpsc::Sender<Bytes>,
+    alive: Duration,
+}
+
+impl Teller {
+    /// Sends a frame. Whether somebody reads.
+    async fn tell(&mut self, frame: &Frame) -> bool {
+        let sealed = self.frames.seal(&frame.to_canonical_bytes());
+        let length = u32::try_from(sealed.len()).expect("a frame has less than four gigabytes").to_be_bytes();
+        self.wire.send([length.as_slice(), &sealed].concat().into()).await.is_ok()
+    }
+
+    /// Waits, and says meanwhile that the provider is there. Nothing if the reader is gone.
+    async fn patiently<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        let mut work = std::pin::pin!(work);
+        loop {
+            let wire = self.wire.clone();
+            tokio::select! {
+                done = &mut work => return Some(done),
+                () = wire.closed() => return None,
+                () = tokio::time::sleep(self.alive) => {
+                    if !self.tell(&Frame::Alive).await {
+                        return None;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Everything but the last frame.
+    async fn answer<I: Inference>(&mut self, relay: &Relay<I>, order: RelayOrder) -> Frame {
+        if let Err(refusal) = relay.admit(&order, now_s()) {
+            return Frame::Failed(refusal);
+        }
+        let gone = || Frame::Failed(Refusal::Internal { message: "nobody reads the answer".into() });
+        let request_id = order.request_id;
+        match order.work {
+            Work::Embed { request } => {
+                let order = EmbeddingOrder { request, request_id, caller: Caller::default() };
+                match self.patiently(relay.inference.embed(order)).await {
+                    None => gone(),
+                    Some(Ok(record)) => Frame::Embedded(Box::new(Arc::unwrap_or_clone(record))),
+                    Some(Err(refusal)) => Frame::Failed(refusal),
+                }
+            }
+            Work::CountTokens { model, prompt } => {
+                match self.patiently(relay.inference.count_tokens(model, prompt)).await {
+                    None => gone(),
+                    Some(Ok(count)) => Frame::Counted(count),
+                    Some(Err(refusal)) => Frame::Failed(refusal),
+                }
+            }
+            Work::Generate { request, nonce } => {
+                let order = Order { request, nonce, request_id, caller: Caller::default() };
+                match self.patiently(relay.inference.generate(order)).await {
+                    None => gone(),
+                    Some(Err(refusal)) => Frame::Failed(refusal),
+                    Some(Ok(mut generation)) => {
+                        let (receipt_id, prompt_tokens) = (generation.receipt_id, generation.prompt_tokens);
+                        if !self.tell(&Frame::Queued { receipt_id, prompt_tokens }).await {
+                            return gone();
+                        }
+                        loop {
+                            let Some(event) = self.patiently(generation.events.recv()).await else {
+                                return gone();
+                            };
+                            let frame = frame(event);
+                            if frame.is_last() {
+                                return frame;
+                            }
+                            if !self.tell(&frame).await {
+                                return gone();
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn frame(event: Option<Event>) -> Frame {
+    match event {
+        None => Frame::Failed(Refusal::Internal { message: "the answer stopped without an end".into() }),
+        Some(Event::Text { text, logprobs }) => Frame::Text { text, logprobs },
+        Some(Event::Call { index, id, name }) => Frame::Call { index, id, name },
+        Some(Event::Arguments { index, json }) => Frame::Arguments { index, json },
+        Some(Event::End { stop, record, .. }) => {
+            Frame::End { stop, record: Box::new(Arc::unwrap_or_clone(record)) }
+        }
+        Some(Event::Failed(refusal)) => Frame::Failed(refusal),
+    }
+}
