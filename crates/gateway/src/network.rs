@@ -1,0 +1,592 @@
+//! The network as one [`Inference`]: each request is given to a provider, and to another one if that fails before anything came.
+//!
+//! A request's way: 1. its key may begin it (`accounts`), and the most that it can cost is set aside; 2. providers are ranked (`routing`); 3. the
+//! first is asked, and if nothing has come within its patience, the next one too: the first that gives something answers, the others are
+//! taken back; 4. the record is checked against the request, the provider's key and the text that was told; 5. what it costs is charged, and only
+//! then does the answer end. Whatever fails before costs nothing.
+//!
+//! It refuses to judge whether a model computed the answer: that is what receipts and audits are for.
+
+mod attempt;
+mod money;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use alloy_primitives::B128;
+use assay_api::relay::{Destination, Frame, RelayClient, Running, Work};
+use assay_api::{
+    Caller, EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Refusal, Task,
+};
+use assay_core::embedding::{EmbeddingRecord, Record};
+use assay_core::id::{Hash, ModelRoot, NodeAddress, ReceiptId};
+use assay_core::keccak::keccak256;
+use assay_core::offer::{Offer, OfferedModel};
+use assay_core::price::Price;
+use assay_core::request::{Prompt, Request};
+use tokio::sync::mpsc;
+
+use self::attempt::{First, race};
+use self::money::Purse;
+use crate::accounts::Accounts;
+use crate::routing::{Outcome, Routing, Want};
+
+/// Clocks of providers and gateways may differ by this much, in seconds.
+const SKEW_S: u64 = 60;
+/// Pieces of text that may wait for a slow client.
+const PIECES: usize = 64;
+/// Bytes of records that are kept for `GET /v1/receipts` and for requests that come again.
+const RECORDS_BYTES_MAX: usize = 64 << 20;
+/// Characters of a prompt's beginning by which requests are recognised as alike.
+const BEGINNING_CHARS: usize = 1024;
+/// Tokens of an answer that a request without `max_tokens` is expected to have.
+const TOKENS_EXPECTED: u32 = 256;
+
+/// How the gateway asks.
+#[derive(Clone, Copy, Debug)]
+pub struct NetworkOptions {
+    /// The least time that a provider is waited for before the next one is asked too.
+    pub patience: Duration,
+    /// Silence after which a provider is given up in the middle of an answer; it says at least that it is there.
+    pub silence: Duration,
+    /// Providers that are asked for one request, at most.
+    pub attempts_max: usize,
+}
+
+impl Default for NetworkOptions {
+    fn default() -> Self {
+        NetworkOptions { patience: Duration::from_secs(5), silence: Duration::from_secs(20), attempts_max: 3 }
+    }
+}
+
+/// The network, as far as this gateway knows it.
+pub struct Network {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    client: RelayClient,
+    routing: Mutex<Routing>,
+    endpoints: Mutex<BTreeMap<NodeAddress, String>>,
+    accounts: Option<Accounts>,
+    records: Mutex<Records>,
+    options: NetworkOptions,
+    started: Instant,
+}
+
+/// An answer that was told.
+struct Kept {
+    record: Record,
+    /// What the client heard, but for the end.
+    events: Vec<Event>,
+    bytes: usize,
+}
+
+/// The last answers, up to [`RECORDS_BYTES_MAX`].
+#[derive(Default)]
+struct Records {
+    by_id: HashMap<ReceiptId, Kept>,
+    order: VecDeque<ReceiptId>,
+    bytes: usize,
+}
+
+impl Records {
+    fn keep(&mut self, id: ReceiptId, kept: Kept) {
+        if kept.bytes > RECORDS_BYTES_MAX || self.by_id.contains_key(&id) {
+            return;
+        }
+        self.bytes += kept.bytes;
+        self.by_id.insert(id, kept);
+        self.order.push_back(id);
+        while self.bytes > RECORDS_BYTES_MAX {
+            let Some(oldest) = self.order.pop_front() else { return };
+            if let Some(kept) = self.by_id.remove(&oldest) {
+                self.bytes -= kept.bytes;
+            }
+        }
+    }
+}
+
+fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+fn now_s() -> u64 {
+    now().as_secs()
+}
+
+impl Inner {
+    /// Milliseconds of a clock that never goes back, beside the time of day that offers are dated by.
+    fn clock_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn routing(&self) -> std::sync::MutexGuard<'_, Routing> {
+        self.routing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn destination(&self, provider: NodeAddress) -> Option<Destination> {
+        let endpoint = self.endpoints.lock().unwrap_or_else(PoisonError::into_inner).get(&provider)?.clone();
+        let routing = self.routing();
+        let sealing_key = routing.offers().find(|o| o.provider == provider)?.sealing_key;
+        Some(Destination { endpoint, provider, sealing_key })
+    }
+
+    /// Reads an endpoint's offer. The provider behind it, or why there is none.
+    async fn refresh(&self, endpoint: &str) -> Result<NodeAddress, String> {
+        let signed = self.client.offer(endpoint).await.map_err(|e| e.to_string())?;
+        let offer = signed.verified(now_s(), SKEW_S).map_err(|e| e.to_string())?;
+        let provider = offer.provider;
+        self.endpoints
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(provider, endpoint.trim_end_matches('/').to_owned());
+        self.routing().offered(offer);
+        Ok(provider)
+    }
+
+    fn records(&self) -> std::sync::MutexGuard<'_, Records> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A model of some offer.
+    fn offered(&self, model: ModelRoot) -> Option<OfferedModel> {
+        self.routing().offers().flat_map(|o| &o.models).find(|m| m.root == model).cloned()
+    }
+}
+
+impl Network {
+    /// A network of nobody yet. With `accounts`, requests need keys and are charged; without, everyone may ask.
+    pub fn new(accounts: Option<Accounts>, options: NetworkOptions) -> Network {
+        let inner = Inner {
+            client: RelayClient::new(),
+            routing: Mutex::default(),
+            endpoints: Mutex::default(),
+            accounts,
+            records: Mutex::default(),
+            options,
+            started: Instant::now(),
+        };
+        Network { inner: Arc::new(inner) }
+    }
+
+    /// Reads the offers of endpoints, all at the same time. Which of them gave none, and why.
+    pub async fn refresh(&self, endpoints: &[String]) -> Vec<(String, String)> {
+        let reads = endpoints.iter().map(|endpoint| async move {
+            let read = self.inner.refresh(endpoint).await;
+            read.err().map(|reason| (endpoint.clone(), reason))
+        });
+        let failed = futures_util::future::join_all(reads).await;
+        self.inner.routing().forget(now_s());
+        failed.into_iter().flatten().collect()
+    }
+
+    /// What is known of providers, with their endpoints.
+    pub fn providers(&self) -> Vec<(NodeAddress, String, Offer, crate::routing::Standing)> {
+        let endpoints = self.inner.endpoints.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let routing = self.inner.routing();
+        let known = routing.offers().filter_map(|offer| {
+            let endpoint = endpoints.get(&offer.provider)?.clone();
+            Some((offer.provider, endpoint, offer.clone(), routing.standing(offer.provider)?))
+        });
+        known.collect()
+    }
+
+    /// Releases what gateways that died have set aside. To be called now and then.
+    pub async fn expire(&self) {
+        if let Some(accounts) = &self.inner.accounts
+            && let Err(e) = accounts.expire(money::now_ms()).await
+        {
+            tracing::warn!(code = e.code(), reason = %e, "holds that are over could not be released");
+        }
+    }
+}
+
+/// What a request asks of the network.
+fn want(model: ModelRoot, caller: &Caller, max_tokens: u32, prompt: Option<&Prompt>) -> Want {
+    let tokens = if max_tokens == 0 { TOKENS_EXPECTED } else { max_tokens.min(TOKENS_EXPECTED) };
+    Want { model, ceiling: caller.ceiling, tokens, beginning: prompt.and_then(beginning) }
+}
+
+/// What requests with the same beginning have in common: who has seen one may have its cache.
+fn beginning(prompt: &Prompt) -> Option<Hash> {
+    let text = match prompt {
+        Prompt::Chat { messages, .. } => messages.first().map(|m| m.content.as_str())?,
+        Prompt::Text(text) => text,
+        Prompt::Tokens(_) => return None,
+    };
+    let end = text.char_indices().nth(BEGINNING_CHARS).map_or(text.len(), |(at, _)| at);
+    text.get(..end).map(|text| keccak256(&[text.as_bytes()]))
+}
+
+fn terms(caller: &Caller) -> String {
+    caller
+        .ceiling
+        .map(|ceiling| format!(" at {ceiling} dollars a million tokens or less"))
+        .unwrap_or_default()
+}
+
+fn card(model: &OfferedModel, created: u64) -> ModelCard {
+    ModelCard {
+        id: model.name.clone(),
+        root: model.root,
+        created,
+        owned_by: "assay".to_owned(),
+        context_length: model.context_length,
+        profile: model.profile.clone(),
+        bytes: model.bytes,
+        has_chat_template: model.has_chat_template,
+        task: model.dimensions.map_or(Task::Generate, |dimensions| Task::Embed { dimensions }),
+        parameters: model.parameters,
+        aliases: vec![model.root.to_string()],
+        price: model.price,
+    }
+}
+
+impl Inference for Network {
+    /// All models that are offered, each root once with its lowest price. A name that providers use for several models stands for none of them:
+    /// those are asked for by their roots.
+    fn models(&self) -> Vec<ModelCard> {
+        let routing = self.inner.routing();
+        let mut cards: BTreeMap<ModelRoot, ModelCard> = BTreeMap::new();
+        let cost = |price: Option<Price>| price.map_or(0, |p| p.input().saturating_add(p.output()));
+        for offer in routing.offers() {
+            for model in &offer.models {
+                let new = card(model, offer.issued_s);
+                let known = cards.entry(model.root).or_insert_with(|| new.clone());
+                if cost(new.price) < cost(known.price) {
+                    known.price = new.price;
+                }
+                known.created = known.created.min(new.created);
+            }
+        }
+        let mut names: HashMap<String, u32> = HashMap::new();
+        cards.values().for_each(|c| *names.entry(c.id.clone()).or_default() += 1);
+        for card in cards.values_mut() {
+            if names.get(&card.id).is_some_and(|count| *count > 1) {
+                card.id = format!("{}@{}", card.id, card.root.short());
+            }
+        }
+        cards.into_values().collect()
+    }
+
+    async fn generate(&self, order: Order) -> Result<Generation, Refusal> {
+        let inner = &self.inner;
+        let Order { request, nonce, request_id, caller } = order;
+        let want = want(request.model, &caller, request.max_tokens, Some(&request.prompt));
+        let model = inner.offered(request.model);
+        let model = model.ok_or(Refusal::UnknownModel { asked: request.model.to_string() })?;
+        let mut candidates = inner.routing().rank(&want, inner.clock_ms());
+        candidates.truncate(inner.options.attempts_max);
+        if candidates.is_empty() {
+            return Err(Refusal::NoProvider { asked: model.name, terms: terms(&caller) });
+        }
+        let price = candidates
+            .iter()
+            .filter_map(|(_, price)| *price)
+            .reduce(|a, b| Price::new(a.input().max(b.input()), a.output().max(b.output())).unwrap_or(a));
+        let purse = match &inner.accounts {
+            None => None,
+            Some(accounts) => {
+                let most = money::most(price, &request, model.context_length);
+                let key = money::request_key(request.hash().as_bytes(), nonce.as_ref());
+                match Purse::open(accounts, &caller, key, most).await? {
+                    money::Opened::Purse(purse) => Some(purse),
+                    money::Opened::Answered(receipt) => match self.again(receipt) {
+                        Some(generation) => return Ok(generation),
+                        // Not here any more: to execute it for nothing would be an offer to whoever asks for that.
+                        None => Some(Purse::anew(accounts, &caller, key, most).await?),
+                    },
+                }
+            }
+        };
+        let work = Work::Generate { request: request.clone(), nonce };
+        let first = race(inner, &candidates, &want, &request_id, &work).await;
+        let first = match first {
+            Ok(first) => first,
+            Err(refusal) => {
+                if let Some(purse) = purse {
+                    purse.release().await;
+                }
+                return Err(match refusal {
+                    Some(refusal) => refusal,
+                    None => Refusal::NoProvider {
+                        asked: model.name,
+                        terms: ": none of those asked answered".into(),
+                    },
+                });
+            }
+        };
+        let (events, receiver) = mpsc::channel(PIECES);
+        let (receipt_id, prompt_tokens) = (first.receipt_id, first.prompt_tokens);
+        let telling = Telling {
+            inner: Arc::clone(inner),
+            want,
+            request,
+            model: model.name,
+            purse,
+            text: String::new(),
+            called: false,
+            told: Vec::new(),
+        };
+        // Owned by the request: it ends with the answer, or when the client's receiver is gone.
+        tokio::spawn(telling.forward(first, events));
+        Ok(Generation { receipt_id, prompt_tokens, events: receiver })
+    }
+
+    async fn embed(&self, order: EmbeddingOrder) -> Result<Arc<EmbeddingRecord>, Refusal> {
+        let inner = &self.inner;
+        let EmbeddingOrder { request, request_id, caller } = order;
+        let want = want(request.model, &caller, 1, None);
+        let model = inner.offered(request.model);
+        let model = model.ok_or(Refusal::UnknownModel { asked: request.model.to_string() })?;
+        let mut candidates = inner.routing().rank(&want, inner.clock_ms());
+        candidates.truncate(inner.options.attempts_max);
+        let purse = match &inner.accounts {
+            None => None,
+            Some(accounts) => {
+                let price = candidates.iter().filter_map(|(_, price)| *price).max();
+                let texts = u32::try_from(request.inputs.len()).unwrap_or(u32::MAX);
+                let most = price.map_or(0, |p| p.fee(texts.saturating_mul(model.context_length), 0));
+                let key = money::request_key(request.hash().as_bytes(), None);
+                match Purse::open(accounts, &caller, key, most).await? {
+                    money::Opened::Purse(purse) => Some(purse),
+                    money::Opened::Answered(receipt) => {
+                        if let Some(Kept { record: Record::Embedding(record), .. }) =
+                            inner.records().by_id.get(&receipt)
+                        {
+                            return Ok(Arc::new((**record).clone()));
+                        }
+                        Some(Purse::anew(accounts, &caller, key, most).await?)
+                    }
+                }
+            }
+        };
+        let mut last = None;
+        for (provider, price) in candidates {
+            let work = Work::Embed { request: request.clone() };
+            let answered = attempt::whole(inner, provider, &want, &request_id, work).await;
+            match answered {
+                Ok(Frame::Embedded(record)) => {
+                    let bound = record.broken_bindings().is_empty()
+                        && record.request == request
+                        && record.receipt.receipt.provider == provider;
+                    if !bound {
+                        last = Some(Refusal::ProviderLost {
+                            reason: "its record is not of this request".into(),
+                        });
+                        continue;
+                    }
+                    let tokens = record.transcript.tokens();
+                    if let Some(purse) = purse {
+                        let fee = price.map_or(0, |p| p.fee(tokens, 0));
+                        purse.charge(fee, &record.receipt, provider, &model.name).await?;
+                    }
+                    let bytes = record.transcript.vectors.iter().map(|v| v.len() * 4).sum::<usize>() + 4096;
+                    let kept = Kept { record: Record::Embedding(record.clone()), events: vec![], bytes };
+                    inner.records().keep(record.receipt.receipt.id(), kept);
+                    return Ok(Arc::new(*record));
+                }
+                Ok(Frame::Failed(refusal)) if attempt::is_the_requests(&refusal) => {
+                    last = Some(refusal);
+                    break;
+                }
+                Ok(Frame::Failed(refusal)) => last = Some(refusal),
+                Ok(_) => last = Some(Refusal::ProviderLost { reason: "it answered something else".into() }),
+                Err(reason) => last = Some(Refusal::ProviderLost { reason }),
+            }
+        }
+        if let Some(purse) = purse {
+            purse.release().await;
+        }
+        Err(last.unwrap_or(Refusal::NoProvider { asked: model.name, terms: terms(&caller) }))
+    }
+
+    async fn count_tokens(&self, model: ModelRoot, prompt: Prompt) -> Result<u32, Refusal> {
+        let want = want(model, &Caller::default(), 1, None);
+        let candidates = self.inner.routing().rank(&want, self.inner.clock_ms());
+        let mut last = None;
+        for (provider, _) in candidates.into_iter().take(self.inner.options.attempts_max) {
+            let work = Work::CountTokens { model, prompt: prompt.clone() };
+            match attempt::whole(&self.inner, provider, &want, "count", work).await {
+                Ok(Frame::Counted(count)) => return Ok(count),
+                Ok(Frame::Failed(refusal)) if attempt::is_the_requests(&refusal) => return Err(refusal),
+                Ok(Frame::Failed(refusal)) => last = Some(refusal),
+                Ok(_) => last = Some(Refusal::ProviderLost { reason: "it answered something else".into() }),
+                Err(reason) => last = Some(Refusal::ProviderLost { reason }),
+            }
+        }
+        Err(last.unwrap_or(Refusal::NoProvider { asked: model.to_string(), terms: String::new() }))
+    }
+
+    /// A record that this gateway still holds: of the last answers, [`RECORDS_BYTES_MAX`] in all. Providers keep theirs for ever.
+    async fn receipt(&self, id: ReceiptId) -> Result<Option<Record>, Refusal> {
+        Ok(self.inner.records().by_id.get(&id).map(|kept| kept.record.clone()))
+    }
+
+    fn load(&self) -> Load {
+        let routing = self.inner.routing();
+        let standings = routing.offers().filter_map(|o| routing.standing(o.provider));
+        let running = standings.fold(0u32, |sum, s| sum.saturating_add(s.running));
+        Load { running, waiting: 0, kv_cache_used_ppm: 0, ready: routing.offers().next().is_some() }
+    }
+}
+
+impl Network {
+    /// An answer that was given and paid for before, told again as it was.
+    fn again(&self, receipt: ReceiptId) -> Option<Generation> {
+        let (told, record) = match self.inner.records().by_id.get(&receipt) {
+            Some(Kept { record: Record::Answer(record), events, .. }) => (events.clone(), record.clone()),
+            _ => return None,
+        };
+        let (stop, usage) = (record.transcript.stop, record.transcript.usage());
+        let (events, receiver) = mpsc::channel(told.len() + 1);
+        let end = Event::End { stop, usage, record: Arc::new(*record) };
+        for event in told.into_iter().chain([end]) {
+            // There is room for all of them.
+            let _ = events.try_send(event);
+        }
+        Some(Generation { receipt_id: receipt, prompt_tokens: usage.prompt_tokens, events: receiver })
+    }
+}
+
+/// One answer on its way from a provider to a client.
+struct Telling {
+    inner: Arc<Inner>,
+    want: Want,
+    request: Request,
+    model: String,
+    purse: Option<Purse>,
+    text: String,
+    /// Whether the answer has calls of tools, whose text is told in another form.
+    called: bool,
+    told: Vec<Event>,
+}
+
+impl Telling {
+    async fn forward(mut self, first: First, events: mpsc::Sender<Event>) {
+        let First { provider, price, began, first_ms, mut running, frame, .. } = first;
+        let mut next = Some(frame);
+        let outcome = loop {
+            let frame = match next.take() {
+                Some(frame) => frame,
+                None => match self.next(&mut running, &events).await {
+                    Next::Frame(frame) => frame,
+                    Next::Gone => break Outcome::Neither,
+                    Next::Lost(reason) => {
+                        self.lost(&events, reason).await;
+                        break Outcome::Failed;
+                    }
+                },
+            };
+            let event = match frame {
+                Frame::Alive | Frame::Queued { .. } => continue,
+                Frame::Text { text, logprobs } => {
+                    self.text.push_str(&text);
+                    Event::Text { text, logprobs }
+                }
+                Frame::Call { index, id, name } => {
+                    self.called = true;
+                    Event::Call { index, id, name }
+                }
+                Frame::Arguments { index, json } => Event::Arguments { index, json },
+                Frame::Failed(refusal) => {
+                    self.lost(&events, refusal.to_string()).await;
+                    break Outcome::Failed;
+                }
+                Frame::Embedded(_) | Frame::Counted(_) => {
+                    self.lost(&events, "it answered something else".into()).await;
+                    break Outcome::Failed;
+                }
+                Frame::End { stop, record } => {
+                    let record = Arc::new(*record);
+                    if let Err(reason) = self.check(provider, &record) {
+                        self.lost(&events, reason).await;
+                        break Outcome::Failed;
+                    }
+                    let usage = record.transcript.usage();
+                    let fee = price.map_or(0, |p| p.fee(usage.prompt_tokens, usage.completion_tokens));
+                    if let Some(purse) = self.purse.take()
+                        && let Err(refusal) = purse.charge(fee, &record.receipt, provider, &self.model).await
+                    {
+                        let _ = events.send(Event::Failed(refusal)).await;
+                        break Outcome::Neither;
+                    }
+                    let t = &record.transcript;
+                    let bytes = 3 * t.text.len()
+                        + (t.prompt_ids.len() + t.output_ids.len()) * 4
+                        + (t.logprobs.len() + self.told.len()) * 256
+                        + 8192;
+                    let told = std::mem::take(&mut self.told);
+                    let kept = Record::Answer(Box::new((*record).clone()));
+                    let kept = Kept { record: kept, events: told, bytes };
+                    self.inner.records().keep(record.receipt.receipt.id(), kept);
+                    let _ = events.send(Event::End { stop, usage, record }).await;
+                    let total_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+                    break Outcome::Completed {
+                        first_ms,
+                        rest_ms: total_ms.saturating_sub(first_ms),
+                        tokens: usage.completion_tokens,
+                    };
+                }
+            };
+            if self.purse.is_some() {
+                self.told.push(event.clone());
+            }
+            if events.send(event).await.is_err() {
+                break Outcome::Neither;
+            }
+        };
+        if let Some(purse) = self.purse.take() {
+            purse.release().await;
+        }
+        let now_ms = self.inner.clock_ms();
+        self.inner.routing().ended(provider, &self.want, outcome, now_ms);
+    }
+
+    async fn next(&self, running: &mut Running, events: &mpsc::Sender<Event>) -> Next {
+        tokio::select! {
+            () = events.closed() => Next::Gone,
+            frame = tokio::time::timeout(self.inner.options.silence, running.frame()) => match frame {
+                Err(_) => Next::Lost("it says nothing any more".into()),
+                Ok(Err(e)) => Next::Lost(e.to_string()),
+                Ok(Ok(None)) => Next::Lost("it ended without an end".into()),
+                Ok(Ok(Some(frame))) => Next::Frame(frame),
+            },
+        }
+    }
+
+    async fn lost(&self, events: &mpsc::Sender<Event>, reason: String) {
+        tracing::warn!(%reason, "a provider broke off an answer");
+        let _ = events.send(Event::Failed(Refusal::ProviderLost { reason })).await;
+    }
+
+    /// Whether the record is of this request, by this provider, and of the text that the client has.
+    fn check(&self, provider: NodeAddress, record: &assay_core::answer::AnswerRecord) -> Result<(), String> {
+        if let Some(broken) = record.broken_bindings().first() {
+            return Err(broken.to_string());
+        }
+        if record.request != self.request {
+            return Err("its record is of another request".into());
+        }
+        if record.receipt.receipt.provider != provider {
+            return Err("its receipt is another provider's".into());
+        }
+        if !self.called && record.transcript.text != self.text {
+            return Err("its record has another text than it told".into());
+        }
+        Ok(())
+    }
+}
+
+enum Next {
+    Frame(Frame),
+    /// The client is gone.
+    Gone,
+    Lost(String),
+}
+
+fn order_id() -> [u8; 16] {
+    B128::random().0
+}

@@ -1,0 +1,161 @@
+//! A request's money: what is set aside before it runs, and what is kept of it.
+
+use std::time::Duration;
+
+use assay_api::{Caller, Refusal};
+use assay_core::id::{NodeAddress, Nonce, ReceiptId};
+use assay_core::keccak::keccak256;
+use assay_core::price::Price;
+use assay_core::receipt::SignedReceipt;
+use assay_core::request::{Prompt, Request};
+
+use crate::accounts::{
+    Accounts, AccountsError, Answered, Ask, Attempt, HoldId, MicroUsd, Refused, RequestKey, Reserved, Secret,
+};
+
+/// A hold ends by itself after this long: longer than any answer takes.
+const HOLD: Duration = Duration::from_secs(3600);
+/// Tokens that a template may put around a message.
+const MESSAGE_TOKENS: usize = 64;
+
+pub(super) fn now_ms() -> i64 {
+    i64::try_from(super::now().as_millis()).unwrap_or(i64::MAX)
+}
+
+/// What requests have in common that are the same, sent again.
+pub(super) fn request_key(request: &[u8; 32], nonce: Option<&Nonce>) -> RequestKey {
+    let nonce = nonce.map_or(&[][..], |nonce| nonce.as_bytes());
+    RequestKey(*keccak256(&[b"assay/request-key/1", request, nonce]).as_bytes())
+}
+
+/// The most that a request can cost: no token has less than a byte of the prompt, and an answer ends with the window.
+pub(super) fn most(price: Option<Price>, request: &Request, window: u32) -> u64 {
+    let Some(price) = price else { return 0 };
+    let bytes = match &request.prompt {
+        Prompt::Tokens(ids) => ids.len(),
+        Prompt::Text(text) => text.len() + MESSAGE_TOKENS,
+        // Templates write tools in their own ways: with tools, the whole window counts.
+        Prompt::Chat { tools, .. } if !tools.is_empty() => usize::MAX,
+        Prompt::Chat { messages, .. } => {
+            let of = |m: &assay_core::request::Message| {
+                let calls: usize = m.tool_calls.iter().map(|c| c.name.len() + c.arguments.len()).sum();
+                m.content.len() + calls + MESSAGE_TOKENS
+            };
+            messages.iter().map(of).sum::<usize>() + MESSAGE_TOKENS
+        }
+    };
+    let prompt = u32::try_from(bytes).unwrap_or(u32::MAX).min(window);
+    let answer = if request.max_tokens == 0 { window } else { request.max_tokens.min(window) };
+    price.fee(prompt, answer)
+}
+
+/// Money set aside for one request. Dropped without an end, it ends by itself when its time is over.
+pub(super) struct Purse {
+    accounts: Accounts,
+    hold: HoldId,
+}
+
+/// What a key may do.
+pub(super) enum Opened {
+    /// Run the request with this.
+    Purse(Purse),
+    /// Its answer was paid for before.
+    Answered(ReceiptId),
+}
+
+fn unknown() -> Refusal {
+    Refusal::Unauthorised {
+        message: "a key is needed: send `Authorization: Bearer sk-assay-…`, as `assay keys create` prints it"
+            .into(),
+    }
+}
+
+fn refusal(e: AccountsError) -> Refusal {
+    let AccountsError::Refused(refused) = e else {
+        tracing::error!(code = e.code(), reason = %e, "the books cannot be used");
+        let message = "the gateway's books cannot be used now; nothing was charged".into();
+        return Refusal::Internal { message };
+    };
+    let message = refused.to_string();
+    match refused {
+        Refused::UnknownKey | Refused::Revoked => Refusal::Unauthorised { message },
+        Refused::Balance { .. } => Refusal::Balance { message },
+        Refused::AtOnce { .. } => Refusal::Limited { message, retry_after_s: 1 },
+        Refused::PerMinute { wait_ms, .. } | Refused::PerDay { wait_ms, .. } => {
+            let retry_after_s = u32::try_from(wait_ms.div_ceil(1000)).unwrap_or(u32::MAX);
+            Refusal::Limited { message, retry_after_s }
+        }
+    }
+}
+
+impl Purse {
+    /// Asks the books whether the caller's key may begin this request.
+    pub(super) async fn open(
+        accounts: &Accounts,
+        caller: &Caller,
+        request: RequestKey,
+        most: u64,
+    ) -> Result<Opened, Refusal> {
+        let key = caller.key.as_ref().ok_or_else(unknown)?;
+        let secret: Secret = key.reveal().parse().map_err(|_| unknown())?;
+        let now_ms = now_ms();
+        let lasts = i64::try_from(HOLD.as_millis()).unwrap_or(i64::MAX);
+        let ask = Ask {
+            secret: secret.hash(),
+            request,
+            amount: MicroUsd(most),
+            attempt: if caller.again { Attempt::Again } else { Attempt::First },
+            now_ms,
+            expires_ms: now_ms.saturating_add(lasts),
+        };
+        match accounts.reserve(ask).await.map_err(refusal)? {
+            Reserved::Held(hold) => Ok(Opened::Purse(Purse { accounts: accounts.clone(), hold: hold.id })),
+            Reserved::Answered(charge) => match charge.answer.receipt.parse() {
+                Ok(receipt) => Ok(Opened::Answered(receipt)),
+                Err(_) => Err(Refusal::Internal { message: "the books name a receipt that is none".into() }),
+            },
+        }
+    }
+
+    /// Sets money aside for a request that was answered before, and is answered and charged once more.
+    pub(super) async fn anew(
+        accounts: &Accounts,
+        caller: &Caller,
+        request: RequestKey,
+        most: u64,
+    ) -> Result<Purse, Refusal> {
+        let first = Caller { again: false, ..caller.clone() };
+        match Purse::open(accounts, &first, request, most).await? {
+            Opened::Purse(purse) => Ok(purse),
+            Opened::Answered(_) => {
+                Err(Refusal::Internal { message: "the books answer a first attempt".into() })
+            }
+        }
+    }
+
+    /// Keeps the fee, durably, before anybody hears that the answer ended.
+    pub(super) async fn charge(
+        self,
+        fee: u64,
+        receipt: &SignedReceipt,
+        provider: NodeAddress,
+        model: &str,
+    ) -> Result<(), Refusal> {
+        let answer = Answered {
+            receipt: receipt.receipt.id().to_string(),
+            provider: provider.to_string(),
+            model: model.to_owned(),
+            prompt_tokens: receipt.receipt.prompt_tokens,
+            completion_tokens: receipt.receipt.completion_tokens,
+        };
+        self.accounts.charge(self.hold, MicroUsd(fee), answer, now_ms()).await.map(drop).map_err(refusal)
+    }
+
+    /// Gives everything back.
+    pub(super) async fn release(self) {
+        if let Err(e) = self.accounts.release(self.hold).await {
+            // It ends by itself.
+            tracing::warn!(code = e.code(), reason = %e, "a hold could not be released");
+        }
+    }
+}

@@ -1,0 +1,389 @@
+//! Which provider is asked: a state machine without I/O. Time comes in as a number.
+//!
+//! A provider's place is the time that a request of this size is expected to take there, from what it took before and from what runs there now. Who
+//! failed is left alone for a while, which doubles with every failure in a row; then one request at a time tries it, until one succeeds.
+//! Invariant: who is out of the price's range, or does not offer the model, is never named.
+
+use std::collections::{BTreeMap, HashMap};
+
+use assay_core::id::{Hash, ModelRoot, NodeAddress};
+use assay_core::offer::Offer;
+use assay_core::price::Price;
+
+/// What a provider is thought to need before it is known, in milliseconds: low enough that newcomers are tried.
+const FIRST_MS: u64 = 200;
+/// Likewise for each token, in microseconds.
+const TOKEN_US: u64 = 20_000;
+/// Share of a new measurement in what is believed, as a power of two: an eighth.
+const NEW_SHARE_BITS: u32 = 3;
+/// How long a provider is left alone after its first failure, in milliseconds.
+pub const REST_MS: u64 = 1_000;
+/// The longest that it is left alone.
+pub const REST_MS_MAX: u64 = 5 * 60 * 1000;
+/// What a provider that has seen the beginning of a prompt is expected to save, in parts of its time to first token: half.
+const SEEN_DIVISOR: u64 = 2;
+/// Beginnings of prompts that are remembered.
+const SEEN_MAX: usize = 65_536;
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Want {
+    /// By which model.
+    pub model: ModelRoot,
+    /// The most that a million tokens may cost, each way.
+    pub ceiling: Option<Price>,
+    /// Tokens that the answer may have.
+    pub tokens: u32,
+    /// Names the beginning of the prompt.
+    pub beginning: Option<Hash>,
+}
+
+/// How an attempt ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was answered.
+    Completed {
+        /// Until something came.
+        first_ms: u64,
+        /// From then until the end.
+        rest_ms: u64,
+        /// Tokens written.
+        tokens: u32,
+    },
+    /// The provider failed, or was too slow to be waited for.
+    Failed,
+    /// It was taken back, or the request itself could not be answered by anyone.
+    Neither,
+}
+
+/// A provider that may be asked.
+#[derive(Clone, Debug)]
+struct Provider {
+    offer: Offer,
+    first_ms: u64,
+    token_us: u64,
+    running: u32,
+    failures: u32,
+    rests_until_ms: u64,
+    completed: u64,
+    failed: u64,
+}
+
+/// What is shown of a provider.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Expected time to the first token, in milliseconds.
+    pub first_ms: u64,
+    /// Expected time for a token, in microseconds.
+    pub token_us: u64,
+    /// Requests that run there for us.
+    pub running: u32,
+    /// Until when it is left alone.
+    pub rests_until_ms: u64,
+    /// Answers.
+    pub completed: u64,
+    /// Failures.
+    pub failed: u64,
+}
+
+/// Providers and what is believed of them.
+#[derive(Clone, Debug, Default)]
+pub struct Routing {
+    providers: BTreeMap<NodeAddress, Provider>,
+    /// Who has seen which beginning last, and when, as a count.
+    seen: HashMap<(ModelRoot, Hash), (NodeAddress, u64)>,
+    count: u64,
+}
+
+impl Provider {
+    fn price(&self, model: ModelRoot) -> Option<Option<Price>> {
+        self.offer.models.iter().find(|m| m.root == model).map(|m| m.price)
+    }
+
+    fn resting(&self, now_ms: u64) -> bool {
+        // After its rest, one request at a time, until one succeeds.
+        now_ms < self.rests_until_ms || (self.failures > 0 && self.running > 0)
+    }
+}
+
+fn within(price: Option<Price>, ceiling: Option<Price>) -> bool {
+    match (price, ceiling) {
+        (Some(price), Some(ceiling)) => {
+            price.input() <= ceiling.input() && price.output() <= ceiling.output()
+        }
+        _ => true,
+    }
+}
+
+/// What is believed after a measurement.
+fn believed(old: u64, new: u64) -> u64 {
+    let rest = old - (old >> NEW_SHARE_BITS);
+    rest.saturating_add(new >> NEW_SHARE_BITS).max(1)
+}
+
+impl Routing {
+    /// Takes a verified offer. What was measured of its provider stays. An older one than is known is left out.
+    pub fn offered(&mut self, offer: Offer) {
+        match self.providers.get_mut(&offer.provider) {
+            Some(known) if known.offer.issued_s > offer.issued_s => {}
+            Some(known) => known.offer = offer,
+            None => {
+                let provider = Provider {
+                    offer: offer.clone(),
+                    first_ms: FIRST_MS,
+                    token_us: TOKEN_US,
+                    running: 0,
+                    failures: 0,
+                    rests_until_ms: 0,
+                    completed: 0,
+                    failed: 0,
+                };
+                self.providers.insert(offer.provider, provider);
+            }
+        }
+    }
+
+    /// Forgets providers whose offers are over.
+    pub fn forget(&mut self, now_s: u64) {
+        self.providers.retain(|_, p| p.offer.until_s >= now_s || p.running > 0);
+    }
+
+    /// All offers.
+    pub fn offers(&self) -> impl Iterator<Item = &Offer> {
+        self.providers.values().map(|p| &p.offer)
+    }
+
+    /// What is believed of a provider.
+    pub fn standing(&self, provider: NodeAddress) -> Option<Standing> {
+        self.providers.get(&provider).map(|p| Standing {
+            first_ms: p.first_ms,
+            token_us: p.token_us,
+            running: p.running,
+            rests_until_ms: p.rests_until_ms,
+            completed: p.completed,
+            failed: p.failed,
+        })
+    }
+
+    /// Who can be asked, the best first, with the price. Those that rest come last, the soonest back first: to ask them is better than to ask
+    /// nobody.
+    pub fn rank(&self, want: &Want, now_ms: u64) -> Vec<(NodeAddress, Option<Price>)> {
+        let seen = want.beginning.and_then(|b| self.seen.get(&(want.model, b))).map(|(who, _)| *who);
+        let mut able: Vec<_> = self
+            .providers
+            .iter()
+            .filter(|(_, p)| p.offer.until_s.saturating_mul(1000) >= now_ms)
+            .filter_map(|(id, p)| Some((id, p, p.price(want.model)?)))
+            .filter(|(_, _, price)| within(*price, want.ceiling))
+            .collect();
+        able.sort_by_key(|(id, p, price)| {
+            let first_ms = if seen == Some(**id) { p.first_ms / SEEN_DIVISOR } else { p.first_ms };
+            let tokens_ms = u64::from(want.tokens).saturating_mul(p.token_us) / 1000;
+            let crowd = u64::from(p.running).saturating_add(1);
+            let expected_ms = first_ms.saturating_add(tokens_ms).saturating_mul(crowd);
+            let rests = if p.resting(now_ms) { p.rests_until_ms.max(1) } else { 0 };
+            let cost = price.map_or(0, |price| price.input().saturating_add(price.output()));
+            (rests, expected_ms, cost, **id)
+        });
+        able.into_iter().map(|(id, _, price)| (*id, price)).collect()
+    }
+
+    /// How long to wait for the first token of a provider before another is asked too.
+    pub fn patience_ms(&self, provider: NodeAddress, least_ms: u64) -> u64 {
+        let expected = self.providers.get(&provider).map_or(FIRST_MS, |p| p.first_ms);
+        expected.saturating_mul(4).max(least_ms)
+    }
+
+    /// An attempt begins.
+    pub fn began(&mut self, provider: NodeAddress) {
+        if let Some(p) = self.providers.get_mut(&provider) {
+            p.running = p.running.saturating_add(1);
+        }
+    }
+
+    /// An attempt ends, as each that began must.
+    pub fn ended(&mut self, provider: NodeAddress, want: &Want, outcome: Outcome, now_ms: u64) {
+        let Some(p) = self.providers.get_mut(&provider) else { return };
+        p.running = p.running.saturating_sub(1);
+        match outcome {
+            Outcome::Neither => {}
+            Outcome::Failed => {
+                p.failed = p.failed.saturating_add(1);
+                let rest_ms = REST_MS.checked_shl(p.failures.min(20)).unwrap_or(REST_MS_MAX).min(REST_MS_MAX);
+                p.failures = p.failures.saturating_add(1);
+                p.rests_until_ms = now_ms.saturating_add(rest_ms);
+            }
+            Outcome::Completed { first_ms, rest_ms, tokens } => {
+                p.completed = p.completed.saturating_add(1);
+                p.failures = 0;
+                p.rests_until_ms = 0;
+                p.first_ms = believed(p.first_ms, first_ms);
+                if tokens > 1 {
+                    let token_us = rest_ms.saturating_mul(1000) / u64::from(tokens - 1);
+                    p.token_us = believed(p.token_us, token_us);
+                }
+                if let Some(beginning) = want.beginning {
+                    self.see((want.model, beginning), provider);
+                }
+            }
+        }
+    }
+
+    fn see(&mut self, what: (ModelRoot, Hash), provider: NodeAddress) {
+        self.count = self.count.saturating_add(1);
+        self.seen.insert(what, (provider, self.count));
+        if self.seen.len() > SEEN_MAX {
+            // The older half goes, so that this is rare.
+            let oldest = self.count.saturating_sub(SEEN_MAX as u64 / 2);
+            self.seen.retain(|_, (_, at)| *at > oldest);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use assay_core::id::SealingKey;
+    use assay_core::offer::OfferedModel;
+
+    use super::*;
+
+    const MODEL: ModelRoot = ModelRoot::from_bytes([7; 32]);
+    const WANT: Want = Want { model: MODEL, ceiling: None, tokens: 100, beginning: None };
+    const NOW: u64 = 1_000_000;
+
+    fn id(n: u8) -> NodeAddress {
+        NodeAddress::from_bytes([n; 20])
+    }
+
+    fn offer(n: u8, price: Option<&str>) -> Offer {
+        let model = OfferedModel {
+            root: MODEL,
+            name: "m".into(),
+            profile: "int8-v1".into(),
+            context_length: 64,
+            parameters: 1,
+            bytes: 1,
+            has_chat_template: true,
+            dimensions: None,
+            price: price.map(|p| p.parse().unwrap()),
+        };
+        Offer {
+            provider: id(n),
+            issued_s: 1,
+            until_s: 10_000,
+            sealing_key: SealingKey::ZERO,
+            models: vec![model],
+        }
+    }
+
+    fn routing(count: u8) -> Routing {
+        let mut routing = Routing::default();
+        (1..=count).for_each(|n| routing.offered(offer(n, None)));
+        routing
+    }
+
+    fn ranked(routing: &Routing, want: &Want, now_ms: u64) -> Vec<NodeAddress> {
+        routing.rank(want, now_ms).into_iter().map(|(id, _)| id).collect()
+    }
+
+    fn completes(routing: &mut Routing, n: u8, want: &Want, first_ms: u64, rest_ms: u64) {
+        routing.began(id(n));
+        routing.ended(id(n), want, Outcome::Completed { first_ms, rest_ms, tokens: 100 }, NOW);
+    }
+
+    #[test]
+    fn the_fastest_is_asked_and_a_crowd_makes_slow() {
+        let mut routing = routing(3);
+        for _ in 0..40 {
+            completes(&mut routing, 1, &WANT, 300, 4_000);
+            completes(&mut routing, 2, &WANT, 100, 1_000);
+            completes(&mut routing, 3, &WANT, 200, 2_500);
+        }
+        assert_eq!(ranked(&routing, &WANT, NOW), [id(2), id(3), id(1)]);
+        // For an answer of one token only the first one counts, for a long one the others do.
+        let mut quick_start = routing.clone();
+        for _ in 0..40 {
+            completes(&mut quick_start, 1, &WANT, 10, 8_000);
+        }
+        assert_eq!(ranked(&quick_start, &Want { tokens: 1, ..WANT }, NOW)[0], id(1));
+        assert_eq!(ranked(&quick_start, &WANT, NOW)[2], id(1));
+        routing.began(id(2));
+        routing.began(id(2));
+        assert_eq!(ranked(&routing, &WANT, NOW)[0], id(3));
+    }
+
+    #[test]
+    fn who_fails_rests_longer_each_time_and_comes_back_by_one_request() {
+        let mut routing = routing(2);
+        let fails = |routing: &mut Routing, now_ms| {
+            routing.began(id(1));
+            routing.ended(id(1), &WANT, Outcome::Failed, now_ms);
+        };
+        fails(&mut routing, NOW);
+        assert_eq!(ranked(&routing, &WANT, NOW), [id(2), id(1)]);
+        assert_eq!(ranked(&routing, &WANT, NOW + REST_MS), [id(1), id(2)]);
+        fails(&mut routing, NOW + REST_MS);
+        assert_eq!(ranked(&routing, &WANT, NOW + 2 * REST_MS), [id(2), id(1)]);
+        assert_eq!(ranked(&routing, &WANT, NOW + 3 * REST_MS), [id(1), id(2)]);
+        // While the one that tries it runs, nobody else does.
+        routing.began(id(1));
+        assert_eq!(ranked(&routing, &WANT, NOW + 3 * REST_MS), [id(2), id(1)]);
+        routing.ended(id(1), &WANT, Outcome::Completed { first_ms: 1, rest_ms: 1, tokens: 2 }, NOW);
+        routing.began(id(1));
+        assert_eq!(routing.standing(id(1)).unwrap().rests_until_ms, 0);
+        for _ in 0..100 {
+            fails(&mut routing, NOW);
+        }
+        assert_eq!(routing.standing(id(1)).unwrap().rests_until_ms, NOW + REST_MS_MAX);
+        // With nobody else, one that rests is asked all the same.
+        let alone = Want { model: MODEL, ..WANT };
+        routing.providers.remove(&id(2));
+        assert_eq!(ranked(&routing, &alone, NOW), [id(1)]);
+    }
+
+    #[test]
+    fn prices_above_the_ceiling_and_other_models_are_not_asked() {
+        let mut routing = Routing::default();
+        routing.offered(offer(1, Some("0.10/0.40")));
+        routing.offered(offer(2, Some("0.05/0.50")));
+        routing.offered(offer(3, None));
+        let ceiling = |text: &str| Want { ceiling: Some(text.parse().unwrap()), ..WANT };
+        assert_eq!(ranked(&routing, &ceiling("0.10/0.40"), NOW), [id(3), id(1)]);
+        assert_eq!(ranked(&routing, &ceiling("0.05/0.50"), NOW), [id(3), id(2)]);
+        assert_eq!(ranked(&routing, &ceiling("0/0"), NOW), [id(3)]);
+        assert!(ranked(&routing, &Want { model: ModelRoot::ZERO, ..WANT }, NOW).is_empty());
+        // Of equals, the cheapest.
+        assert_eq!(ranked(&routing, &WANT, NOW), [id(3), id(1), id(2)]);
+    }
+
+    #[test]
+    fn who_has_seen_the_beginning_is_preferred() {
+        let mut routing = routing(3);
+        let want = Want { beginning: Some(Hash::from_bytes([1; 32])), tokens: 1, ..WANT };
+        // Exactly as fast as one that is not known.
+        completes(&mut routing, 3, &want, FIRST_MS, 1_980);
+        assert_eq!(ranked(&routing, &want, NOW)[0], id(3));
+        assert_eq!(ranked(&routing, &WANT, NOW)[0], id(1));
+        for n in 0..=SEEN_MAX {
+            let mut beginning = [0; 32];
+            beginning[..8].copy_from_slice(&(n as u64).to_be_bytes());
+            routing.see((MODEL, Hash::from_bytes(beginning)), id(1));
+        }
+        assert!(routing.seen.len() <= SEEN_MAX);
+    }
+
+    #[test]
+    fn offers_are_replaced_by_later_ones_and_end() {
+        let mut routing = routing(1);
+        completes(&mut routing, 1, &WANT, 8, 8);
+        let known = routing.standing(id(1)).unwrap();
+        routing.offered(Offer { issued_s: 0, models: vec![], ..offer(1, None) });
+        assert_eq!(ranked(&routing, &WANT, NOW), [id(1)]);
+        routing.offered(Offer { issued_s: 2, ..offer(1, Some("1/1")) });
+        assert_eq!(routing.standing(id(1)).unwrap(), known);
+        assert_eq!(routing.rank(&WANT, NOW)[0].1, Some("1/1".parse().unwrap()));
+        assert!(ranked(&routing, &WANT, 10_000_001).is_empty());
+        routing.forget(10_001);
+        assert_eq!(routing.offers().count(), 0);
+    }
+}

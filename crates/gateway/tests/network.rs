@@ -1,0 +1,269 @@
+//! The gateway over providers that answer, fail, hesitate and lie: what clients see, and what is charged.
+#![allow(clippy::unwrap_used)]
+
+mod providers;
+
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
+
+use assay_api::{ApiKey, Caller, Event, Inference as _, Order, Refusal};
+use assay_core::id::{ModelRoot, ReceiptId};
+use assay_core::request::{Message, Prompt, Request, Role, Sampling};
+use assay_gateway::accounts::{Accounts, Limits, MicroUsd, Period, Secret};
+use assay_gateway::network::{Network, NetworkOptions};
+use providers::{MODEL, Manner, Provider};
+
+/// 100 dollars for a million tokens: 10 read and 5 written cost 1500 millionths.
+const PRICE: Option<&str> = Some("100/100");
+const FEE: u64 = 1_500;
+
+const QUICK: NetworkOptions = NetworkOptions {
+    patience: Duration::from_millis(300),
+    silence: Duration::from_secs(10),
+    attempts_max: 3,
+};
+
+fn order(text: &str, caller: Caller) -> Order {
+    let prompt = Prompt::Chat { messages: vec![Message::text(Role::User, text)], tools: vec![] };
+    let request = Request {
+        model: MODEL,
+        prompt,
+        sampling: Sampling::GREEDY,
+        max_tokens: 8,
+        stop: vec![],
+        choice: 0,
+        guide: None,
+        logprobs: None,
+    };
+    Order { request, nonce: None, request_id: "req".into(), caller }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Told {
+    /// The text, and the receipt.
+    Whole(String, ReceiptId),
+    /// What came before, and why no more came.
+    Cut(String, &'static str),
+}
+
+async fn told(network: &Network, order: Order) -> Result<Told, Refusal> {
+    let mut generation = network.generate(order).await?;
+    let mut all = String::new();
+    while let Some(event) = generation.events.recv().await {
+        match event {
+            Event::Text { text, .. } => all.push_str(&text),
+            Event::End { record, .. } => {
+                assert_eq!(record.receipt.receipt.id(), generation.receipt_id);
+                return Ok(Told::Whole(all, generation.receipt_id));
+            }
+            Event::Failed(refusal) => return Ok(Told::Cut(all, refusal.code())),
+            other => panic!("{other:?}"),
+        }
+    }
+    panic!("the answer just stopped after {all:?}")
+}
+
+async fn network(accounts: Option<Accounts>, providers: &[&Provider]) -> Network {
+    let network = Network::new(accounts, QUICK);
+    let endpoints: Vec<String> = providers.iter().map(|p| p.url.clone()).collect();
+    assert_eq!(network.refresh(&endpoints).await, []);
+    network
+}
+
+fn is_whole(told: &Result<Told, Refusal>) -> bool {
+    matches!(told, Ok(Told::Whole(text, _)) if text == "Hello")
+}
+
+struct Books {
+    _folder: tempfile::TempDir,
+    accounts: Accounts,
+    secret: Secret,
+}
+
+impl Books {
+    async fn with(balance: u64, limits: Limits) -> Books {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("books.sqlite").display());
+        let accounts = Accounts::open(&url).await.unwrap();
+        accounts.credit("a", MicroUsd(balance), "first", "", 0).await.unwrap();
+        let (_, secret) = accounts.create_key("a", "k", limits, 0).await.unwrap();
+        Books { _folder: folder, accounts, secret }
+    }
+
+    fn caller(&self) -> Caller {
+        Caller { key: Some(ApiKey::new(self.secret.reveal())), ..Caller::default() }
+    }
+
+    /// Balance, held, charged.
+    async fn sums(&self) -> (u64, u64, u64) {
+        let sums = self.accounts.books("a").await.unwrap();
+        assert!(sums.agree(), "{sums:?}");
+        (sums.balance.0, sums.held.0, sums.charged.0)
+    }
+
+    /// Waits until nothing is held: what a client left behind is released by its own task.
+    async fn settled(&self) -> (u64, u64, u64) {
+        loop {
+            let sums = self.sums().await;
+            if sums.1 == 0 {
+                return sums;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_answer_is_given_and_charged() {
+    let provider = Provider::start(Manner::Honest, PRICE).await;
+    let books = Books::with(1_000_000, Limits::default()).await;
+    let network = network(Some(books.accounts.clone()), &[&provider]).await;
+    let Ok(Told::Whole(text, receipt)) = told(&network, order("hi", books.caller())).await else { panic!() };
+    assert_eq!(text, "Hello");
+    assert_eq!(books.sums().await, (1_000_000 - FEE, 0, FEE));
+    let period = Period { from_ms: 0, until_ms: i64::MAX, account: None, key_id: None };
+    let charges = books.accounts.charges(&period, 0).await.unwrap();
+    assert_eq!(charges[0].answer.receipt, receipt.to_string());
+    assert_eq!(charges[0].answer.provider, provider.node.address().to_string());
+    assert_eq!((charges[0].answer.prompt_tokens, charges[0].answer.completion_tokens), (10, 5));
+    assert!(network.receipt(receipt).await.unwrap().is_some());
+    let cards = network.models();
+    assert_eq!((cards.len(), cards[0].id.as_str(), cards[0].root), (1, "org/model", MODEL));
+}
+
+#[tokio::test]
+async fn failures_before_the_first_word_are_not_seen() {
+    for manner in [Manner::Busy, Manner::Silent] {
+        let good = Provider::start(Manner::Honest, PRICE).await;
+        let bad = Provider::before(&good, manner, PRICE).await;
+        let books = Books::with(1_000_000, Limits::default()).await;
+        let network = network(Some(books.accounts.clone()), &[&bad, &good]).await;
+        for _ in 0..4 {
+            assert!(is_whole(&told(&network, order("hi", books.caller())).await), "{manner:?}");
+        }
+        assert_eq!(books.settled().await, (1_000_000 - 4 * FEE, 0, 4 * FEE), "{manner:?}");
+    }
+    // One that is gone without a word.
+    let good = Provider::start(Manner::Honest, PRICE).await;
+    let dead = Provider::before(&good, Manner::Honest, PRICE).await;
+    let network = network(None, &[&dead, &good]).await;
+    dead.dies().await;
+    for _ in 0..4 {
+        assert!(is_whole(&told(&network, order("hi", Caller::default())).await));
+    }
+    let standing = |p: &Provider| {
+        let known = network.providers().into_iter().find(|(id, ..)| *id == p.node.address());
+        known.unwrap().3
+    };
+    assert_eq!((standing(&good).failed, standing(&good).running), (0, 0));
+    assert_eq!((standing(&dead).failed > 0, standing(&dead).running), (true, 0));
+}
+
+#[tokio::test]
+async fn a_silent_provider_is_taken_back_when_another_answers() {
+    let good = Provider::start(Manner::Honest, None).await;
+    let silent = Provider::before(&good, Manner::Silent, None).await;
+    let network = network(None, &[&silent, &good]).await;
+    assert!(is_whole(&told(&network, order("hi", Caller::default())).await));
+    assert_eq!((silent.node.started.load(SeqCst), good.node.started.load(SeqCst)), (1, 1));
+    while !silent.node.cancelled.load(SeqCst) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_breaks_off_or_lies_costs_nothing() {
+    for (manner, before) in [
+        (Manner::BreaksOff, "Hel"),
+        (Manner::OtherText, "Hello"),
+        (Manner::OtherRequest, "Hello"),
+        (Manner::OtherKey, "Hello"),
+    ] {
+        let provider = Provider::start(manner, PRICE).await;
+        let books = Books::with(1_000_000, Limits::default()).await;
+        let network = network(Some(books.accounts.clone()), &[&provider]).await;
+        let told = told(&network, order("hi", books.caller())).await.unwrap();
+        assert_eq!(told, Told::Cut(before.into(), "provider_lost"), "{manner:?}");
+        assert_eq!(books.settled().await, (1_000_000, 0, 0), "{manner:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_pays_nothing_and_cancels() {
+    let provider = Provider::start(Manner::Endless, PRICE).await;
+    let books = Books::with(1_000_000, Limits::default()).await;
+    let network = network(Some(books.accounts.clone()), &[&provider]).await;
+    let mut generation = network.generate(order("hi", books.caller())).await.unwrap();
+    assert!(generation.events.recv().await.is_some());
+    assert!(books.sums().await.1 > 0);
+    drop(generation);
+    assert_eq!(books.settled().await, (1_000_000, 0, 0));
+    while !provider.node.cancelled.load(SeqCst) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_comes_again_is_answered_and_charged_once() {
+    let provider = Provider::start(Manner::Honest, PRICE).await;
+    let books = Books::with(1_000_000, Limits::default()).await;
+    let network = network(Some(books.accounts.clone()), &[&provider]).await;
+    let first = told(&network, order("hi", books.caller())).await.unwrap();
+    let again = || Caller { again: true, ..books.caller() };
+    assert_eq!(told(&network, order("hi", again())).await.unwrap(), first);
+    assert_eq!(provider.node.started.load(SeqCst), 1);
+    assert_eq!(books.sums().await.2, FEE);
+    assert!(is_whole(&told(&network, order("something else", again())).await));
+    assert_eq!(books.sums().await.2, 2 * FEE);
+}
+
+#[tokio::test]
+async fn who_may_not_ask_is_told_why() {
+    let provider = Provider::start(Manner::Honest, PRICE).await;
+    let books = Books::with(2_000, Limits { at_once: Some(1), ..Limits::default() }).await;
+    let network = network(Some(books.accounts.clone()), &[&provider]).await;
+    let code = async |order: Order| told(&network, order).await.unwrap_err().code();
+    assert_eq!(code(order("hi", Caller::default())).await, "invalid_api_key");
+    let unknown = Caller { key: Some(ApiKey::new(Secret::draw().reveal())), ..Caller::default() };
+    assert_eq!(code(order("hi", unknown)).await, "invalid_api_key");
+    let garbage = Caller { key: Some(ApiKey::new("sk-other")), ..Caller::default() };
+    assert_eq!(code(order("hi", garbage)).await, "invalid_api_key");
+    // The most that it can cost is beyond the balance.
+    assert_eq!(code(order("hi", books.caller())).await, "insufficient_quota");
+    let cheap = Caller { ceiling: Some("1/1".parse().unwrap()), ..books.caller() };
+    assert_eq!(code(order("hi", cheap)).await, "no_provider");
+    let mut elsewhere = order("hi", books.caller());
+    elsewhere.request.model = ModelRoot::ZERO;
+    assert_eq!(code(elsewhere).await, "model_not_found");
+    assert_eq!(provider.node.started.load(SeqCst), 0);
+    assert_eq!(books.sums().await, (2_000, 0, 0));
+}
+
+#[tokio::test]
+async fn a_request_that_nobody_can_answer_is_refused_once() {
+    let providers =
+        [Provider::start(Manner::Refuses, PRICE).await, Provider::start(Manner::Refuses, PRICE).await];
+    let books = Books::with(1_000_000, Limits::default()).await;
+    let network = network(Some(books.accounts.clone()), &[&providers[0], &providers[1]]).await;
+    let refused = told(&network, order("hi", books.caller())).await.unwrap_err();
+    assert_eq!(refused, Refusal::ContextExceeded { prompt: 9, window: 1 });
+    // It is nobody's fault.
+    assert!(network.providers().iter().all(|(.., standing)| standing.failed == 0));
+    assert_eq!(books.settled().await, (1_000_000, 0, 0));
+    providers.iter().for_each(|p| p.node.becomes(Manner::Busy));
+    let refused = told(&network, order("hi", books.caller())).await.unwrap_err();
+    assert_eq!(refused, Refusal::Busy { retry_after_s: 7 });
+    assert_eq!(books.settled().await, (1_000_000, 0, 0));
+}
+
+#[tokio::test]
+async fn a_provider_that_was_started_again_is_asked_with_its_new_key() {
+    let mut provider = Provider::start(Manner::Honest, None).await;
+    let network = network(None, &[&provider]).await;
+    assert!(is_whole(&told(&network, order("hi", Caller::default())).await));
+    provider.dies().await;
+    provider.comes_back().await;
+    assert!(is_whole(&told(&network, order("hi", Caller::default())).await));
+    let prompt = Prompt::Text("x".into());
+    assert_eq!(network.count_tokens(MODEL, prompt).await, Ok(10));
+}

@@ -1,0 +1,262 @@
+//! Providers without models: they sign true records, and misbehave as they are told.
+#![allow(clippy::unwrap_used, unreachable_pub, dead_code)]
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use alloy_signer::SignerSync as _;
+use alloy_signer_local::PrivateKeySigner;
+use assay_api::relay::{Relay, RelayOptions};
+use assay_api::{EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Refusal, Task};
+use assay_core::answer::{AnswerRecord, Format};
+use assay_core::digest::ExecutionDigests;
+use assay_core::embedding::{EmbeddingRecord, Record};
+use assay_core::id::{ChannelId, ModelRoot, NodeAddress, Nonce, ReceiptId, SignatureBytes};
+use assay_core::price::Price;
+use assay_core::receipt::{Domain, Receipt, SignedReceipt, receipt_id};
+use assay_core::request::{Prompt, Request};
+use assay_core::transcript::{NonceSource, StopReason, Transcript};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+pub const MODEL: ModelRoot = ModelRoot::from_bytes([0xab; 32]);
+
+/// What a provider does with every request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manner {
+    /// Answers.
+    Honest,
+    /// Has no place.
+    Busy,
+    /// Refuses the request itself.
+    Refuses,
+    /// Takes it, and says only that it is there.
+    Silent,
+    /// Stops after the first words.
+    BreaksOff,
+    /// Goes on for ever.
+    Endless,
+    /// Signs another text than it told.
+    OtherText,
+    /// Signs for another request.
+    OtherRequest,
+    /// Has another key sign.
+    OtherKey,
+}
+
+pub struct Node {
+    key: PrivateKeySigner,
+    price: Option<Price>,
+    manner: Mutex<Manner>,
+    pub started: AtomicU32,
+    pub cancelled: AtomicBool,
+    sequence: AtomicU64,
+}
+
+impl Node {
+    pub fn address(&self) -> NodeAddress {
+        NodeAddress::from_bytes(self.key.address().into_array())
+    }
+
+    pub fn becomes(&self, manner: Manner) {
+        *self.manner.lock().unwrap() = manner;
+    }
+
+    fn record(
+        &self,
+        manner: Manner,
+        request: Request,
+        nonce: Nonce,
+        sequence: u64,
+        text: &str,
+    ) -> AnswerRecord {
+        let request_hash = request.hash();
+        let transcript = Transcript {
+            request_hash,
+            nonce,
+            nonce_source: NonceSource::Provider,
+            prompt_ids: vec![1; 10],
+            output_ids: vec![2; 5],
+            text: if manner == Manner::OtherText { "another text".into() } else { text.into() },
+            stop: StopReason::EndToken,
+            logprobs: vec![],
+        };
+        let digests = ExecutionDigests(vec![]);
+        let mut request = request;
+        let receipt = Receipt {
+            provider: self.address(),
+            sequence,
+            model_root: request.model,
+            request_hash,
+            transcript_root: transcript.root(),
+            digest_root: digests.root(),
+            prompt_tokens: 10,
+            completion_tokens: 5,
+            fee_micro_usd: 0,
+            payer_channel: ChannelId::ZERO,
+            client_nonce: nonce,
+            epoch: 0,
+        };
+        if manner == Manner::OtherRequest {
+            request.max_tokens += 1;
+        }
+        let other = PrivateKeySigner::random();
+        let key = if manner == Manner::OtherKey { &other } else { &self.key };
+        let domain = Domain::DEVELOPMENT;
+        let signature = key.sign_hash_sync(&receipt.signing_hash(&domain).as_bytes().into()).unwrap();
+        let signature = SignatureBytes::from_bytes(signature.as_bytes());
+        let receipt = SignedReceipt { receipt, domain, signature };
+        AnswerRecord { format: Format::V1, receipt, request, transcript, digests, generation: None }
+    }
+}
+
+/// What the relay serves.
+pub struct Shared(Arc<Node>);
+
+impl Inference for Shared {
+    fn models(&self) -> Vec<ModelCard> {
+        vec![ModelCard {
+            id: "org/model".into(),
+            root: MODEL,
+            created: 1,
+            owned_by: "test".into(),
+            context_length: 1000,
+            profile: "int8-v1".into(),
+            bytes: 1,
+            has_chat_template: true,
+            task: Task::Generate,
+            parameters: 1,
+            aliases: vec![],
+            price: self.0.price,
+        }]
+    }
+
+    async fn generate(&self, order: Order) -> Result<Generation, Refusal> {
+        let node = Arc::clone(&self.0);
+        let manner = *node.manner.lock().unwrap();
+        match manner {
+            Manner::Busy => return Err(Refusal::Busy { retry_after_s: 7 }),
+            Manner::Refuses => return Err(Refusal::ContextExceeded { prompt: 9, window: 1 }),
+            _ => {}
+        }
+        node.started.fetch_add(1, SeqCst);
+        let sequence = node.sequence.fetch_add(1, SeqCst);
+        let id = receipt_id(node.address(), sequence, order.request.hash());
+        let (events, receiver) = mpsc::channel(4);
+        tokio::spawn(async move {
+            let text = |text: &str| Event::Text { text: text.into(), logprobs: vec![] };
+            match manner {
+                Manner::Silent => {
+                    events.closed().await;
+                    node.cancelled.store(true, SeqCst);
+                }
+                Manner::Endless => {
+                    while events.send(text("la ")).await.is_ok() {
+                        tokio::time::sleep(Duration::from_millis(2)).await;
+                    }
+                    node.cancelled.store(true, SeqCst);
+                }
+                Manner::BreaksOff => {
+                    let _ = events.send(text("Hel")).await;
+                }
+                _ => {
+                    let nonce = order.nonce.unwrap_or(Nonce::from_bytes([9; 32]));
+                    let record = node.record(manner, order.request, nonce, sequence, "Hello");
+                    let record = Arc::new(record);
+                    let (stop, usage) = (record.transcript.stop, record.transcript.usage());
+                    for event in [text("Hel"), text("lo"), Event::End { stop, usage, record }] {
+                        if events.send(event).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+            }
+        });
+        Ok(Generation { receipt_id: id, prompt_tokens: 10, events: receiver })
+    }
+
+    async fn embed(&self, _: EmbeddingOrder) -> Result<Arc<EmbeddingRecord>, Refusal> {
+        Err(Refusal::Busy { retry_after_s: 7 })
+    }
+
+    async fn count_tokens(&self, _: ModelRoot, _: Prompt) -> Result<u32, Refusal> {
+        match *self.0.manner.lock().unwrap() {
+            Manner::Busy => Err(Refusal::Busy { retry_after_s: 7 }),
+            _ => Ok(10),
+        }
+    }
+
+    async fn receipt(&self, _: ReceiptId) -> Result<Option<Record>, Refusal> {
+        Ok(None)
+    }
+
+    fn load(&self) -> Load {
+        Load::default()
+    }
+}
+
+/// A provider on loopback.
+pub struct Provider {
+    pub node: Arc<Node>,
+    pub url: String,
+    serving: AbortHandle,
+}
+
+impl Provider {
+    pub async fn start(manner: Manner, price: Option<&str>) -> Provider {
+        Provider::with(PrivateKeySigner::random(), manner, price).await
+    }
+
+    /// One that is asked before `other`, as long as both are expected to take the same time: of equals the lowest address is.
+    pub async fn before(other: &Provider, manner: Manner, price: Option<&str>) -> Provider {
+        loop {
+            let key = PrivateKeySigner::random();
+            if NodeAddress::from_bytes(key.address().into_array()) < other.node.address() {
+                return Provider::with(key, manner, price).await;
+            }
+        }
+    }
+
+    async fn with(key: PrivateKeySigner, manner: Manner, price: Option<&str>) -> Provider {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let node = Arc::new(Node {
+            key,
+            price: price.map(|p| p.parse().unwrap()),
+            manner: Mutex::new(manner),
+            started: AtomicU32::new(0),
+            cancelled: AtomicBool::new(false),
+            sequence: AtomicU64::new(0),
+        });
+        let (url, serving) = Provider::serve(&node, "127.0.0.1:0").await;
+        Provider { node, url, serving }
+    }
+
+    async fn serve(node: &Arc<Node>, at: &str) -> (String, AbortHandle) {
+        let listener = TcpListener::bind(at).await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let key = node.key.clone();
+        let sign = move |hash: &assay_core::id::Hash| {
+            let signature = key.sign_hash_sync(&hash.as_bytes().into()).ok()?;
+            Some(SignatureBytes::from_bytes(signature.as_bytes()))
+        };
+        let options = RelayOptions { alive: Duration::from_millis(20), ..RelayOptions::default() };
+        let shared = Arc::new(Shared(Arc::clone(node)));
+        let relay = Relay::new(shared, node.address(), Box::new(sign), options);
+        let serving = tokio::spawn(async move { axum::serve(listener, relay.routes()).await });
+        (url, serving.abort_handle())
+    }
+
+    /// Stops listening.
+    pub async fn dies(&self) {
+        self.serving.abort();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+
+    /// Listens again at the same address, with another sealing key.
+    pub async fn comes_back(&mut self) {
+        let at = self.url.trim_start_matches("http://").to_owned();
+        (_, self.serving) = Provider::serve(&self.node, &at).await;
+    }
+}
