@@ -39,6 +39,11 @@ impl Home {
         self.root.join("node").join("key")
     }
 
+    /// Where the secret of a host's iroh endpoint is.
+    pub fn iroh_secret(&self) -> PathBuf {
+        self.root.join("node").join("iroh-secret")
+    }
+
     /// Where answers are kept.
     pub fn receipts(&self) -> PathBuf {
         self.root.join("node").join("receipts.redb")
@@ -47,6 +52,26 @@ impl Home {
     /// Where a running node says what it listens on.
     pub fn node_address(&self) -> PathBuf {
         self.root.join("node").join("address")
+    }
+
+    /// The gateway's database of keys and credits.
+    pub fn accounts(&self) -> PathBuf {
+        self.root.join("accounts.sqlite")
+    }
+
+    /// Where the development chain keeps its blocks.
+    pub fn chain(&self) -> PathBuf {
+        self.root.join("chain")
+    }
+
+    /// What is known of the ledger: where it is, and transactions that wait.
+    pub fn ledger(&self) -> PathBuf {
+        self.root.join("ledger")
+    }
+
+    /// Where this machine keeps blobs and the records of releases.
+    pub fn hub(&self) -> PathBuf {
+        self.root.join("hub")
     }
 
     /// Where an installed model is, or would be.

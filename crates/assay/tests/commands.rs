@@ -147,7 +147,8 @@ fn help_completions_and_wrong_arguments() {
     }
     for command in [
         "up", "serve", "run", "import", "list", "show", "rm", "verify", "audit", "key", "trace", "dispute",
-        "vectors", "doctor", "bench",
+        "vectors", "doctor", "bench", "chain", "ledger", "deposit", "withdraw", "balance", "stake",
+        "unstake",
     ] {
         assert!(assay(home.path(), &[command, "--help"]).status.success(), "{command}");
     }

@@ -6,8 +6,7 @@ mod harness;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use harness::{Node, assay, chat, stderr, stdout};
-use reqwest::Client;
+use harness::{Node, assay, chat, client, stderr, stdout};
 use serde_json::Value;
 
 const STORY: &str = "Once upon a time there was a little dog";
@@ -17,7 +16,7 @@ async fn an_answer_is_checked_by_its_id_and_by_its_record() {
     let home = tempfile::tempdir().unwrap();
     let node = Node::up(home.path(), false, &[]);
     let request =
-        Client::new().post(node.chat_url()).header("x-assay-receipt", "inline").json(&chat(STORY, 7, 40));
+        client().post(node.chat_url()).header("x-assay-receipt", "inline").json(&chat(STORY, 7, 40));
     let response = request.send().await.unwrap();
     let id = response.headers()["x-assay-receipt"].to_str().unwrap().to_owned();
     let answer: Value = response.json().await.unwrap();
@@ -84,7 +83,7 @@ async fn a_seed_fixes_the_answer_across_nodes() {
     for slow in [false, true] {
         let home = tempfile::tempdir().unwrap();
         let node = Node::up(home.path(), slow, &[]);
-        let send = |body: Value| Client::new().post(node.chat_url()).json(&body).send();
+        let send = |body: Value| client().post(node.chat_url()).json(&body).send();
         let answer: Value = send(chat(STORY, 7, 60)).await.unwrap().json().await.unwrap();
         texts.push(answer["choices"][0]["message"]["content"].clone());
         let other: Value = send(chat(STORY, 8, 60)).await.unwrap().json().await.unwrap();
@@ -97,7 +96,7 @@ async fn a_seed_fixes_the_answer_across_nodes() {
 async fn a_full_queue_says_when_to_come_back() {
     let home = tempfile::tempdir().unwrap();
     let node = Node::up(home.path(), true, &["--max-running", "1", "--max-waiting", "2"]);
-    let client = Client::new();
+    let client = client();
     let requests = (0..16).map(|i| client.post(node.chat_url()).json(&chat(STORY, i, 0)).send());
     let mut running = tokio::task::JoinSet::new();
     requests.for_each(|r| drop(running.spawn(r)));
@@ -122,7 +121,7 @@ async fn a_full_queue_says_when_to_come_back() {
 async fn a_client_that_leaves_frees_its_place() {
     let home = tempfile::tempdir().unwrap();
     let node = Node::up(home.path(), true, &["--max-running", "1"]);
-    let client = Client::new();
+    let client = client();
     let mut body = chat(STORY, 1, 0);
     body["stream"] = Value::from(true);
     for _ in 0..3 {
@@ -151,9 +150,9 @@ async fn sigterm_finishes_running_answers() {
     body["stream"] = Value::from(true);
     let mut streams = Vec::new();
     for _ in 0..6 {
-        streams.push(Client::new().post(node.chat_url()).json(&body).send().await.unwrap());
+        streams.push(client().post(node.chat_url()).json(&body).send().await.unwrap());
     }
-    let (url, client) = (node.chat_url(), Client::new());
+    let (url, client) = (node.chat_url(), client());
     node.signal("TERM");
     for mut stream in streams {
         let mut text = String::new();
@@ -179,7 +178,7 @@ async fn kill_9_loses_no_receipt_that_a_client_saw() {
             clients.spawn(async move {
                 for i in 0.. {
                     let body = chat(STORY, round * 1_000_000 + c * 1000 + i, 5 + (i as u32 % 20));
-                    let Ok(response) = Client::new().post(&url).json(&body).send().await else { return };
+                    let Ok(response) = client().post(&url).json(&body).send().await else { return };
                     let id = response.headers()["x-assay-receipt"].to_str().unwrap().to_owned();
                     if response.text().await.is_ok() {
                         seen.lock().unwrap().push(id);
@@ -199,7 +198,7 @@ async fn kill_9_loses_no_receipt_that_a_client_saw() {
     let seen = seen.lock().unwrap().clone();
     assert!(seen.len() > 50, "{} answers were seen", seen.len());
     let node = Node::up(home.path(), false, &[]);
-    let client = Client::new();
+    let client = client();
     let mut sequences = std::collections::BTreeSet::new();
     for id in &seen {
         let response = client.get(format!("{}/v1/receipts/{id}", node.url)).send().await.unwrap();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use alloy_primitives::B256;
 use alloy_signer::SignerSync as _;
 use alloy_signer_local::PrivateKeySigner;
-use assay_core::id::{NodeAddress, SignatureBytes};
+use assay_core::id::{Hash, NodeAddress, SignatureBytes};
 use assay_core::receipt::{Domain, Receipt, SignedReceipt};
 
 use crate::secret;
@@ -76,12 +76,38 @@ impl NodeKey {
         NodeAddress::from_bytes(self.0.address().into_array())
     }
 
+    /// The key itself, for transactions on the ledger.
+    pub fn signer(&self) -> &PrivateKeySigner {
+        &self.0
+    }
+
     /// Signs a receipt for `domain`.
     pub fn sign(&self, receipt: Receipt, domain: Domain) -> Result<SignedReceipt, KeyError> {
-        let hash = B256::from(*receipt.signing_hash(&domain).as_bytes());
-        let signature = self.0.sign_hash_sync(&hash).map_err(|e| KeyError::Signing(e.to_string()))?;
-        Ok(SignedReceipt { receipt, domain, signature: SignatureBytes::from_bytes(signature.as_bytes()) })
+        let signature = self.sign_hash(&receipt.signing_hash(&domain))?;
+        Ok(SignedReceipt { receipt, domain, signature })
     }
+
+    /// Signs a hash that says what it is of: a receipt's, an offer's.
+    pub fn sign_hash(&self, hash: &Hash) -> Result<SignatureBytes, KeyError> {
+        let signature = self.0.sign_hash_sync(&B256::from(*hash.as_bytes()));
+        let signature = signature.map_err(|e| KeyError::Signing(e.to_string()))?;
+        Ok(SignatureBytes::from_bytes(signature.as_bytes()))
+    }
+}
+
+/// Reads the secret of a host's iroh endpoint in `path`, or makes one there. It is a secret of its own and not made of the node's key, so that
+/// whoever gets hold of it can pose as the endpoint and not spend what the node earned.
+pub fn endpoint_secret(path: &Path) -> Result<[u8; 32], KeyError> {
+    let io = |source| KeyError::Io { path: path.to_owned(), source };
+    if !path.exists() {
+        // Another process may make one meanwhile: then that is the secret.
+        secret::write_new(path, format!("{}\n", hex::encode(secret::draw())).as_bytes()).map_err(io)?;
+    }
+    let text = std::fs::read_to_string(path).map_err(io)?;
+    let mut bytes = [0; 32];
+    let malformed = |_| KeyError::Malformed { path: path.to_owned() };
+    hex::decode_to_slice(text.trim(), &mut bytes).map_err(malformed)?;
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -111,5 +137,20 @@ mod tests {
             assert!(matches!(NodeKey::load_or_create(&path), Err(KeyError::Malformed { .. })));
             assert_eq!(std::fs::read_to_string(&path).unwrap(), bad);
         }
+    }
+
+    #[test]
+    fn an_endpoint_keeps_its_secret() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("node/iroh");
+        let secret = endpoint_secret(&path).unwrap();
+        assert_eq!(endpoint_secret(&path).unwrap(), secret);
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt as _;
+            assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        }
+        std::fs::write(&path, "no secret").unwrap();
+        assert!(matches!(endpoint_secret(&path), Err(KeyError::Malformed { .. })));
     }
 }

@@ -2,7 +2,10 @@
 //!
 //! Floats and HTTP stay outside; the engine runs on threads of its own and is never waited for by one that serves clients.
 
+pub mod arriving;
+pub mod fetched;
 pub mod files;
+pub mod host;
 pub mod key;
 pub mod provider;
 pub mod secret;

@@ -1,15 +1,21 @@
 //! The provider: takes a request, runs the engine, signs a receipt, stores the record, and only then ends the answer.
+//!
+//! Of a model that arrives, text is told as it is made; a receipt is signed only after the model's content was compared with the
+//! root that the receipt names.
 
 mod embedding;
+mod stock;
 mod teller;
 
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 use std::time::Instant;
 
+use assay_api::relay::{OfferSigner, Relay, RelayOptions};
 use assay_api::{EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Refusal, Task};
 use assay_core::answer::{AnswerRecord, Format, GenerationCost};
 use assay_core::embedding::{EmbeddingRecord, Record};
 use assay_core::id::{ChannelId, ModelRoot, Nonce, ReceiptId};
+use assay_core::price::Price;
 use assay_core::receipt::{Domain, Receipt, receipt_id};
 use assay_core::request::{Guide, Prompt, Request, Tool, sampler_seed};
 use assay_core::transcript::{NonceSource, Transcript};
@@ -17,11 +23,12 @@ use assay_engine::artifact::Artifact;
 use assay_engine::batch::{Answer, Event as EngineEvent, Job, SubmitError};
 use assay_engine::constants::Constants as _;
 use assay_engine::text::tools::CallFinder;
+use axum::Router;
 use tokio::sync::mpsc;
 
 use crate::key::NodeKey;
 use crate::secret;
-use crate::serving::{Running, ServedModel};
+use crate::serving::{Running, ServedModel, Watched, Withdrawn};
 use crate::store::ReceiptStore;
 use embedding::dimensions;
 use teller::Teller;
@@ -34,11 +41,14 @@ const RETRY_AFTER_S: u32 = 1;
 
 /// A node that answers.
 pub struct Provider {
-    models: Vec<ServedModel>,
+    models: RwLock<Vec<Arc<ServedModel>>>,
+    /// Models of which nothing can be executed yet.
+    expected: RwLock<Vec<stock::Expected>>,
     key: Arc<NodeKey>,
     store: Arc<ReceiptStore>,
     created: u64,
     threads: u32,
+    price: Option<Price>,
 }
 
 impl Provider {
@@ -50,7 +60,21 @@ impl Provider {
         created: u64,
         threads: u32,
     ) -> Provider {
-        Provider { models, key: Arc::new(key), store: Arc::new(store), created, threads }
+        let models = RwLock::new(models.into_iter().map(Arc::new).collect());
+        let (key, store) = (Arc::new(key), Arc::new(store));
+        Provider { models, expected: RwLock::default(), key, store, created, threads, price: None }
+    }
+
+    /// Says this price beside every model. It is advertised here, and charged by gateways.
+    pub fn advertising(self, price: Option<Price>) -> Provider {
+        Provider { price, ..self }
+    }
+
+    /// The routes by which gateways see what is offered and send orders.
+    pub fn relay(self: &Arc<Provider>) -> Router {
+        let key = Arc::clone(&self.key);
+        let sign: OfferSigner = Box::new(move |hash| key.sign_hash(hash).ok());
+        Relay::new(Arc::clone(self), self.key.address(), sign, RelayOptions::default()).routes()
     }
 
     /// Answers on disk.
@@ -58,24 +82,14 @@ impl Provider {
         &self.store
     }
 
-    /// The models.
-    pub fn served(&self) -> &[ServedModel] {
-        &self.models
-    }
-
-    fn model(&self, root: ModelRoot) -> Result<&ServedModel, Refusal> {
-        let found = self.models.iter().find(|m| m.artifact().root() == root);
-        found.ok_or(Refusal::UnknownModel { asked: root.to_string() })
-    }
-
     async fn start(&self, order: Order) -> Result<Generation, Refusal> {
-        let Order { request, nonce, request_id } = order;
+        let Order { request, nonce, request_id, .. } = order;
         let model = self.model(request.model)?;
         request
             .check()
             .map_err(|e| Refusal::Invalid { param: e.param.to_owned(), message: e.to_string() })?;
         if model.is_encoder() {
-            return Err(wrong_task(model, "embeds texts; POST /v1/embeddings"));
+            return Err(wrong_task(&model, "embeds texts; POST /v1/embeddings"));
         }
         let vocabulary = model.artifact().program().program().vocabulary;
         if let Some((id, _)) = request.sampling.bias.iter().find(|(id, _)| *id >= vocabulary) {
@@ -121,7 +135,12 @@ impl Provider {
             guide,
             logprobs: request.logprobs,
         };
-        let running = model.submit(job).await.map_err(|e| refusal(e, &request))?;
+        let standing = model.standing();
+        let name = model.artifact().provenance().name.clone();
+        let running = model.submit(job).await.map_err(|e| match standing.withdrawn() {
+            Some(withdrawn) => no_receipt(&name, withdrawn),
+            None => refusal(e, &request),
+        })?;
         let receipt_id = receipt_id(self.key.address(), sequence, request_hash);
         // With tools that may be called, calls are told from text.
         let finder = matches!(request.guide, Some(Guide::Tools { .. }))
@@ -129,6 +148,8 @@ impl Provider {
         let teller = Teller::new(Arc::clone(model.tokenizer()), finder, receipt_id);
         let answering = Answering {
             teller,
+            name,
+            standing,
             key: Arc::clone(&self.key),
             store: Arc::clone(&self.store),
             request,
@@ -150,6 +171,10 @@ impl Provider {
 
 fn internal(e: impl std::fmt::Display) -> Refusal {
     Refusal::Internal { message: e.to_string() }
+}
+
+fn no_receipt(model: &str, withdrawn: Withdrawn) -> Refusal {
+    Refusal::ModelWithdrawn { model: model.to_owned(), reason: withdrawn.to_string() }
 }
 
 fn prompt_param(request: &Request) -> String {
@@ -206,6 +231,9 @@ fn task(artifact: &Artifact) -> Task {
 /// One answer on its way to the client.
 struct Answering {
     teller: Teller,
+    /// The model's name.
+    name: String,
+    standing: Watched,
     key: Arc<NodeKey>,
     store: Arc<ReceiptStore>,
     request: Request,
@@ -228,8 +256,9 @@ impl Answering {
                 event = running.events.recv() => event,
             };
             let last = match event {
-                None => Event::Failed(Refusal::Internal {
-                    message: "the engine stopped; see the server's log".into(),
+                None => Event::Failed(match self.standing.withdrawn() {
+                    Some(withdrawn) => no_receipt(&self.name, withdrawn),
+                    None => internal("the engine stopped; see the server's log"),
                 }),
                 Some(EngineEvent::Started) => {
                     self.first = Some(Instant::now());
@@ -249,7 +278,15 @@ impl Answering {
                             return;
                         }
                     }
-                    self.conclude(*answer).await
+                    // Nobody signs what a model has computed that may not be the one that it says.
+                    let settled = tokio::select! {
+                        () = events.closed() => return,
+                        settled = self.standing.settled() => settled,
+                    };
+                    match settled {
+                        Ok(()) => self.conclude(*answer).await,
+                        Err(withdrawn) => Event::Failed(no_receipt(&self.name, withdrawn)),
+                    }
                 }
             };
             // A client that left in this moment finds its receipt on the receipts route.
@@ -326,7 +363,7 @@ impl Answering {
 
 impl Inference for Provider {
     fn models(&self) -> Vec<ModelCard> {
-        self.models
+        self.served()
             .iter()
             .map(|m| {
                 let a = m.artifact();
@@ -342,6 +379,7 @@ impl Inference for Provider {
                     task: task(a),
                     parameters: a.parameters(),
                     aliases: vec![],
+                    price: self.price,
                 }
             })
             .collect()
@@ -370,9 +408,11 @@ impl Inference for Provider {
     }
 
     fn load(&self) -> Load {
-        let mut total = Load { running: 0, waiting: 0, kv_cache_used_ppm: 0, ready: !self.models.is_empty() };
+        let mut total = Load { running: 0, waiting: 0, kv_cache_used_ppm: 0, ready: false };
+        let models = self.served();
+        total.ready = !models.is_empty();
         let (mut used, mut limit) = (0u64, 0u64);
-        for m in &self.models {
+        for m in &models {
             let load = m.load();
             total.running += load.running as u32;
             total.waiting += load.waiting as u32;
@@ -381,5 +421,9 @@ impl Inference for Provider {
         }
         total.kv_cache_used_ppm = (used * 1_000_000).checked_div(limit).unwrap_or(0) as u32;
         total
+    }
+
+    fn arriving(&self) -> Vec<assay_api::Arriving> {
+        self.on_their_way()
     }
 }

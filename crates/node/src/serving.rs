@@ -1,24 +1,76 @@
 //! A model being served: its batcher on a thread of its own, spoken to through channels.
 //!
+//! A model may be served while it arrives: the thread waits within a pass for what comes next of it, and listens to commands
+//! meanwhile. An encoder's thread waits for all of it, since nothing that it makes leaves before its receipt.
+//!
 //! Shutdown: 1. the handle drops its sender; 2. the thread finishes the pass it is in and drops all jobs, whose events end;
 //! 3. it is joined.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use assay_engine::artifact::Artifact;
-use assay_engine::batch::{BatchLimits, Batcher, Event, Job, JobId, Load, SubmitError};
+use assay_engine::batch::{BatchLimits, Batcher, Event, Job, JobId, Load, Stepped, SubmitError};
 use assay_engine::constants::Constants as _;
 use assay_engine::forward::Executor;
 use assay_engine::kernel::Kernel;
 use assay_engine::pool::Pool;
+use assay_engine::presence::{Lack, Presence};
 use assay_engine::program::Head;
+use assay_engine::program::layers::Layers;
 use assay_engine::replay::Execution;
 use assay_engine::text::{TextError, Tokenizer};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// Time after which a thread that waits for bytes listens to commands.
+const LISTEN_EVERY: Duration = Duration::from_millis(20);
+
+/// What is known of a model's content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It is what its root says, as far as its installation or its arrival checked it.
+    Whole,
+    /// It arrives: its content was not compared with its root yet.
+    Arriving,
+    /// It did not arrive, or is not what its root says.
+    Withdrawn(Arc<str>),
+}
+
+/// Why an answer has no receipt.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct Withdrawn {
+    /// What happened to the model.
+    pub reason: Arc<str>,
+}
+
+/// What is known of a model's content, and when that changes.
+#[derive(Clone)]
+pub struct Watched(watch::Receiver<Standing>);
+
+impl Watched {
+    /// Waits until the content of the model was compared with its root.
+    pub async fn settled(&mut self) -> Result<(), Withdrawn> {
+        let settled = self.0.wait_for(|standing| *standing != Standing::Arriving).await;
+        match settled.as_deref() {
+            Ok(Standing::Withdrawn(reason)) => Err(Withdrawn { reason: reason.clone() }),
+            Ok(_) => Ok(()),
+            Err(_) => Err(Withdrawn { reason: "the model is served no longer".into() }),
+        }
+    }
+
+    /// Why the model was withdrawn, if it was.
+    pub fn withdrawn(&self) -> Option<Withdrawn> {
+        match &*self.0.borrow() {
+            Standing::Withdrawn(reason) => Some(Withdrawn { reason: reason.clone() }),
+            _ => None,
+        }
+    }
+}
 
 /// A model with its thread.
 pub struct ServedModel {
@@ -33,12 +85,21 @@ pub struct ServedModel {
     encoding: AtomicUsize,
     kernel: Kernel,
     limits: BatchLimits,
+    standing: watch::Sender<Standing>,
+    /// The furthest operation that a pass has come to.
+    reached: Arc<AtomicUsize>,
 }
 
 enum Command {
-    Submit { job: Box<Job>, events: mpsc::Sender<Event>, admitted: oneshot::Sender<Result<(), SubmitError>> },
+    Submit {
+        job: Box<Job>,
+        events: mpsc::Sender<Event>,
+        admitted: oneshot::Sender<Result<(), SubmitError>>,
+    },
     Cancel(JobId),
     Encode(Encoding),
+    /// The model will not arrive.
+    End,
 }
 
 /// Sequences to be read by an encoder.
@@ -72,20 +133,25 @@ impl ServedModel {
     ) -> Result<ServedModel, TextError> {
         let tokenizer = Arc::new(Tokenizer::new(artifact.text(), artifact.tokenizer_json())?);
         let load = Arc::new(Mutex::new(Load::default()));
+        let reached = Arc::new(AtomicUsize::new(0));
         let (commands, inbox) = channel();
+        let arriving = artifact.presence().is_some_and(|p| !p.is_settled());
+        let standing = watch::Sender::new(if arriving { Standing::Arriving } else { Standing::Whole });
         let thread = {
-            let (artifact, tokenizer, load) =
-                (Arc::clone(&artifact), Arc::clone(&tokenizer), Arc::clone(&load));
+            let (artifact, tokenizer, load, reached) =
+                (Arc::clone(&artifact), Arc::clone(&tokenizer), Arc::clone(&load), Arc::clone(&reached));
             std::thread::Builder::new()
                 .name("assay-batcher".into())
                 .spawn(move || {
                     let executor = Executor::new(artifact.shared(), kernel, pool);
                     if let Head::Vector { .. } = artifact.program().program().head {
-                        return encode_all(executor, &inbox, &load);
+                        return encode_all(executor, &inbox, artifact.presence(), &load);
                     }
                     let end_tokens = artifact.text().end_tokens.clone();
                     let batcher = Batcher::new(executor, &tokenizer, end_tokens, limits);
-                    run(batcher, &inbox, &load);
+                    run(batcher, &inbox, artifact.presence(), &load, &reached);
+                    // Jobs that were dropped are under way no longer.
+                    *load.lock().unwrap_or_else(PoisonError::into_inner) = Load::default();
                 })
                 .expect("the system can start a thread for a model")
         };
@@ -100,7 +166,49 @@ impl ServedModel {
             encoding: AtomicUsize::new(0),
             kernel,
             limits,
+            standing,
+            reached,
         })
+    }
+
+    /// What is known of its content.
+    pub fn standing(&self) -> Watched {
+        Watched(self.standing.subscribe())
+    }
+
+    /// Its content was compared with its root and equals it.
+    pub fn settle(&self) {
+        self.standing.send_if_modified(|standing| match standing {
+            Standing::Arriving => {
+                *standing = Standing::Whole;
+                true
+            }
+            _ => false,
+        });
+    }
+
+    /// It is not to be used: what is under way ends. A model that is whole stays.
+    pub fn withdraw(&self, reason: &str) {
+        self.standing.send_if_modified(|standing| match standing {
+            Standing::Arriving => {
+                *standing = Standing::Withdrawn(reason.into());
+                true
+            }
+            _ => false,
+        });
+        let Some(presence) = self.artifact.presence().filter(|p| !p.is_settled()) else { return };
+        presence.fail(reason);
+        if let Some(commands) = &self.commands {
+            // A thread that has ended needs no word.
+            let _ = commands.send(Command::End);
+        }
+    }
+
+    /// How many layers the furthest pass has executed, and how many there are.
+    pub fn layers(&self) -> (usize, usize) {
+        let layers = Layers::of(self.artifact.program());
+        let reached = self.reached.load(Relaxed);
+        (layers.all().iter().filter(|l| l.ops.end <= reached).count(), layers.all().len())
     }
 
     /// The artifact.
@@ -201,9 +309,32 @@ impl Drop for Counted<'_> {
 }
 
 /// The thread of an encoder: reads what has come together, since longer passes are faster.
-fn encode_all(mut executor: Executor, inbox: &Receiver<Command>, load: &Mutex<Load>) {
-    while let Ok(first) = inbox.recv() {
-        let waiting = std::iter::once(first).chain(inbox.try_iter());
+fn encode_all(
+    mut executor: Executor,
+    inbox: &Receiver<Command>,
+    presence: Option<&Arc<Presence>>,
+    load: &Mutex<Load>,
+) {
+    let mut early = Vec::new();
+    while presence.is_some_and(|p| !p.is_settled()) {
+        if presence.is_some_and(|p| matches!(p.lack(&[]), Some(Lack::Gone(_)))) {
+            return;
+        }
+        match inbox.recv_timeout(LISTEN_EVERY) {
+            Ok(command) => early.push(command),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+    loop {
+        let first = match early.pop() {
+            Some(first) => first,
+            None => match inbox.recv() {
+                Ok(first) => first,
+                Err(_) => return,
+            },
+        };
+        let waiting = std::iter::once(first).chain(early.drain(..)).chain(inbox.try_iter());
         let all: Vec<Encoding> = waiting
             .filter_map(|c| match c {
                 Command::Encode(e) if !e.pooled.is_closed() => Some(e),
@@ -223,7 +354,15 @@ fn encode_all(mut executor: Executor, inbox: &Receiver<Command>, load: &Mutex<Lo
     }
 }
 
-fn run(mut batcher: Batcher<'_>, inbox: &Receiver<Command>, load: &Mutex<Load>) {
+/// The thread of a decoder. It ends with the last sender, or when the model will not arrive.
+fn run(
+    mut batcher: Batcher<'_>,
+    inbox: &Receiver<Command>,
+    presence: Option<&Arc<Presence>>,
+    load: &Mutex<Load>,
+    reached: &AtomicUsize,
+) {
+    let operations = batcher.executor().constants().program().program().ops.len();
     let mut readers: HashMap<JobId, mpsc::Sender<Event>> = HashMap::new();
     loop {
         // Idle: wait. Busy: take what has come, then go on.
@@ -258,11 +397,12 @@ fn run(mut batcher: Batcher<'_>, inbox: &Receiver<Command>, load: &Mutex<Load>) 
                 }
                 // A decoder's sender never makes one; dropping it tells whoever waits.
                 Command::Encode(_) => {}
+                Command::End => return,
             }
             *load.lock().unwrap_or_else(PoisonError::into_inner) = batcher.load();
         }
         let mut gone = Vec::new();
-        batcher.step(&mut |id, event| {
+        let stepped = batcher.step(&mut |id, event| {
             let done = matches!(event, Event::Done(_));
             let sent = readers.get(&id).is_some_and(|r| r.try_send(event).is_ok());
             if done {
@@ -276,5 +416,14 @@ fn run(mut batcher: Batcher<'_>, inbox: &Receiver<Command>, load: &Mutex<Load>) 
             readers.remove(&id);
         }
         *load.lock().unwrap_or_else(PoisonError::into_inner) = batcher.load();
+        match (stepped, presence) {
+            (Stepped::Lacks { op, lack: Lack::Bytes(missing) }, Some(presence)) => {
+                reached.fetch_max(op, Relaxed);
+                presence.wait(&missing, LISTEN_EVERY);
+            }
+            // All jobs end here; whoever reads their events knows of the withdrawal.
+            (Stepped::Lacks { .. }, _) => return,
+            (Stepped::Done, _) => drop(reached.fetch_max(operations, Relaxed)),
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 
 use anyhow::{Result, bail};
-use assay_api::{Event, Inference as _, Order};
+use assay_api::{Caller, Event, Inference as _, Order};
 use assay_core::answer::AnswerRecord;
 use assay_core::request::{Message, Prompt, Request, Role, Sampling};
 use assay_engine::batch::BatchLimits;
@@ -113,7 +113,7 @@ impl Run {
 }
 
 async fn answer(provider: &Provider, request: Request, print: bool) -> Result<AnswerRecord> {
-    let order = Order { request, nonce: None, request_id: "terminal".into() };
+    let order = Order { request, nonce: None, request_id: "terminal".into(), caller: Caller::default() };
     let mut generation = provider.generate(order).await.map_err(|r| anyhow::anyhow!("{r}"))?;
     while let Some(event) = generation.events.recv().await {
         match event {

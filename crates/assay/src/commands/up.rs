@@ -6,10 +6,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 use assay_api::{FileOptions, ServerOptions, serve_with_files};
+use assay_core::price::Price;
 use assay_engine::artifact::Artifact;
 use assay_engine::batch::BatchLimits;
 use assay_engine::kernel::Kernel;
 use assay_engine::pool::Pool;
+use assay_hub::name::Reference;
+use assay_node::arriving::Engine;
 use assay_node::files::FolderStore;
 use assay_node::key::NodeKey;
 use assay_node::provider::Provider;
@@ -17,13 +20,33 @@ use assay_node::serving::ServedModel;
 use assay_node::store::ReceiptStore;
 use clap::Args;
 
+use super::host::RelaysArg;
+use super::ledger::connection::{KeyArgs, LedgerArgs};
 use crate::home::{Home, built_in};
+
+mod early;
+
+use early::Early;
 
 /// Port of a node: 127.0.0.1:11711.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:11711";
 
 #[derive(Args)]
 pub struct Up {
+    /// A release to serve with the installed models: [0xPUBLISHER/]NAME@VERSION, or NAME@latest. What is not here is fetched from the
+    /// ledger's hosts, or those that --from names, and served while it arrives.
+    #[arg(value_name = "RELEASE")]
+    release: Option<Reference>,
+    /// Addresses of hosts that may keep the release, as `assay host` says. They are asked instead of the ledger's.
+    #[arg(long, value_name = "URL", requires = "release")]
+    from: Vec<String>,
+    /// Whose relays help to find and reach hosts over iroh.
+    #[arg(long, value_enum, default_value = "none", requires = "release")]
+    relays: RelaysArg,
+    #[command(flatten)]
+    ledger: LedgerArgs,
+    #[command(flatten)]
+    key: KeyArgs,
     #[command(flatten)]
     server: Server,
 }
@@ -53,6 +76,10 @@ struct Server {
     /// Memory for the KV caches of each model, in MiB.
     #[arg(long, default_value_t = BatchLimits::default().cache_bytes_max >> 20, value_name = "MIB")]
     cache_mib: usize,
+    /// Dollars for a million tokens of the prompt and of the answer, as in 0.10/0.40 [default: free]. Advertised in /v1/models; nothing
+    /// is charged by the node; gateways charge it.
+    #[arg(long, value_name = "IN/OUT")]
+    price: Option<Price>,
 }
 
 /// How the engine runs.
@@ -70,31 +97,47 @@ impl EngineArgs {
         Arc::new(Pool::new(self.threads.map_or(all, usize::from)))
     }
 
+    /// What models are executed with.
+    fn engine(&self, limits: BatchLimits) -> Result<Engine> {
+        Ok(Engine { kernel: Kernel::from_environment()?, pool: self.pool(), limits })
+    }
+
     /// A provider of these models.
     pub fn provider(&self, home: &Home, models: Vec<Arc<Artifact>>, limits: BatchLimits) -> Result<Provider> {
-        let pool = self.pool();
-        let kernel = Kernel::from_environment()?;
-        let key = NodeKey::load_or_create(&home.key())?;
-        let store = ReceiptStore::open(&home.receipts())?;
-        let mut served = Vec::new();
-        for artifact in models {
-            let name = artifact.provenance().name.clone();
-            let model = ServedModel::start(artifact, kernel, Arc::clone(&pool), limits)
-                .with_context(|| format!("model `{name}`"))?;
-            served.push(model);
-        }
-        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        Ok(Provider::new(served, key, store, created, pool.threads() as u32))
+        provider(home, models, &self.engine(limits)?)
     }
+}
+
+fn provider(home: &Home, models: Vec<Arc<Artifact>>, engine: &Engine) -> Result<Provider> {
+    let key = NodeKey::load_or_create(&home.key())?;
+    let store = ReceiptStore::open(&home.receipts())?;
+    let mut served = Vec::new();
+    for artifact in models {
+        let name = artifact.provenance().name.clone();
+        let Engine { kernel, pool, limits } = engine.clone();
+        let model =
+            ServedModel::start(artifact, kernel, pool, limits).with_context(|| format!("model `{name}`"))?;
+        served.push(model);
+    }
+    let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    Ok(Provider::new(served, key, store, created, engine.pool.threads() as u32))
 }
 
 impl Up {
     pub fn run(self, home: &Home) -> Result<()> {
         let mut models = home.models()?;
-        if models.is_empty() {
+        if models.is_empty() && self.release.is_none() {
             models.push(built_in()?);
         }
-        self.server.run(home, models)
+        let from = self.from.iter().map(|url| url.trim_end_matches('/').to_owned()).collect();
+        let early = self.release.map(|release| Early {
+            release,
+            from,
+            relays: self.relays.into(),
+            ledger: self.ledger,
+            key: self.key,
+        });
+        self.server.run(home, models, early)
     }
 }
 
@@ -107,7 +150,7 @@ impl Serve {
                 models.push(model);
             }
         }
-        self.server.run(home, models)
+        self.server.run(home, models, None)
     }
 }
 
@@ -121,7 +164,7 @@ impl Server {
         }
     }
 
-    fn run(self, home: &Home, models: Vec<Arc<Artifact>>) -> Result<()> {
+    fn run(self, home: &Home, models: Vec<Arc<Artifact>>, early: Option<Early>) -> Result<()> {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         runtime.block_on(async {
             let listener = tokio::net::TcpListener::bind(self.listen).await.with_context(|| {
@@ -131,9 +174,11 @@ impl Server {
                 )
             })?;
             let address = listener.local_addr()?;
-            let names: Vec<String> = models.iter().map(|m| m.provenance().name.clone()).collect();
-            let provider = Arc::new(self.engine.provider(home, models, self.limits())?);
-            let kernel = provider.served().first().map_or("none", |m| m.kernel().name());
+            let mut names: Vec<String> = models.iter().map(|m| m.provenance().name.clone()).collect();
+            names.extend(early.iter().map(|e| format!("{} as soon as it can be", e.release)));
+            let engine = self.engine.engine(self.limits())?;
+            let kernel = engine.kernel.name();
+            let provider = Arc::new(provider(home, models, &engine)?.advertising(self.price));
             eprintln!("Serving {} on http://{address}/v1 (kernel {kernel})", names.join(", "));
             eprintln!(
                 "Data: {}. Stop with Ctrl-C; running answers are finished first.",
@@ -145,9 +190,30 @@ impl Server {
                 .with_context(|| announced.display().to_string())?;
             let files = Arc::new(FolderStore::open(&home.path().join("node").join("files"))?);
             let (options, file_options) = (ServerOptions::default(), FileOptions::default());
-            serve_with_files(listener, provider, options, files, file_options, stop_signal()).await?;
+            let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+            let shutdown = async {
+                tokio::select! {
+                    () = stop_signal() => {}
+                    // Without a sender, only the signal stops.
+                    Ok(()) = stopped => {}
+                }
+            };
+            let serving = serve_with_files(
+                listener,
+                Arc::clone(&provider),
+                options,
+                files,
+                file_options,
+                provider.relay(),
+                shutdown,
+            );
+            let served = match early {
+                None => serving.await.map_err(Into::into),
+                Some(early) => early.beside(home, &provider, engine, serving, stop).await,
+            };
             // The node has stopped either way.
             let _ = std::fs::remove_file(&announced);
+            served?;
             eprintln!("Stopped.");
             Ok(())
         })
@@ -155,7 +221,7 @@ impl Server {
 }
 
 /// Resolves when the process is asked to stop.
-async fn stop_signal() {
+pub async fn stop_signal() {
     #[cfg(unix)]
     {
         use tokio::signal::unix::{SignalKind, signal};

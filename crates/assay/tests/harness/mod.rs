@@ -58,14 +58,19 @@ impl Node {
         Node::start(command)
     }
 
-    fn start(mut command: Command) -> Node {
+    /// A command that serves, at this address.
+    pub fn at(command: Command, address: &str) -> Node {
+        Node::listen(command, address)
+    }
+
+    fn start(command: Command) -> Node {
+        Node::listen(command, "127.0.0.1:0")
+    }
+
+    fn listen(mut command: Command, address: &str) -> Node {
         #[expect(clippy::zombie_processes, reason = "whoever holds the node waits: `exit` or drop")]
-        let mut child = command
-            .args(["--listen", "127.0.0.1:0"])
-            .stderr(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut child =
+            command.args(["--listen", address]).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
         let (sender, lines) = mpsc::channel();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         // Reads to the end, so that the node never waits for a full pipe.
@@ -118,4 +123,10 @@ pub fn chat(content: &str, seed: u64, max_tokens: u32) -> Value {
         body["max_tokens"] = json!(max_tokens);
     }
     body
+}
+
+/// A client for HTTP. One that is built beside code that speaks TLS wants to know by which library, though it has no use for it.
+pub fn client() -> reqwest::Client {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::new()
 }

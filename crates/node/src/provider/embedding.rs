@@ -19,19 +19,19 @@ use assay_engine::program::Head;
 use assay_engine::semantics::embedding::embedding;
 use assay_engine::text::Tokenizer;
 
-use super::{Provider, RETRY_AFTER_S, internal, wrong_task};
+use super::{Provider, RETRY_AFTER_S, internal, no_receipt, wrong_task};
 
 impl Provider {
     /// Embeds texts; the record is durable when this returns.
     pub(super) async fn embed_texts(&self, order: EmbeddingOrder) -> Result<Arc<EmbeddingRecord>, Refusal> {
-        let EmbeddingOrder { request, request_id } = order;
+        let EmbeddingOrder { request, request_id, .. } = order;
         let started = Instant::now();
         let model = self.model(request.model)?;
         request
             .check()
             .map_err(|e| Refusal::Invalid { param: e.param.to_owned(), message: e.to_string() })?;
         let Some(dimensions) = dimensions(model.artifact()) else {
-            return Err(wrong_task(model, "writes text; POST /v1/chat/completions"));
+            return Err(wrong_task(&model, "writes text; POST /v1/chat/completions"));
         };
         if request.dimensions.is_some_and(|d| d > dimensions) {
             let message = format!("`dimensions` must be 1 to {dimensions}, what the model makes");
@@ -46,10 +46,11 @@ impl Provider {
         });
         let (request, input_ids) = tokenised.await.map_err(internal)?;
         let input_ids = input_ids?;
-        let pooled = model
-            .encode(input_ids.clone())
-            .await
-            .map_err(|_| Refusal::Busy { retry_after_s: RETRY_AFTER_S })?;
+        let pooled =
+            model.encode(input_ids.clone()).await.map_err(|_| match model.standing().withdrawn() {
+                Some(withdrawn) => no_receipt(&model.artifact().provenance().name, withdrawn),
+                None => Refusal::Busy { retry_after_s: RETRY_AFTER_S },
+            })?;
         let pooled = pooled.unwrap_or_default();
         let (store, key) = (Arc::clone(&self.store), Arc::clone(&self.key));
         let (threads, kernel) = (self.threads, model.kernel().name());

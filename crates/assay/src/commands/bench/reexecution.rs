@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use assay_api::{Event, Inference as _, Order};
+use assay_api::{Caller, Event, Inference as _, Order};
 use assay_core::answer::AnswerRecord;
 use assay_core::request::{Prompt, Request, Sampling};
 use assay_engine::artifact::Artifact;
@@ -81,7 +81,7 @@ impl Generator {
     }
 
     async fn run(&self, request: Request) -> Result<AnswerRecord> {
-        let order = Order { request, nonce: None, request_id: "bench".into() };
+        let order = Order { request, nonce: None, request_id: "bench".into(), caller: Caller::default() };
         let mut generation = self.provider.generate(order).await.map_err(|r| anyhow::anyhow!("{r}"))?;
         while let Some(event) = generation.events.recv().await {
             match event {

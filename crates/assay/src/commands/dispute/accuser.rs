@@ -1,5 +1,6 @@
 //! Those who say that a receipt is wrong: who knows why, who lies, and who picks blindly.
 
+use assay_core::merkle;
 use assay_engine::forward::Executor;
 use assay_verify::dispute::parties::Challenger;
 use assay_verify::dispute::{Pick, Referee, Stage};
@@ -99,10 +100,12 @@ fn any(stage: &Stage, random: &mut Random) -> Option<Pick> {
     match stage {
         Stage::PickNode(_, nodes) => Some(Pick::Node(u32::try_from(random.below(nodes.len())).ok()?)),
         Stage::PickPart(lists) => {
-            let full: Vec<usize> = (0..lists.len()).filter(|i| !lists[*i].1.is_empty()).collect();
-            let part = *full.get(random.below(full.len()))?;
-            let node = u32::try_from(random.below(lists[part].1.len())).ok()?;
-            Some(Pick::Part { part: u8::try_from(part).ok()?, node })
+            let step = random.below(lists.len());
+            let roots = lists.get(step)?;
+            // Parts that the answer's step does not have have no leaves.
+            let full: Vec<usize> = (0..roots.len()).filter(|i| roots[*i] != merkle::root([])).collect();
+            let part = u8::try_from(*full.get(random.below(full.len()))?).ok()?;
+            Some(Pick::Part { step: u32::try_from(step).ok()?, part })
         }
         _ => None,
     }

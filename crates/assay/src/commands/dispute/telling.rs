@@ -106,9 +106,8 @@ impl Teller<'_> {
         let asked = matches!(
             (before.stage(), claim),
             (Stage::Trace, Claim::Trace { .. })
-                | (Stage::Steps, Claim::Steps { .. })
-                | (Stage::Parts, Claim::Parts { .. })
-                | (Stage::Nodes, Claim::Nodes(_))
+                | (Stage::Steps | Stage::Nodes, Claim::Nodes(_) | Claim::Steps(_))
+                | (Stage::Part, Claim::Part { .. })
                 | (Stage::Leaf, Claim::Leaf(_))
                 | (Stage::Proof, Claim::Proof(_))
                 | (Stage::Digest(_), Claim::Digest(_))
@@ -126,24 +125,19 @@ impl Teller<'_> {
                     plural(blocks as usize, "block")
                 ),
             ),
-            Claim::Steps { carried, nodes } => {
-                let (block, n) = (before.block(), nodes.len());
-                (
-                    "steps",
-                    format!(
-                        "block {block}: {} carried commitments; {n} hashes over its steps",
-                        carried.len()
-                    ),
-                )
-            }
-            Claim::Parts { lists, .. } => {
-                let all: Vec<String> = (0u8..)
-                    .zip(lists)
-                    .map(|(p, l)| format!("{} of {}", l.len(), self.part(before.step(), p)))
-                    .collect();
-                ("parts", format!("{}: hashes over leaves, {}", self.step(before.step()), all.join(", ")))
+            Claim::Nodes(nodes) if *before.stage() == Stage::Steps => {
+                ("steps", format!("block {}: {} hashes over its steps", before.block(), nodes.len()))
             }
             Claim::Nodes(nodes) => ("nodes", format!("{} hashes below", nodes.len())),
+            Claim::Steps(lists) => {
+                let n = lists.iter().map(Vec::len).sum::<usize>();
+                let (steps, block) = (plural(lists.len(), "step"), before.block());
+                ("steps", format!("block {block}: {} of {steps}", plural(n, "root")))
+            }
+            Claim::Part { nodes, .. } => {
+                let (step, part) = (before.step(), self.part(before.step(), before.part()));
+                ("part", format!("{}: {} hashes over leaves of {part}", self.step(step), nodes.len()))
+            }
             Claim::Leaf(_) => ("leaf", "the numbers of the leaf".into()),
             Claim::Proof(p) => {
                 let terms = if p.terms.is_some() { ", how tokens are chosen" } else { "" };
@@ -167,6 +161,10 @@ impl Teller<'_> {
                 let says = format!("doubts the digest of block {block}");
                 return ("digest", says, json!({"digest_of_block": block}));
             }
+            Pick::Carry(nodes) => {
+                let says = format!("what is carried is not what was made: {} hashes", nodes.len());
+                return ("carry", says, json!({"carry": before.block()}));
+            }
             Pick::Number { index, partials } => {
                 let Stage::PickNumber(numbers) = before.stage() else { return self.unasked() };
                 let claimed = numbers.get(usize::from(*index)).copied();
@@ -189,20 +187,13 @@ impl Teller<'_> {
             Pick::Node(_) if before.tree_step().is_none() => ("step", ("step", "steps"), "step"),
             Pick::Node(_) => ("leaf", ("leaf", "leaves"), "leaf"),
             Pick::Part { part, .. } => {
-                let says = format!("part {part} ({}), ", self.part(before.step(), *part));
-                let (first, last) = covered(before, after, pick);
-                return (
-                    "part",
-                    says + &span("leaf", "leaves", first, last),
-                    json!({"part": part, "leaves": [first, last]}),
-                );
+                let step = after.step();
+                let says = format!("{}, part {part} ({})", self.step(step), self.part(step, *part));
+                return ("part", says, json!({"step": step, "part": part}));
             }
         };
-        let (first, last) = covered(before, after, pick);
+        let (first, last) = covered(before, pick);
         let mut says = span(what.0, what.1, first, last);
-        if first == last && kind == "step" {
-            says = self.step(after.step());
-        }
         if first == last && kind == "block" {
             let range = block_range(after.statement().positions(), after.block());
             says = format!("{says} (positions {} to {})", range.start, range.end.saturating_sub(1));
@@ -216,19 +207,10 @@ impl Teller<'_> {
 }
 
 /// The leaves of the tree that are below a picked node.
-fn covered(before: &Referee, after: &Referee, pick: &Pick) -> (u64, u64) {
-    let (height, node, leaves) = match (before.stage(), pick) {
-        (Stage::PickNode(height, _), Pick::Node(i)) => {
-            (*height, before.at().first(*height).saturating_add(u64::from(*i)), before.at().leaves)
-        }
-        (Stage::PickPart(lists), Pick::Part { part, node }) => {
-            let height = lists.get(usize::from(*part)).map_or(0, |(height, _)| *height);
-            let shape = after.shapes().get(usize::from(*part));
-            (height, u64::from(*node), shape.map_or(0, |s| s.leaves() as u64))
-        }
-        _ => (0, 0, 0),
-    };
-    let first = node.checked_shl(height).unwrap_or(u64::MAX);
-    let last = node.saturating_add(1).checked_shl(height).unwrap_or(u64::MAX).min(leaves);
+fn covered(before: &Referee, pick: &Pick) -> (u64, u64) {
+    let (Stage::PickNode(height, _), Pick::Node(i)) = (before.stage(), pick) else { return (0, 0) };
+    let node = before.at().first(*height).saturating_add(u64::from(*i));
+    let first = node.checked_shl(*height).unwrap_or(u64::MAX);
+    let last = node.saturating_add(1).checked_shl(*height).unwrap_or(u64::MAX).min(before.at().leaves);
     (first, last.saturating_sub(1).max(first))
 }

@@ -1,0 +1,113 @@
+//! `assay gateway`: the network behind one API.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use assay_api::{ServerOptions, serve};
+use assay_gateway::network::{Network, NetworkOptions};
+use clap::Args;
+use tokio::net::TcpListener;
+
+use super::keys::AccountsArgs;
+use super::ledger::connection::LedgerArgs;
+use super::ledger::nodes::{Nodes, urls};
+use super::up::stop_signal;
+use crate::home::Home;
+
+/// Where a gateway listens: 127.0.0.1:11731.
+const DEFAULT_LISTEN: &str = "127.0.0.1:11731";
+/// How often offers are read again.
+const EVERY: Duration = Duration::from_secs(30);
+
+/// Put the network behind one API: each request goes to the provider that is expected to answer first, and to another one if that fails
+/// before anything came. Keys are made by `assay keys`.
+///
+/// What is not here yet: payment of providers (their answers are not charged to the gateway), and encryption towards clients: put a
+/// server with TLS in front. Prompts travel to providers sealed to their keys.
+#[derive(Args)]
+pub struct Gateway {
+    /// Address and port to listen on.
+    #[arg(long, env = "ASSAY_GATEWAY_LISTEN", default_value = DEFAULT_LISTEN, value_name = "ADDR:PORT")]
+    listen: SocketAddr,
+    /// URLs of providers, besides those on the ledger.
+    #[arg(long, value_name = "URL")]
+    provider: Vec<String>,
+    /// Answer everyone, without keys and for nothing.
+    #[arg(long, conflicts_with = "accounts")]
+    open: bool,
+    /// Seconds that a provider has for its first word before another one is asked too; more if it usually needs more.
+    #[arg(long, default_value_t = 5, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    patience: u64,
+    #[command(flatten)]
+    accounts: AccountsArgs,
+    #[command(flatten)]
+    ledger: LedgerArgs,
+}
+
+impl Gateway {
+    pub fn run(self, home: &Home) -> Result<()> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let accounts = if self.open { None } else { Some(self.accounts.open(home).await?) };
+            if let Some(accounts) = &accounts
+                && accounts.keys(None).await?.is_empty()
+            {
+                eprintln!("no key is known yet; make one with `assay keys create NAME --credit 5`, or give --open");
+            }
+            let options =
+                NetworkOptions { patience: Duration::from_secs(self.patience), ..NetworkOptions::default() };
+            let network = Arc::new(Network::new(accounts, options));
+            let endpoints = self.endpoints(home).await?;
+            if endpoints.is_empty() {
+                bail!(
+                    "name a provider with --provider http://HOST:11711, or a ledger that does with `assay ledger use DIRECTORY`"
+                );
+            }
+            for (endpoint, reason) in network.refresh(&endpoints).await {
+                eprintln!("warning: {endpoint}: {reason}");
+            }
+            let listener = TcpListener::bind(self.listen)
+                .await
+                .with_context(|| format!("{} cannot be listened on", self.listen))?;
+            let at = listener.local_addr()?;
+            let count = network.providers().len();
+            eprintln!("gateway on http://{at}/v1, {count} of {} providers answer", endpoints.len());
+            let serving = serve(listener, Arc::clone(&network), ServerOptions::default(), stop_signal());
+            let watching = async {
+                loop {
+                    tokio::time::sleep(EVERY).await;
+                    match self.endpoints(home).await {
+                        Ok(endpoints) => {
+                            for (endpoint, reason) in network.refresh(&endpoints).await {
+                                tracing::warn!(endpoint, reason, "gives no offer");
+                            }
+                        }
+                        Err(e) => tracing::warn!(reason = %e, "the ledger's providers are not known"),
+                    }
+                    network.expire().await;
+                }
+            };
+            tokio::select! {
+                served = serving => served?,
+                () = watching => {}
+            }
+            eprintln!("Stopped.");
+            Ok(())
+        })
+    }
+
+    /// The providers that are named here and on the ledger.
+    async fn endpoints(&self, home: &Home) -> Result<Vec<String>> {
+        let mut endpoints: BTreeSet<String> =
+            self.provider.iter().map(|url| url.trim_end_matches('/').to_owned()).collect();
+        if let Some(nodes) = Nodes::read(home, &self.ledger).await? {
+            let providers = nodes.roll.providers().await.context("the ledger's providers cannot be read")?;
+            let reached = urls(&providers).into_iter().map(|(_, url)| url);
+            endpoints.extend(reached.filter(|url| url.starts_with("http")));
+        }
+        Ok(endpoints.into_iter().collect())
+    }
+}
