@@ -76,8 +76,14 @@ fn semantic_search_over_the_documents() {
     std::fs::create_dir(&folder).unwrap();
     // Texts of this test's own: what is nearest to a question must not change with the project's documents.
     for (file, text) in [
-        ("bread.md", "A loaf needs flour, water, salt and time. The dough rests overnight and is baked in a hot oven."),
-        ("bicycles.md", "When a tyre is flat, take the wheel off the bicycle and look for the hole in the tube."),
+        (
+            "bread.md",
+            "A loaf needs flour, water, salt and time. The dough rests overnight and is baked in a hot oven.",
+        ),
+        (
+            "bicycles.md",
+            "When a tyre is flat, take the wheel off the bicycle and look for the hole in the tube.",
+        ),
         ("tides.md", "The moon pulls the sea. Twice a day the water rises along the coast and falls again."),
     ] {
         std::fs::write(folder.join(file), text).unwrap();

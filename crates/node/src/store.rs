@@ -8,8 +8,10 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use alloy_sol_types::SolValue as _;
 use assay_core::embedding::Record;
-use assay_core::id::ReceiptId;
+use assay_core::id::{ChannelId, ReceiptId};
+use assay_ledger::contracts::Channels::VoucherClaim;
 use redb::{
     Database, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _, TableDefinition,
 };
@@ -17,6 +19,8 @@ use redb::{
 const ANSWERS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("answers");
 /// Sequence to receipt id: newest last.
 const ORDER: TableDefinition<'_, u64, &[u8; 32]> = TableDefinition::new("order");
+/// Channel to what is owed from it, as the contract takes it (`VoucherClaim`, ABI encoded).
+const CLAIMS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("claims");
 const STATE: TableDefinition<'_, &str, u64> = TableDefinition::new("state");
 const NEXT_SEQUENCE: &str = "next_sequence";
 
@@ -39,6 +43,7 @@ struct Put {
     id: ReceiptId,
     sequence: u64,
     bytes: Vec<u8>,
+    claim: Option<(ChannelId, Vec<u8>)>,
     done: SyncSender<Result<(), StoreError>>,
 }
 
@@ -75,6 +80,7 @@ impl ReceiptStore {
             let write = database.begin_write()?;
             write.open_table(ANSWERS)?;
             write.open_table(ORDER)?;
+            write.open_table(CLAIMS)?;
             let next = write.open_table(STATE)?.get(NEXT_SEQUENCE)?.map_or(0, |v| v.value());
             write.commit()?;
             Ok(next)
@@ -122,10 +128,24 @@ impl ReceiptStore {
 
     /// Stores an answer; it is durable when this returns. Blocks for a flush of the disk.
     pub fn put(&self, record: &Record) -> Result<(), StoreError> {
+        self.put_with(record, None)
+    }
+
+    /// Stores an answer and, in the same commit, what its channel owes from now on.
+    pub fn put_paid(
+        &self,
+        record: &Record,
+        channel: ChannelId,
+        claim: &VoucherClaim,
+    ) -> Result<(), StoreError> {
+        self.put_with(record, Some((channel, claim.abi_encode())))
+    }
+
+    fn put_with(&self, record: &Record, claim: Option<(ChannelId, Vec<u8>)>) -> Result<(), StoreError> {
         let receipt = &record.receipt().receipt;
         let (done, result) = sync_channel(1);
-        let put =
-            Put { id: receipt.id(), sequence: receipt.sequence, bytes: record.to_canonical_bytes(), done };
+        let bytes = record.to_canonical_bytes();
+        let put = Put { id: receipt.id(), sequence: receipt.sequence, bytes, claim, done };
         let closed = || self.fail("the writer has stopped");
         self.queue.as_ref().ok_or_else(closed)?.send(put).map_err(|_| closed())?;
         result.recv().map_err(|_| closed())?
@@ -149,6 +169,43 @@ impl ReceiptStore {
             newest.map(|entry| Ok(ReceiptId::from_bytes(*entry?.1.value()))).collect()
         };
         read().map_err(|e| self.fail(e))
+    }
+
+    /// What is owed from a channel, all in all, with the voucher that lets it be claimed.
+    pub fn claim(&self, channel: ChannelId) -> Result<Option<VoucherClaim>, StoreError> {
+        let read = || -> Result<Option<Vec<u8>>, redb::Error> {
+            let table = self.database.begin_read()?.open_table(CLAIMS)?;
+            Ok(table.get(channel.as_bytes())?.map(|v| v.value().to_vec()))
+        };
+        let bytes = read().map_err(|e| self.fail(e))?;
+        bytes.map(|b| VoucherClaim::abi_decode(&b)).transpose().map_err(|e| self.fail(e))
+    }
+
+    /// What is owed from all channels, claimed or not: the ledger knows what was claimed.
+    pub fn claims(&self) -> Result<Vec<VoucherClaim>, StoreError> {
+        let read = || -> Result<Vec<Vec<u8>>, redb::Error> {
+            let table = self.database.begin_read()?.open_table(CLAIMS)?;
+            table.iter()?.map(|entry| Ok(entry?.1.value().to_vec())).collect()
+        };
+        let all = read().map_err(|e| self.fail(e))?;
+        all.iter().map(|b| VoucherClaim::abi_decode(b).map_err(|e| self.fail(e))).collect()
+    }
+
+    /// Answers by rising sequence number from `first` on, at most so many.
+    pub fn from_sequence(&self, first: u64, most: usize) -> Result<Vec<Record>, StoreError> {
+        let read = || -> Result<Vec<Vec<u8>>, redb::Error> {
+            let database = self.database.begin_read()?;
+            let (order, answers) = (database.open_table(ORDER)?, database.open_table(ANSWERS)?);
+            let mut found = Vec::new();
+            for entry in order.range(first..)?.take(most) {
+                if let Some(bytes) = answers.get(entry?.1.value())? {
+                    found.push(bytes.value().to_vec());
+                }
+            }
+            Ok(found)
+        };
+        let all = read().map_err(|e| self.fail(e))?;
+        all.iter().map(|b| Record::from_canonical_bytes(b).map_err(|e| self.fail(e))).collect()
     }
 
     /// Number of answers.
@@ -186,7 +243,11 @@ fn commit(database: &Database, batch: &[Put]) -> Result<(), redb::Error> {
     let write = database.begin_write()?;
     {
         let (mut answers, mut order) = (write.open_table(ANSWERS)?, write.open_table(ORDER)?);
+        let mut claims = write.open_table(CLAIMS)?;
         for put in batch {
+            if let Some((channel, claim)) = &put.claim {
+                claims.insert(channel.as_bytes(), claim.as_slice())?;
+            }
             answers.insert(put.id.as_bytes(), put.bytes.as_slice())?;
             order.insert(put.sequence, put.id.as_bytes())?;
         }
@@ -207,6 +268,8 @@ mod tests {
     use assay_core::receipt::{Domain, Receipt, SignedReceipt};
     use assay_core::request::{Prompt, Request, Sampling};
     use assay_core::transcript::{NonceSource, StopReason, Transcript};
+    use assay_ledger::contracts::Channels::ChannelConfig;
+    use assay_ledger::voucher;
 
     use super::*;
 
@@ -288,6 +351,26 @@ mod tests {
         let newest: Vec<ReceiptId> = (0..3).map(|i| record(719 - i).receipt().receipt.id()).collect();
         assert_eq!(store.newest(3).unwrap(), newest);
         assert_eq!(store.get(ReceiptId::from_bytes([9; 32])).unwrap(), None);
+    }
+
+    #[test]
+    fn what_a_channel_owes_is_stored_with_the_answer() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("receipts.redb");
+        let channel = ChannelId::from_bytes([5; 32]);
+        let claim = |total| voucher::claim(&ChannelConfig::default(), 900, vec![7; 65], total);
+        let store = ReceiptStore::open(&path).unwrap();
+        assert_eq!(store.claim(channel).unwrap(), None);
+        store.put(&record(0)).unwrap();
+        for (sequence, total) in [(1, 100), (2, 250)] {
+            store.put_paid(&record(sequence), channel, &claim(total)).unwrap();
+        }
+        drop(store);
+        let store = ReceiptStore::open(&path).unwrap();
+        assert_eq!(store.claim(channel).unwrap(), Some(claim(250)));
+        assert_eq!(store.claims().unwrap(), vec![claim(250)]);
+        assert_eq!(store.from_sequence(1, 9).unwrap(), vec![record(1), record(2)]);
+        assert_eq!(store.from_sequence(0, 1).unwrap(), vec![record(0)]);
     }
 
     #[test]
