@@ -176,7 +176,7 @@ pub struct Generation {
 }
 
 /// A step of an answer.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// More text, or probabilities that the client asked for, or both.
     Text {

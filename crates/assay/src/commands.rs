@@ -3,6 +3,7 @@
 pub mod audit;
 pub mod bench;
 pub mod chain;
+pub mod devnet;
 pub mod dispute;
 pub mod doctor;
 pub mod gateway;

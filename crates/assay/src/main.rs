@@ -14,8 +14,8 @@ mod home;
 mod progress;
 
 use commands::{
-    audit, bench, chain, dispute, doctor, gateway, host, hub, import, key, keys, ledger, models, money,
-    publish, pull, run, search, stake, trace, up, vectors, verify,
+    audit, bench, chain, devnet, dispute, doctor, gateway, host, hub, import, key, keys, ledger, models,
+    money, publish, pull, run, search, stake, trace, up, vectors, verify,
 };
 use home::Home;
 
@@ -80,6 +80,7 @@ enum Command {
     Unstake(stake::Unstake),
     /// Run an EVM chain for development, with the ledger's JSON-RPC and coins that are worth nothing.
     Chain(chain::Chain),
+    Devnet(devnet::Devnet),
     /// Recompute the conformance vectors on this machine and compare them with the published ones.
     Vectors(vectors::Vectors),
     /// Find out what is wrong with this installation.
@@ -103,6 +104,7 @@ fn main() -> ExitCode {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let home = || Home::open(cli.data_dir.as_deref());
     let result = match cli.command {
+        Command::Devnet(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
         Command::Up(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
         Command::Serve(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
         Command::Run(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),

@@ -9,6 +9,8 @@
 
 mod attempt;
 mod money;
+#[cfg(test)]
+mod resume;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -18,6 +18,8 @@ const TOKEN_US: u64 = 20_000;
 const NEW_SHARE_BITS: u32 = 3;
 /// How long a provider is left alone after its first failure, in milliseconds.
 pub const REST_MS: u64 = 1_000;
+/// How long one that has no place is left alone, in milliseconds.
+pub const BUSY_MS: u64 = 250;
 /// The longest that it is left alone.
 pub const REST_MS_MAX: u64 = 5 * 60 * 1000;
 /// What a provider that has seen the beginning of a prompt is expected to save, in parts of its time to first token: half.
@@ -52,6 +54,8 @@ pub enum Outcome {
     },
     /// The provider failed, or was too slow to be waited for.
     Failed,
+    /// It has no place now, which is no failure.
+    Busy,
     /// It was taken back, or the request itself could not be answered by anyone.
     Neither,
 }
@@ -207,6 +211,7 @@ impl Routing {
         p.running = p.running.saturating_sub(1);
         match outcome {
             Outcome::Neither => {}
+            Outcome::Busy => p.rests_until_ms = p.rests_until_ms.max(now_ms.saturating_add(BUSY_MS)),
             Outcome::Failed => {
                 p.failed = p.failed.saturating_add(1);
                 let rest_ms = REST_MS.checked_shl(p.failures.min(20)).unwrap_or(REST_MS_MAX).min(REST_MS_MAX);
@@ -339,6 +344,16 @@ mod tests {
         let alone = Want { model: MODEL, ..WANT };
         routing.providers.remove(&id(2));
         assert_eq!(ranked(&routing, &alone, NOW), [id(1)]);
+    }
+
+    #[test]
+    fn who_is_busy_is_asked_again_soon() {
+        let mut routing = routing(2);
+        routing.began(id(1));
+        routing.ended(id(1), &WANT, Outcome::Busy, NOW);
+        assert_eq!(ranked(&routing, &WANT, NOW), [id(2), id(1)]);
+        assert_eq!(ranked(&routing, &WANT, NOW + BUSY_MS), [id(1), id(2)]);
+        assert_eq!(routing.standing(id(1)).unwrap().failed, 0);
     }
 
     #[test]

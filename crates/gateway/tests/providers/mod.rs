@@ -8,7 +8,9 @@ use std::time::Duration;
 use alloy_signer::SignerSync as _;
 use alloy_signer_local::PrivateKeySigner;
 use assay_api::relay::{Relay, RelayOptions};
-use assay_api::{EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Refusal, Task};
+use assay_api::{
+    EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Refusal, ServerOptions, Task,
+};
 use assay_core::answer::{AnswerRecord, Format};
 use assay_core::digest::ExecutionDigests;
 use assay_core::embedding::{EmbeddingRecord, Record};
@@ -243,8 +245,10 @@ impl Provider {
         };
         let options = RelayOptions { alive: Duration::from_millis(20), ..RelayOptions::default() };
         let shared = Arc::new(Shared(Arc::clone(node)));
+        let routes = assay_api::router(Arc::clone(&shared), ServerOptions::default());
         let relay = Relay::new(shared, node.address(), Box::new(sign), options);
-        let serving = tokio::spawn(async move { axum::serve(listener, relay.routes()).await });
+        let routes = routes.merge(relay.routes());
+        let serving = tokio::spawn(async move { axum::serve(listener, routes).await });
         (url, serving.abort_handle())
     }
 

@@ -1,0 +1,152 @@
+//! `assay devnet`: the whole network on this machine, each part a process of its own, with faults if they are asked for.
+
+mod fault;
+mod load;
+mod member;
+mod network;
+mod report;
+mod watch;
+mod wire;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use assay_core::price::Price;
+use clap::{Args, Subcommand};
+
+use self::fault::Fault;
+use self::network::{Network, State};
+use super::ledger::connection::block_on;
+use super::up::stop_signal;
+use crate::home::Home;
+
+/// Run a whole network on this machine: a chain, a ledger, hosts, providers, auditors and a gateway, each a process of its own.
+///
+/// Everything is as it would be between machines, but that the chain is one for development and its money worth nothing. What the
+/// processes say is in log files beside their data.
+#[derive(Args)]
+pub struct Devnet {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start a new network, show what happens in it, and stop it with Ctrl-C. An earlier one's data goes.
+    Up(Up),
+    /// Say what everyone gained and lost, and who was found out.
+    Report(Report),
+}
+
+#[derive(Args)]
+struct Up {
+    /// Who answers.
+    #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
+    providers: u8,
+    /// Who checks.
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=64))]
+    auditors: u8,
+    /// Who keeps models.
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=64))]
+    hosts: u8,
+    /// What is wrong with whom. cheap-model:N, of N providers half of the model's layers do nothing; slow:N, N are reached over a slow line;
+    /// drop:P, a share P of all connections to providers breaks; crash:N, N are killed every half minute and started again;
+    /// silent-auditor:N, N auditors take seats and do nothing; lost-bytes:N, N hosts lose what they keep. May be given several times.
+    #[arg(long = "fault", value_name = "KIND:HOWMANY")]
+    faults: Vec<Fault>,
+    /// Seconds of an epoch. Windows of audits and disputes are as long, or follow from it.
+    #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(15..=86_400))]
+    epoch: u32,
+    /// Least share of answers that are audited, in percent.
+    #[arg(long, default_value_t = 10, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(0..=100))]
+    audit_rate: u32,
+    /// What providers ask, in dollars for a million tokens.
+    #[arg(long, default_value = "100/400", value_name = "IN/OUT")]
+    price: Price,
+    /// Requests a second that are sent through the gateway.
+    #[arg(long, default_value_t = 0.0, value_name = "N")]
+    load: f64,
+    /// Stop after so many seconds.
+    #[arg(long = "for", value_name = "SECONDS")]
+    seconds: Option<u64>,
+    /// Where the gateway listens.
+    #[arg(long, default_value = "127.0.0.1:11731", value_name = "ADDR:PORT")]
+    listen: SocketAddr,
+}
+
+#[derive(Args)]
+struct Report {
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Where a network's data is.
+fn folder(home: &Home) -> PathBuf {
+    home.path().join("devnet")
+}
+
+impl Devnet {
+    pub fn run(self, home: &Home) -> Result<()> {
+        match self.command {
+            Command::Up(up) => {
+                let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+                runtime.block_on(up.run(home))
+            }
+            Command::Report(report) => block_on(async {
+                let state = State::read(&folder(home))?;
+                let state = state.context("there is no network here; `assay devnet up` starts one")?;
+                let found = report::read(&state).await.context(
+                    "the network's chain does not answer; `assay devnet report` needs it running: `assay devnet up`",
+                )?;
+                if report.json { found.print_json() } else { found.print() }
+            }),
+        }
+    }
+}
+
+impl Up {
+    async fn run(self, home: &Home) -> Result<()> {
+        if !(0.0..=1000.0).contains(&self.load) {
+            bail!("--load is between 0 and 1000 requests a second");
+        }
+        let folder = folder(home);
+        let plan = network::Plan {
+            providers: self.providers,
+            auditors: self.auditors,
+            hosts: self.hosts,
+            faults: self.faults,
+            epoch_s: self.epoch,
+            audit_ppm: self.audit_rate * 10_000,
+            price: self.price,
+            listen: self.listen,
+        };
+        plan.check()?;
+        let mut network = Network::start(&folder, plan).await?;
+        println!("OPENAI_BASE_URL=http://{}/v1", network.state.gateway);
+        println!("OPENAI_API_KEY={}", network.state.secret);
+        let asked = load::Asked::default();
+        let load = load::run(load::Clients::of(&network.state), self.load, asked.clone());
+        let until = async {
+            match self.seconds {
+                Some(seconds) => tokio::time::sleep(Duration::from_secs(seconds)).await,
+                None => std::future::pending().await,
+            }
+        };
+        let ended = tokio::select! {
+            ended = network.watch(&asked) => ended,
+            () = load => Ok(()),
+            () = until => Ok(()),
+            () = stop_signal() => Ok(()),
+        };
+        let found = report::read(&network.state).await;
+        network.stop().await;
+        ended?;
+        let found = found?;
+        println!("{asked}");
+        found.write(&folder)?;
+        found.print()
+    }
+}

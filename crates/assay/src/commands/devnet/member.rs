@@ -1,0 +1,113 @@
+//! One member of the network: a data directory and a process.
+
+use std::fs::File;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
+
+/// How long a process may take until it listens.
+const READY: Duration = Duration::from_secs(60);
+
+/// Commands of this binary for one data directory.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    pub home: PathBuf,
+    pub rpc: String,
+}
+
+impl Machine {
+    fn command(&self, args: &[String]) -> Result<Command> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command
+            .env("ASSAY_HOME", &self.home)
+            .env("ASSAY_RPC", &self.rpc)
+            .env_remove("ASSAY_LISTEN")
+            .env_remove("ASSAY_LEDGER")
+            .env_remove("ASSAY_ACCOUNTS")
+            .args(args)
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        Ok(command)
+    }
+
+    /// Runs a command to its end. What it printed.
+    pub async fn run(&self, args: &[&str]) -> Result<String> {
+        let args: Vec<String> = args.iter().map(|&a| a.to_owned()).collect();
+        let output = self.command(&args)?.output().await?;
+        if !output.status.success() {
+            bail!("`assay {}` failed: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+}
+
+/// A process that goes on, and can be started again.
+pub struct Process {
+    machine: Machine,
+    args: Vec<String>,
+    /// Where it listens, if it does.
+    listens: Option<SocketAddr>,
+    child: Child,
+}
+
+impl Process {
+    /// Starts it, and waits until it listens.
+    pub async fn start(machine: Machine, args: &[&str], listens: Option<SocketAddr>) -> Result<Process> {
+        let args: Vec<String> = args.iter().map(|&a| a.to_owned()).collect();
+        let child = spawn(&machine, &args)?;
+        let mut process = Process { machine, args, listens, child };
+        process.ready().await?;
+        Ok(process)
+    }
+
+    async fn ready(&mut self) -> Result<()> {
+        let Some(at) = self.listens else { return Ok(()) };
+        let listening = async {
+            while TcpStream::connect(at).await.is_err() {
+                if let Some(status) = self.child.try_wait()? {
+                    bail!("it ended with {status}");
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Ok(())
+        };
+        let listening = tokio::time::timeout(READY, listening).await.context("it does not listen");
+        let said = || format!("`assay {}`; see {}", self.args.join(" "), log(&self.machine.home).display());
+        listening.and_then(|l| l).with_context(said)
+    }
+
+    /// Whether it has ended.
+    pub fn ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// SIGKILL.
+    pub async fn kill(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill().await;
+    }
+
+    /// Starts it again as it was started first.
+    pub async fn again(&mut self) -> Result<()> {
+        self.child = spawn(&self.machine, &self.args)?;
+        self.ready().await
+    }
+}
+
+/// Where a process says what it does.
+pub fn log(home: &Path) -> PathBuf {
+    home.join("log")
+}
+
+fn spawn(machine: &Machine, args: &[String]) -> Result<Child> {
+    std::fs::create_dir_all(&machine.home)?;
+    let log = File::options().create(true).append(true).open(log(&machine.home))?;
+    let mut command = machine.command(args)?;
+    command.stdout(log.try_clone()?).stderr(log);
+    command.spawn().context("this binary cannot be started again")
+}

@@ -1,0 +1,368 @@
+//! Starts a network: first the chain and the ledger, then everyone at once, each by the commands that its owner would give.
+
+use std::net::{SocketAddr, TcpListener as Port};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use alloy_primitives::Address;
+use anyhow::{Context as _, Result, bail};
+use assay_core::price::Price;
+use assay_ledger::amount::{Amount, DOLLAR};
+use futures_util::future::try_join_all;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+
+use super::super::ledger::connection::{read_json, write_json};
+use super::fault::{Fault, Kind, cheapened};
+use super::member::{Machine, Process};
+use super::wire::{Manner, carry};
+use crate::home::{BUILT_IN, Home, built_in};
+use crate::progress;
+
+/// The chain makes a block this often, in seconds.
+const BLOCK_S: &str = "0.2";
+/// How long a slow line waits before each piece.
+const SLOW: Duration = Duration::from_millis(300);
+/// What each account gets.
+const FUNDED: Amount = Amount(1_000 * DOLLAR);
+/// What of it goes into the ledger.
+const DEPOSITED: &str = "900";
+
+/// What kind of member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Part {
+    Operator,
+    Gateway,
+    Provider,
+    Auditor,
+    Host,
+}
+
+impl Part {
+    pub fn name(self) -> &'static str {
+        match self {
+            Part::Operator => "operator",
+            Part::Gateway => "gateway",
+            Part::Provider => "provider",
+            Part::Auditor => "auditor",
+            Part::Host => "host",
+        }
+    }
+
+    /// Its stake in dollars.
+    fn stake(self) -> Option<&'static str> {
+        match self {
+            Part::Operator | Part::Gateway => None,
+            Part::Provider => Some("20"),
+            Part::Auditor => Some("100"),
+            Part::Host => Some("60"),
+        }
+    }
+}
+
+/// Someone in the network.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Member {
+    pub name: String,
+    pub part: Part,
+    pub fault: Option<Kind>,
+    pub home: PathBuf,
+    /// Its account and, where it is a node, its name.
+    pub account: Address,
+    /// Where it listens.
+    pub at: Option<SocketAddr>,
+    /// What it was given.
+    pub funded: Amount,
+}
+
+/// What is known of a running network.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    pub rpc: String,
+    pub directory: Address,
+    pub gateway: SocketAddr,
+    pub secret: String,
+    pub model: String,
+    pub members: Vec<Member>,
+}
+
+impl State {
+    pub fn read(folder: &Path) -> Result<Option<State>> {
+        read_json(&folder.join("network.json"))
+    }
+}
+
+/// What is wanted.
+pub struct Plan {
+    pub providers: u8,
+    pub auditors: u8,
+    pub hosts: u8,
+    pub faults: Vec<Fault>,
+    pub epoch_s: u32,
+    pub audit_ppm: u32,
+    pub price: Price,
+    pub listen: SocketAddr,
+}
+
+impl Plan {
+    fn count(&self, part: Part) -> u8 {
+        match part {
+            Part::Provider => self.providers,
+            Part::Auditor => self.auditors,
+            Part::Host => self.hosts,
+            Part::Operator | Part::Gateway => 1,
+        }
+    }
+
+    /// Whether there are enough members for the faults.
+    pub fn check(&self) -> Result<()> {
+        for part in [Part::Provider, Part::Auditor, Part::Host] {
+            let faulty = self.faulty(part).len();
+            if faulty > usize::from(self.count(part)) {
+                bail!("{faulty} faults are asked for, and there are {} {}s", self.count(part), part.name());
+            }
+        }
+        Ok(())
+    }
+
+    /// The faults of members of a part, each with another one.
+    fn faulty(&self, part: Part) -> Vec<Kind> {
+        let of = |kind| match kind {
+            Kind::CheapModel | Kind::Slow | Kind::Crash => Part::Provider,
+            Kind::SilentAuditor => Part::Auditor,
+            Kind::LostBytes => Part::Host,
+        };
+        let asked = self.faults.iter().flat_map(|fault| match fault {
+            Fault::Some(kind, count) => vec![*kind; usize::from(*count)],
+            Fault::Drop(_) => vec![],
+        });
+        asked.filter(|kind| of(*kind) == part).collect()
+    }
+
+    fn drop(&self) -> f64 {
+        let share = |fault: &Fault| match fault {
+            Fault::Drop(share) => *share,
+            Fault::Some(..) => 0.0,
+        };
+        self.faults.iter().map(share).fold(0.0, f64::max)
+    }
+
+    /// The ledger's numbers that differ from the defaults: days become epochs of seconds.
+    fn parameters(&self) -> String {
+        let epoch = self.epoch_s;
+        let third = (epoch / 3).max(5);
+        // A dispute has 22 moves.
+        let dispute = 22 * (epoch / 3).max(10);
+        let unbond = 8 * epoch + dispute;
+        format!(
+            "[times]\nepochSeconds = {epoch}\npostSeconds = {third}\nbeaconBlocks = 2\ncommitSeconds = {epoch}\nrevealSeconds = {third}\n\
+             objectSeconds = {epoch}\nanswerSeconds = {epoch}\ndisputeSeconds = {dispute}\nunbondSeconds = {unbond}\n\
+             retrievalSeconds = {epoch}\n[rates]\nrateMinPpm = {}\n",
+            self.audit_ppm
+        )
+    }
+}
+
+/// A running network.
+pub struct Network {
+    pub state: State,
+    pub epoch_s: u32,
+    /// Processes by the member's place in the state.
+    pub processes: Vec<(usize, Process)>,
+    _chain: Process,
+    _wires: JoinSet<()>,
+}
+
+/// An address that nobody listens on now.
+fn free() -> Result<SocketAddr> {
+    Ok(Port::bind("127.0.0.1:0")?.local_addr()?)
+}
+
+impl Network {
+    /// Starts everything; what was in the folder goes.
+    pub async fn start(folder: &Path, plan: Plan) -> Result<Network> {
+        // Nothing but an earlier network of ours is taken away.
+        if folder.join("network.json").exists() || folder.join("operator").exists() {
+            std::fs::remove_dir_all(folder).with_context(|| folder.display().to_string())?;
+        }
+        std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+        Port::bind(plan.listen).with_context(|| {
+            format!("cannot listen on {}; another program may use it: choose one with --listen", plan.listen)
+        })?;
+        let spinner = progress::spinner("starting the chain");
+        let chain_at = free()?;
+        let rpc = format!("http://{chain_at}");
+        let machine = |name: &str| Machine { home: folder.join(name), rpc: rpc.clone() };
+        let listen = chain_at.to_string();
+        let chain = ["chain", "--listen", &listen, "--block-time", BLOCK_S];
+        let chain = Process::start(machine("chain"), &chain, Some(chain_at)).await?;
+
+        spinner.set_message("deploying the ledger");
+        let operator = machine("operator");
+        std::fs::create_dir_all(&operator.home)?;
+        let parameters = operator.home.join("parameters.toml");
+        std::fs::write(&parameters, plan.parameters())?;
+        let file = parameters.display().to_string();
+        let deployed: Value = serde_json::from_str(
+            &operator.run(&["ledger", "deploy", "--parameters", &file, "--json"]).await?,
+        )?;
+        let directory =
+            deployed["directory"].as_str().context("the deployment names no directory")?.to_owned();
+
+        spinner.set_message("enrolling everyone");
+        let mut wires = JoinSet::new();
+        let mut enrolments = Vec::new();
+        for part in [Part::Operator, Part::Gateway, Part::Provider, Part::Auditor, Part::Host] {
+            let faulty = plan.faulty(part);
+            for i in 0..plan.count(part) {
+                let name = match part {
+                    Part::Operator | Part::Gateway => part.name().to_owned(),
+                    _ => format!("{}-{}", part.name(), i + 1),
+                };
+                let fault = faulty.get(usize::from(i)).copied();
+                let at = match part {
+                    Part::Gateway => Some(plan.listen),
+                    Part::Auditor => None,
+                    _ => Some(free()?),
+                };
+                let reached = match at {
+                    Some(at) if part == Part::Provider => Some(reached(&plan, at, fault, &mut wires).await?),
+                    at => at,
+                };
+                enrolments.push(enrol(machine(&name), name, part, fault, at, reached, &directory));
+            }
+        }
+        let members = try_join_all(enrolments).await?;
+
+        spinner.set_message("starting everyone");
+        let operator_at = members.iter().find(|m| m.part == Part::Operator).and_then(|m| m.at);
+        let publisher = format!("http://{}", operator_at.context("the operator listens nowhere")?);
+        let mut processes = Vec::new();
+        let model = publish(&operator, folder, &plan, operator_at, &mut processes).await?;
+        for (i, member) in members.iter().enumerate() {
+            if let Some(args) = command(member, &plan, &publisher) {
+                if member.fault == Some(Kind::CheapModel) {
+                    install_cheap(&member.home)?;
+                }
+                let args: Vec<&str> = args.iter().map(String::as_str).collect();
+                processes.push((i, Process::start(machine(&member.name), &args, member.at).await?));
+            }
+        }
+        let gateway = machine("gateway");
+        let key = gateway.run(&["keys", "create", "devnet", "--credit", "1000", "--json"]).await?;
+        let key: Value = serde_json::from_str(&key)?;
+        let secret = key["secret"].as_str().context("the key has no secret")?.to_owned();
+        let at = members.iter().position(|m| m.part == Part::Gateway).context("there is no gateway")?;
+        let args = ["gateway", "--listen", &plan.listen.to_string(), "--pay"];
+        processes.push((at, Process::start(gateway, &args, Some(plan.listen)).await?));
+        spinner.finish_and_clear();
+
+        let directory = directory.parse().context("the directory is no address")?;
+        let state = State { rpc: rpc.clone(), directory, gateway: plan.listen, secret, model, members };
+        write_json(&folder.join("network.json"), &state)?;
+        Ok(Network { state, epoch_s: plan.epoch_s, processes, _chain: chain, _wires: wires })
+    }
+
+    /// Stops everyone at once: what they acknowledged is on their disks.
+    pub async fn stop(&mut self) {
+        for (_, process) in &mut self.processes {
+            process.kill().await;
+        }
+    }
+}
+
+/// Where a provider is reached: by a line of its own, if that is bad.
+async fn reached(
+    plan: &Plan,
+    at: SocketAddr,
+    fault: Option<Kind>,
+    wires: &mut JoinSet<()>,
+) -> Result<SocketAddr> {
+    let delay = if fault == Some(Kind::Slow) { SLOW } else { Duration::ZERO };
+    let manner = Manner { delay, drop: plan.drop() };
+    if manner == Manner::default() {
+        return Ok(at);
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let reached = listener.local_addr()?;
+    wires.spawn(carry(listener, at, manner));
+    Ok(reached)
+}
+
+async fn enrol(
+    machine: Machine,
+    name: String,
+    part: Part,
+    fault: Option<Kind>,
+    at: Option<SocketAddr>,
+    reached: Option<SocketAddr>,
+    directory: &str,
+) -> Result<Member> {
+    if part != Part::Operator {
+        machine.run(&["ledger", "use", directory]).await?;
+    }
+    machine.run(&["ledger", "faucet", "--amount", &FUNDED.to_string()]).await?;
+    machine.run(&["deposit", DEPOSITED]).await?;
+    if let Some(stake) = part.stake() {
+        let endpoint = reached.map(|at| format!("http://{at}")).unwrap_or_default();
+        machine.run(&["stake", stake, "--role", part.name(), "--endpoint", &endpoint]).await?;
+    }
+    let balance: Value = serde_json::from_str(&machine.run(&["balance", "--json"]).await?)?;
+    let account = balance["account"].as_str().context("the balance names no account")?.parse()?;
+    Ok(Member { name, part, fault, home: machine.home, account, at, funded: FUNDED })
+}
+
+/// Publishes the built-in model from the operator's own host. Its name.
+async fn publish(
+    operator: &Machine,
+    folder: &Path,
+    plan: &Plan,
+    at: Option<SocketAddr>,
+    processes: &mut Vec<(usize, Process)>,
+) -> Result<String> {
+    let name = built_in()?.provenance().name.clone();
+    if plan.hosts == 0 {
+        return Ok(name);
+    }
+    let file = folder.join("model.assay");
+    std::fs::write(&file, BUILT_IN)?;
+    operator.run(&["pull", &file.display().to_string()]).await?;
+    let copies = plan.hosts.min(3).to_string();
+    let release = ["publish", &name, "--version", "1.0.0", "--copies", &copies, "--royalty", "2", "--list"];
+    operator.run(&release).await?;
+    let listen = at.context("the operator listens nowhere")?.to_string();
+    let host = ["host", "--listen", &listen, "--every", "2"];
+    // The operator is the first member.
+    processes.push((0, Process::start(operator.clone(), &host, at).await?));
+    Ok(name)
+}
+
+/// What a member runs; the operator and the gateway are started otherwise.
+fn command(member: &Member, plan: &Plan, publisher: &str) -> Option<Vec<String>> {
+    let listen = member.at.map(|at| at.to_string()).unwrap_or_default();
+    let price = plan.price.to_string();
+    let args: &[&str] = match member.part {
+        Part::Operator | Part::Gateway => return None,
+        Part::Provider => &["up", "--listen", &listen, "--price", &price, "--settle"],
+        Part::Auditor => &["auditor", "--seats", "1"],
+        Part::Host => {
+            &["host", "--listen", &listen, "--every", "2", "--pledge", "--collect", "0", "--peer", publisher]
+        }
+    };
+    Some(args.iter().map(|&arg| arg.to_owned()).collect())
+}
+
+/// Puts the cheap model where the true one would be installed.
+fn install_cheap(home: &Path) -> Result<()> {
+    let artifact = built_in()?;
+    let path = Home::open(Some(home))?.model_path(&artifact.provenance().name);
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    std::fs::write(&path, cheapened(&artifact)).with_context(|| path.display().to_string())
+}

@@ -1,0 +1,152 @@
+//! What happens, as it happens; and the faults that take their time.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal as _;
+use std::time::{Duration, Instant};
+
+use alloy_primitives::Address;
+use alloy_sol_types::SolEvent as _;
+use anyhow::Result;
+use assay_ledger::contracts::{Audits, Disputes, Epochs, Registry, Retrieval};
+use assay_ledger::follow::{Change, Cursor, Follower};
+use assay_ledger::ledger::Ledger;
+
+use super::fault::Kind;
+use super::load::Asked;
+use super::network::{Network, Part};
+use super::report;
+use crate::home::Home;
+
+/// How often the ledger is asked.
+const EVERY: Duration = Duration::from_secs(1);
+/// How often the table is drawn.
+const DRAW: Duration = Duration::from_secs(2);
+/// How often a provider that crashes is killed.
+const CRASH: Duration = Duration::from_secs(30);
+
+impl Network {
+    /// Tells what happens, for ever. Members that end by themselves are said.
+    pub async fn watch(&mut self, asked: &Asked) -> Result<()> {
+        let ledger = report::open(&self.state).await?;
+        let at = &ledger.parts().at;
+        let contracts = vec![at.registry, at.epochs, at.audits, at.disputes, at.retrieval];
+        let mut follower = Follower::new(ledger.client().clone(), contracts, Cursor::from(0));
+        let names: BTreeMap<Address, String> =
+            self.state.members.iter().map(|m| (m.account, m.name.clone())).collect();
+        let begun = Instant::now();
+        let (mut drawn, mut crashed) = (begun, begun);
+        let mut seen_ended = vec![false; self.processes.len()];
+        loop {
+            tokio::time::sleep(EVERY).await;
+            for change in follower.poll().await? {
+                let Change::Applied(block) = change else { continue };
+                block
+                    .logs
+                    .iter()
+                    .filter_map(|log| told(&log.data, &names))
+                    .for_each(|line| println!("{line}"));
+            }
+            if crashed.elapsed() >= CRASH {
+                crashed = Instant::now();
+                self.crash().await?;
+            }
+            self.silence(&ledger).await?;
+            self.lose(begun).await?;
+            for (seen, (member, process)) in seen_ended.iter_mut().zip(&mut self.processes) {
+                let ended = process.ended();
+                if let Some(member) = self.state.members.get(*member)
+                    && ended
+                    && !*seen
+                {
+                    println!("{} has ended; see {}", member.name, super::member::log(&member.home).display());
+                }
+                *seen = ended;
+            }
+            if drawn.elapsed() >= DRAW && std::io::stderr().is_terminal() {
+                drawn = Instant::now();
+                let found = report::read(&self.state).await?;
+                // Clears the terminal, and goes to its first line.
+                eprint!("\x1b[2J\x1b[H");
+                eprintln!("{}\nepoch {}, {asked}", found.table(), found.epoch);
+            }
+        }
+    }
+
+    fn with(&self, kind: Kind) -> impl Fn(&usize) -> bool + use<'_> {
+        move |member| self.state.members.get(*member).is_some_and(|m| m.fault == Some(kind))
+    }
+
+    /// Kills those that crash, and starts them again.
+    async fn crash(&mut self) -> Result<()> {
+        let crash: Vec<bool> = self.processes.iter().map(|(m, _)| self.with(Kind::Crash)(m)).collect();
+        for ((_, process), _) in self.processes.iter_mut().zip(crash).filter(|(_, crash)| *crash) {
+            process.kill().await;
+            process.again().await?;
+        }
+        Ok(())
+    }
+
+    /// Ends auditors that shall be silent as soon as they have a seat.
+    async fn silence(&mut self, ledger: &Ledger) -> Result<()> {
+        for (member, process) in &mut self.processes {
+            let Some(member) = self.state.members.get(*member) else { continue };
+            if member.fault == Some(Kind::SilentAuditor)
+                && !process.ended()
+                && ledger.node(member.account).await?.is_some_and(|node| node.reserved > 0)
+            {
+                process.kill().await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the bytes of hosts that shall lose them, two epochs after the beginning.
+    async fn lose(&mut self, begun: Instant) -> Result<()> {
+        if begun.elapsed() < Duration::from_secs(2 * u64::from(self.epoch_s)) {
+            return Ok(());
+        }
+        let lost = |part, fault| part == Part::Host && fault == Some(Kind::LostBytes);
+        for member in self.state.members.iter().filter(|m| lost(m.part, m.fault)) {
+            let data = Home::open(Some(&member.home))?.hub().join("data");
+            if let Ok(blobs) = std::fs::read_dir(&data) {
+                for blob in blobs.flatten().filter(|blob| blob.path().is_file()) {
+                    std::fs::write(blob.path(), [])?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A log's line, if it tells something.
+fn told(log: &alloy_primitives::LogData, names: &BTreeMap<Address, String>) -> Option<String> {
+    let name = |account: &Address| names.get(account).cloned().unwrap_or_else(|| account.to_string());
+    if let Ok(e) = Epochs::Posted::decode_log_data(log) {
+        return Some(format!("epoch {}: {} posted {} receipts", e.epoch, name(&e.provider), e.batch.count));
+    }
+    if let Ok(e) = Epochs::BeaconFixed::decode_log_data(log) {
+        return Some(format!("epoch {}: the beacon is {}", e.epoch, e.beacon));
+    }
+    if let Ok(e) = Epochs::Settled::decode_log_data(log) {
+        return Some(format!("epoch {}: {} is paid", e.epoch, name(&e.provider)));
+    }
+    if let Ok(e) = Audits::Revealed::decode_log_data(log) {
+        return Some(format!("epoch {}: an audit of {} is revealed", e.epoch, name(&e.provider)));
+    }
+    if let Ok(e) = Audits::Penalised::decode_log_data(log) {
+        return Some(format!("epoch {}: {} was silent or lazy", e.epoch, name(&e.auditor)));
+    }
+    if let Ok(e) = Disputes::Opened::decode_log_data(log) {
+        return Some(format!("{} disputes an answer of {}", name(&e.challenger), name(&e.defender)));
+    }
+    if let Ok(e) = Disputes::Ended::decode_log_data(log) {
+        let outcome = if e.upheld { "was right" } else { "was wrong" };
+        return Some(format!("a dispute ended: {} {outcome}", name(&e.challenger)));
+    }
+    if let Ok(e) = Retrieval::Failed::decode_log_data(log) {
+        return Some(format!("epoch {}: {} could not give what it keeps", e.epoch, name(&e.host)));
+    }
+    Registry::Struck::decode_log_data(log)
+        .ok()
+        .map(|e| format!("{} is struck; {} reported it", name(&e.node), name(&e.reporter)))
+}
