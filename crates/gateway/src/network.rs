@@ -1,36 +1,39 @@
 //! The network as one [`Inference`]: each request is given to a provider, and to another one if that fails before anything came.
 //!
 //! A request's way: 1. its key may begin it (`accounts`), and the most that it can cost is set aside; 2. providers are ranked (`routing`); 3. the
-//! first is asked, and if nothing has come within its patience, the next one too: the first that gives something answers, the others are
-//! taken back; 4. the record is checked against the request, the provider's key and the text that was told; 5. what it costs is charged, and only
-//! then does the answer end. Whatever fails before costs nothing.
+//! first is asked, with a voucher if it is paid (`lanes`), and if nothing has come within its patience, the next one too: the first that gives
+//! something answers, the others are taken back; 4. the record is checked against the request, the provider's key, the text that was told and the
+//! price that was offered; 5. what it costs is charged, and only then does the answer end. Whatever fails before costs the client nothing.
 //!
 //! It refuses to judge whether a model computed the answer: that is what receipts and audits are for.
 
 mod attempt;
 mod money;
+mod telling;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use alloy_primitives::B128;
-use assay_api::relay::{Destination, Frame, RelayClient, Running, Work};
+use assay_api::relay::{Destination, Frame, RelayClient, Work};
 use assay_api::{
     Caller, EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Refusal, Task,
 };
-use assay_core::embedding::{EmbeddingRecord, Record};
+use assay_core::embedding::{EmbeddingRecord, EmbeddingRequest, Record};
 use assay_core::id::{Hash, ModelRoot, NodeAddress, ReceiptId};
 use assay_core::keccak::keccak256;
 use assay_core::offer::{Offer, OfferedModel};
 use assay_core::price::Price;
-use assay_core::request::{Prompt, Request};
+use assay_core::request::Prompt;
 use tokio::sync::mpsc;
 
-use self::attempt::{First, race};
+use self::attempt::{Candidate, Nothing, Question, Whole, race};
 use self::money::Purse;
+use self::telling::{Telling, agreed};
 use crate::accounts::Accounts;
-use crate::routing::{Outcome, Routing, Want};
+use crate::lanes::payer::Payer;
+use crate::routing::{Routing, Want};
 
 /// Clocks of providers and gateways may differ by this much, in seconds.
 const SKEW_S: u64 = 60;
@@ -70,6 +73,8 @@ struct Inner {
     routing: Mutex<Routing>,
     endpoints: Mutex<BTreeMap<NodeAddress, String>>,
     accounts: Option<Accounts>,
+    /// Without one, only providers are asked that want no payment.
+    payer: Option<Arc<Payer>>,
     records: Mutex<Records>,
     options: NetworkOptions,
     started: Instant,
@@ -150,6 +155,26 @@ impl Inner {
         self.records.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What a provider asks for a model now; nothing if it does not offer it.
+    fn price(&self, provider: NodeAddress, model: ModelRoot) -> Option<Option<Price>> {
+        let routing = self.routing();
+        let offer = routing.offers().find(|offer| offer.provider == provider)?;
+        offer.models.iter().find(|m| m.root == model).map(|m| m.price)
+    }
+
+    /// Who is asked, the best first: those that can be paid, or want no payment.
+    fn candidates(&self, want: &Want) -> Vec<Candidate> {
+        let ours = self.payer.as_ref().map(|payer| payer.receipts());
+        let routing = self.routing();
+        let settles: HashMap<_, _> = routing.offers().map(|offer| (offer.provider, offer.settles)).collect();
+        let able = routing.rank(want, self.clock_ms()).into_iter().filter_map(|(provider, price)| {
+            let settles = settles.get(&provider).copied().flatten().filter(|_| price.is_some());
+            let payable = settles.is_none() || settles == ours;
+            payable.then_some(Candidate { provider, price, paid: settles.is_some() })
+        });
+        able.take(self.options.attempts_max).collect()
+    }
+
     /// A model of some offer.
     fn offered(&self, model: ModelRoot) -> Option<OfferedModel> {
         self.routing().offers().flat_map(|o| &o.models).find(|m| m.root == model).cloned()
@@ -164,11 +189,18 @@ impl Network {
             routing: Mutex::default(),
             endpoints: Mutex::default(),
             accounts,
+            payer: None,
             records: Mutex::default(),
             options,
             started: Instant::now(),
         };
         Network { inner: Arc::new(inner) }
+    }
+
+    /// Pays providers that want to be paid on the payer's ledger.
+    pub fn paying(mut self, payer: Arc<Payer>) -> Network {
+        Arc::get_mut(&mut self.inner).expect("nothing runs yet").payer = Some(payer);
+        self
     }
 
     /// Reads the offers of endpoints, all at the same time. Which of them gave none, and why.
@@ -277,14 +309,13 @@ impl Inference for Network {
         let want = want(request.model, &caller, request.max_tokens, Some(&request.prompt));
         let model = inner.offered(request.model);
         let model = model.ok_or(Refusal::UnknownModel { asked: request.model.to_string() })?;
-        let mut candidates = inner.routing().rank(&want, inner.clock_ms());
-        candidates.truncate(inner.options.attempts_max);
+        let candidates = inner.candidates(&want);
         if candidates.is_empty() {
             return Err(Refusal::NoProvider { asked: model.name, terms: terms(&caller) });
         }
         let price = candidates
             .iter()
-            .filter_map(|(_, price)| *price)
+            .filter_map(|candidate| candidate.price)
             .reduce(|a, b| Price::new(a.input().max(b.input()), a.output().max(b.output())).unwrap_or(a));
         let purse = match &inner.accounts {
             None => None,
@@ -302,8 +333,10 @@ impl Inference for Network {
             }
         };
         let work = Work::Generate { request: request.clone(), nonce };
-        let first = race(inner, &candidates, &want, &request_id, &work).await;
-        let first = match first {
+        let window = model.context_length;
+        let asked = Question { want: &want, request_id: &request_id, work: &work, window };
+        let first = race(inner, &candidates, asked).await;
+        let mut first = match first {
             Ok(first) => first,
             Err(refusal) => {
                 if let Some(purse) = purse {
@@ -326,6 +359,7 @@ impl Inference for Network {
             request,
             model: model.name,
             purse,
+            paying: first.paying.take(),
             text: String::new(),
             called: false,
             told: Vec::new(),
@@ -341,12 +375,11 @@ impl Inference for Network {
         let want = want(request.model, &caller, 1, None);
         let model = inner.offered(request.model);
         let model = model.ok_or(Refusal::UnknownModel { asked: request.model.to_string() })?;
-        let mut candidates = inner.routing().rank(&want, inner.clock_ms());
-        candidates.truncate(inner.options.attempts_max);
+        let candidates = inner.candidates(&want);
         let purse = match &inner.accounts {
             None => None,
             Some(accounts) => {
-                let price = candidates.iter().filter_map(|(_, price)| *price).max();
+                let price = candidates.iter().filter_map(|candidate| candidate.price).max();
                 let texts = u32::try_from(request.inputs.len()).unwrap_or(u32::MAX);
                 let most = price.map_or(0, |p| p.fee(texts.saturating_mul(model.context_length), 0));
                 let key = money::request_key(request.hash().as_bytes(), None);
@@ -364,38 +397,41 @@ impl Inference for Network {
             }
         };
         let mut last = None;
-        for (provider, price) in candidates {
-            let work = Work::Embed { request: request.clone() };
-            let answered = attempt::whole(inner, provider, &want, &request_id, work).await;
-            match answered {
-                Ok(Frame::Embedded(record)) => {
-                    let bound = record.broken_bindings().is_empty()
-                        && record.request == request
-                        && record.receipt.receipt.provider == provider;
-                    if !bound {
-                        last = Some(Refusal::ProviderLost {
-                            reason: "its record is not of this request".into(),
-                        });
-                        continue;
-                    }
-                    let tokens = record.transcript.tokens();
-                    if let Some(purse) = purse {
-                        let fee = price.map_or(0, |p| p.fee(tokens, 0));
-                        purse.charge(fee, &record.receipt, provider, &model.name).await?;
-                    }
-                    let bytes = record.transcript.vectors.iter().map(|v| v.len() * 4).sum::<usize>() + 4096;
-                    let kept = Kept { record: Record::Embedding(record.clone()), events: vec![], bytes };
-                    inner.records().keep(record.receipt.receipt.id(), kept);
-                    return Ok(Arc::new(*record));
-                }
-                Ok(Frame::Failed(refusal)) if attempt::is_the_requests(&refusal) => {
+        let work = Work::Embed { request: request.clone() };
+        let window = model.context_length;
+        let asked = Question { want: &want, request_id: &request_id, work: &work, window };
+        for candidate in candidates {
+            let whole = match attempt::whole(inner, candidate, asked).await {
+                Ok(whole) => whole,
+                Err(Nothing::Refused(refusal)) => {
                     last = Some(refusal);
                     break;
                 }
-                Ok(Frame::Failed(refusal)) => last = Some(refusal),
-                Ok(_) => last = Some(Refusal::ProviderLost { reason: "it answered something else".into() }),
-                Err(reason) => last = Some(Refusal::ProviderLost { reason }),
+                Err(nothing) => {
+                    last = nothing.said(want.model).or(last);
+                    continue;
+                }
+            };
+            let record = match embedded(&whole, &candidate, &request) {
+                Ok(record) => record,
+                Err(reason) => {
+                    tracing::warn!(provider = %candidate.provider, reason, "gave no vectors that are taken");
+                    whole.failed();
+                    last = Some(Refusal::ProviderLost { reason });
+                    continue;
+                }
+            };
+            let fee = candidate.price.map_or(0, |p| p.fee(record.transcript.tokens(), 0));
+            if let Some(paying) = whole.paying {
+                paying.settle(fee);
             }
+            if let Some(purse) = purse {
+                purse.charge(fee, &record.receipt, candidate.provider, &model.name).await?;
+            }
+            let bytes = record.transcript.vectors.iter().map(|v| v.len() * 4).sum::<usize>() + 4096;
+            let kept = Kept { record: Record::Embedding(record.clone()), events: vec![], bytes };
+            inner.records().keep(record.receipt.receipt.id(), kept);
+            return Ok(Arc::new(*record));
         }
         if let Some(purse) = purse {
             purse.release().await;
@@ -405,16 +441,20 @@ impl Inference for Network {
 
     async fn count_tokens(&self, model: ModelRoot, prompt: Prompt) -> Result<u32, Refusal> {
         let want = want(model, &Caller::default(), 1, None);
-        let candidates = self.inner.routing().rank(&want, self.inner.clock_ms());
+        let work = Work::CountTokens { model, prompt };
+        let asked = Question { want: &want, request_id: "count", work: &work, window: 0 };
         let mut last = None;
-        for (provider, _) in candidates.into_iter().take(self.inner.options.attempts_max) {
-            let work = Work::CountTokens { model, prompt: prompt.clone() };
-            match attempt::whole(&self.inner, provider, &want, "count", work).await {
-                Ok(Frame::Counted(count)) => return Ok(count),
-                Ok(Frame::Failed(refusal)) if attempt::is_the_requests(&refusal) => return Err(refusal),
-                Ok(Frame::Failed(refusal)) => last = Some(refusal),
-                Ok(_) => last = Some(Refusal::ProviderLost { reason: "it answered something else".into() }),
-                Err(reason) => last = Some(Refusal::ProviderLost { reason }),
+        for candidate in self.inner.candidates(&want) {
+            // Counting is free.
+            let candidate = Candidate { paid: false, ..candidate };
+            match attempt::whole(&self.inner, candidate, asked).await {
+                Ok(Whole { frame: Frame::Counted(count), .. }) => return Ok(count),
+                Ok(whole) => {
+                    whole.failed();
+                    last = Some(Refusal::ProviderLost { reason: "it answered something else".into() });
+                }
+                Err(Nothing::Refused(refusal)) => return Err(refusal),
+                Err(nothing) => last = nothing.said(model).or(last),
             }
         }
         Err(last.unwrap_or(Refusal::NoProvider { asked: model.to_string(), terms: String::new() }))
@@ -451,140 +491,22 @@ impl Network {
     }
 }
 
-/// One answer on its way from a provider to a client.
-struct Telling {
-    inner: Arc<Inner>,
-    want: Want,
-    request: Request,
-    model: String,
-    purse: Option<Purse>,
-    text: String,
-    /// Whether the answer has calls of tools, whose text is told in another form.
-    called: bool,
-    told: Vec<Event>,
-}
-
-impl Telling {
-    async fn forward(mut self, first: First, events: mpsc::Sender<Event>) {
-        let First { provider, price, began, first_ms, mut running, frame, .. } = first;
-        let mut next = Some(frame);
-        let outcome = loop {
-            let frame = match next.take() {
-                Some(frame) => frame,
-                None => match self.next(&mut running, &events).await {
-                    Next::Frame(frame) => frame,
-                    Next::Gone => break Outcome::Neither,
-                    Next::Lost(reason) => {
-                        self.lost(&events, reason).await;
-                        break Outcome::Failed;
-                    }
-                },
-            };
-            let event = match frame {
-                Frame::Alive | Frame::Queued { .. } => continue,
-                Frame::Text { text, logprobs } => {
-                    self.text.push_str(&text);
-                    Event::Text { text, logprobs }
-                }
-                Frame::Call { index, id, name } => {
-                    self.called = true;
-                    Event::Call { index, id, name }
-                }
-                Frame::Arguments { index, json } => Event::Arguments { index, json },
-                Frame::Failed(refusal) => {
-                    self.lost(&events, refusal.to_string()).await;
-                    break Outcome::Failed;
-                }
-                Frame::Embedded(_) | Frame::Counted(_) => {
-                    self.lost(&events, "it answered something else".into()).await;
-                    break Outcome::Failed;
-                }
-                Frame::End { stop, record } => {
-                    let record = Arc::new(*record);
-                    if let Err(reason) = self.check(provider, &record) {
-                        self.lost(&events, reason).await;
-                        break Outcome::Failed;
-                    }
-                    let usage = record.transcript.usage();
-                    let fee = price.map_or(0, |p| p.fee(usage.prompt_tokens, usage.completion_tokens));
-                    if let Some(purse) = self.purse.take()
-                        && let Err(refusal) = purse.charge(fee, &record.receipt, provider, &self.model).await
-                    {
-                        let _ = events.send(Event::Failed(refusal)).await;
-                        break Outcome::Neither;
-                    }
-                    let t = &record.transcript;
-                    let bytes = 3 * t.text.len()
-                        + (t.prompt_ids.len() + t.output_ids.len()) * 4
-                        + (t.logprobs.len() + self.told.len()) * 256
-                        + 8192;
-                    let told = std::mem::take(&mut self.told);
-                    let kept = Record::Answer(Box::new((*record).clone()));
-                    let kept = Kept { record: kept, events: told, bytes };
-                    self.inner.records().keep(record.receipt.receipt.id(), kept);
-                    let _ = events.send(Event::End { stop, usage, record }).await;
-                    let total_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-                    break Outcome::Completed {
-                        first_ms,
-                        rest_ms: total_ms.saturating_sub(first_ms),
-                        tokens: usage.completion_tokens,
-                    };
-                }
-            };
-            if self.purse.is_some() {
-                self.told.push(event.clone());
-            }
-            if events.send(event).await.is_err() {
-                break Outcome::Neither;
-            }
-        };
-        if let Some(purse) = self.purse.take() {
-            purse.release().await;
-        }
-        let now_ms = self.inner.clock_ms();
-        self.inner.routing().ended(provider, &self.want, outcome, now_ms);
+/// The record of a request's vectors, if that is what came.
+fn embedded(
+    whole: &Whole,
+    candidate: &Candidate,
+    request: &EmbeddingRequest,
+) -> Result<Box<EmbeddingRecord>, String> {
+    let Frame::Embedded(record) = &whole.frame else { return Err("it answered something else".into()) };
+    let bound = record.broken_bindings().is_empty()
+        && record.request == *request
+        && record.receipt.receipt.provider == candidate.provider;
+    if !bound {
+        return Err("its record is not of this request".into());
     }
-
-    async fn next(&self, running: &mut Running, events: &mpsc::Sender<Event>) -> Next {
-        tokio::select! {
-            () = events.closed() => Next::Gone,
-            frame = tokio::time::timeout(self.inner.options.silence, running.frame()) => match frame {
-                Err(_) => Next::Lost("it says nothing any more".into()),
-                Ok(Err(e)) => Next::Lost(e.to_string()),
-                Ok(Ok(None)) => Next::Lost("it ended without an end".into()),
-                Ok(Ok(Some(frame))) => Next::Frame(frame),
-            },
-        }
-    }
-
-    async fn lost(&self, events: &mpsc::Sender<Event>, reason: String) {
-        tracing::warn!(%reason, "a provider broke off an answer");
-        let _ = events.send(Event::Failed(Refusal::ProviderLost { reason })).await;
-    }
-
-    /// Whether the record is of this request, by this provider, and of the text that the client has.
-    fn check(&self, provider: NodeAddress, record: &assay_core::answer::AnswerRecord) -> Result<(), String> {
-        if let Some(broken) = record.broken_bindings().first() {
-            return Err(broken.to_string());
-        }
-        if record.request != self.request {
-            return Err("its record is of another request".into());
-        }
-        if record.receipt.receipt.provider != provider {
-            return Err("its receipt is another provider's".into());
-        }
-        if !self.called && record.transcript.text != self.text {
-            return Err("its record has another text than it told".into());
-        }
-        Ok(())
-    }
-}
-
-enum Next {
-    Frame(Frame),
-    /// The client is gone.
-    Gone,
-    Lost(String),
+    let fee = candidate.price.map_or(0, |p| p.fee(record.transcript.tokens(), 0));
+    agreed(whole.paying.as_ref(), &record.receipt, fee)?;
+    Ok(record.clone())
 }
 
 fn order_id() -> [u8; 16] {

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod amount;
+pub mod channels;
 pub mod client;
 pub mod contracts;
 pub mod demand;
