@@ -5,14 +5,17 @@ use std::sync::Arc;
 
 use assay_core::answer::AnswerRecord;
 use assay_core::embedding::{EmbeddingRecord, EmbeddingRequest, Record};
-use assay_core::id::{ModelRoot, Nonce, ReceiptId};
+use assay_core::id::{ChannelId, ModelRoot, Nonce, ReceiptId};
+use assay_core::payment::Payment;
 use assay_core::price::Price;
+use assay_core::receipt::Domain;
 use assay_core::request::{Prompt, Request};
 use assay_core::transcript::{StopReason, Usage};
 use borsh::{BorshDeserialize, BorshSerialize};
 use tokio::sync::mpsc;
 
 use crate::Refusal;
+use crate::payment::ChannelState;
 
 /// Something that answers requests: a node with an engine, or a gateway with a network.
 pub trait Inference: Send + Sync + 'static {
@@ -40,6 +43,17 @@ pub trait Inference: Send + Sync + 'static {
 
     /// What it is busy with.
     fn load(&self) -> Load;
+
+    /// The ledger by which it is paid by its clients, as its receipts name it; nothing if it asks them for no vouchers.
+    fn settles(&self) -> Option<Domain> {
+        None
+    }
+
+    /// What is known of a channel out of which it was paid.
+    fn channel(&self, id: ChannelId) -> impl Future<Output = Option<ChannelState>> + Send {
+        let _ = id;
+        std::future::ready(None)
+    }
 
     /// Models of which not everything is here yet. One that can be asked already is among [`Inference::models`] too.
     fn arriving(&self) -> Vec<Arriving> {
@@ -116,6 +130,8 @@ pub struct Caller {
     pub again: bool,
     /// The most that it wants to pay for a million tokens.
     pub ceiling: Option<Price>,
+    /// The voucher that came with the request, not checked.
+    pub payment: Option<Box<Payment>>,
 }
 
 /// A key as it came, not checked. It is not printed.

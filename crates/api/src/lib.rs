@@ -14,15 +14,18 @@ mod messages;
 mod metrics;
 mod ollama;
 mod parameters;
+mod payment;
 mod refusal;
 pub mod relay;
 mod responses;
 mod server;
+mod x402;
 
 pub use files::{FileOptions, FileStore, StorageError};
 pub use inference::{
     ApiKey, Arriving, Caller, EmbeddingOrder, Event, Generation, Inference, Load, Logprob, ModelCard, Order,
     Task, TokenChance,
 };
+pub use payment::{ChannelState, PaymentProblem, PaymentRefused, PaymentTerms};
 pub use refusal::Refusal;
 pub use server::{ServerOptions, router, serve, serve_with_files};

@@ -6,6 +6,9 @@ use axum::response::{IntoResponse, Response};
 use borsh::{BorshDeserialize, BorshSerialize};
 use serde_json::{Value, json};
 
+use crate::payment::PaymentRefused;
+use crate::x402::Demanded;
+
 /// Why a request is not answered.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize, thiserror::Error)]
 pub enum Refusal {
@@ -147,6 +150,15 @@ pub enum Refusal {
         /// When to come back.
         retry_after_s: u32,
     },
+    /// What must be paid for is not.
+    #[error(transparent)]
+    Payment(Box<PaymentRefused>),
+    /// Who could answer cannot be paid at this moment.
+    #[error("providers of model `{asked}` are there, but no funded channel to them is free here; try again")]
+    NoLane {
+        /// The model.
+        asked: String,
+    },
     /// Nobody offers what is asked for at this price.
     #[error("no provider answers for model `{asked}`{terms}; try again, or ask with other terms")]
     NoProvider {
@@ -212,6 +224,8 @@ impl Refusal {
             Refusal::Limited { .. } => {
                 ("rate_limit_exceeded", StatusCode::TOO_MANY_REQUESTS, "rate_limit_error")
             }
+            Refusal::Payment(refused) => (refused.problem.code(), refused.problem.status(), "payment_error"),
+            Refusal::NoLane { .. } => ("no_lane", StatusCode::SERVICE_UNAVAILABLE, "server_error"),
             Refusal::NoProvider { .. } => ("no_provider", StatusCode::SERVICE_UNAVAILABLE, "server_error"),
             Refusal::ProviderLost { .. } => ("provider_lost", StatusCode::BAD_GATEWAY, "server_error"),
             Refusal::Busy { .. } => ("busy", StatusCode::TOO_MANY_REQUESTS, "rate_limit_error"),
@@ -232,12 +246,16 @@ impl Refusal {
 
     /// Whether the same request may succeed later.
     pub fn may_retry(&self) -> bool {
+        if let Refusal::Payment(refused) = self {
+            return refused.problem.may_retry();
+        }
         matches!(
             self,
             Refusal::BodyTimeout { .. }
                 | Refusal::Busy { .. }
                 | Refusal::ModelArriving { .. }
                 | Refusal::Limited { .. }
+                | Refusal::NoLane { .. }
                 | Refusal::NoProvider { .. }
                 | Refusal::ProviderLost { .. }
                 | Refusal::Draining
@@ -270,17 +288,20 @@ impl IntoResponse for Refusal {
         let headers = response.headers_mut();
         let retry = if self.may_retry() { "true" } else { "false" };
         headers.insert("x-should-retry", HeaderValue::from_static(retry));
-        let after = match self {
+        let after = match &self {
             Refusal::Busy { retry_after_s }
             | Refusal::Limited { retry_after_s, .. }
-            | Refusal::ModelArriving { retry_after_s, .. } => Some(retry_after_s),
-            Refusal::Draining | Refusal::NoProvider { .. } => Some(1),
+            | Refusal::ModelArriving { retry_after_s, .. } => Some(*retry_after_s),
+            Refusal::Draining | Refusal::NoLane { .. } | Refusal::NoProvider { .. } => Some(1),
             _ => None,
         };
         if let Some(after) = after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(after));
         }
         response.extensions_mut().insert(Refused(self.code()));
+        if let Refusal::Payment(refused) = self {
+            response.extensions_mut().insert(Demanded(refused));
+        }
         response
     }
 }

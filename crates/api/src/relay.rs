@@ -16,6 +16,7 @@ use assay_core::answer::AnswerRecord;
 use assay_core::canonical::Canonical;
 use assay_core::embedding::{EmbeddingRecord, EmbeddingRequest};
 use assay_core::id::{ModelRoot, Nonce, ReceiptId};
+use assay_core::payment::Payment;
 use assay_core::request::{Prompt, Request};
 use assay_core::transcript::StopReason;
 use borsh::{BorshDeserialize, BorshSerialize};
@@ -43,6 +44,8 @@ pub struct RelayOrder {
     pub until_s: u64,
     /// Names the HTTP request in logs, on both sides.
     pub request_id: String,
+    /// Out of which it is paid.
+    pub payment: Option<Payment>,
     /// What is to be done.
     pub work: Work,
 }

@@ -29,6 +29,7 @@ use crate::files::{self, Desk, FileOptions, FileStore, MaybeDesk};
 use crate::metrics::Metrics;
 use crate::parameters::{Route, parse};
 use crate::refusal::Refused;
+use crate::x402::{self, Paid};
 use crate::{
     ApiKey, Arriving, Caller, Inference, ModelCard, Order, Refusal, Task, batches, embeddings, messages,
     ollama, responses,
@@ -164,7 +165,12 @@ fn shared<I: Inference>(inference: Arc<I>, options: ServerOptions) -> Shared<I> 
 }
 
 fn routes<I: Inference>(server: Shared<I>, desk: MaybeDesk, more: Router) -> Router {
-    let cors = CorsLayer::permissive().expose_headers([RECEIPT_HEADER, REQUEST_ID_HEADER]);
+    let cors = CorsLayer::permissive().expose_headers([
+        RECEIPT_HEADER,
+        REQUEST_ID_HEADER,
+        x402::REQUIRED,
+        x402::RESPONSE,
+    ]);
     Router::new()
         .route("/v1/chat/completions", post(chat::<I>))
         .route("/v1/completions", post(completions::<I>))
@@ -188,7 +194,7 @@ fn routes<I: Inference>(server: Shared<I>, desk: MaybeDesk, more: Router) -> Rou
         .layer(cors)
 }
 
-/// Gives every response its request id and counts refusals.
+/// Gives every response its request id, says what must be or was paid, and counts refusals.
 async fn around<I: Inference>(State(s): State<Shared<I>>, mut request: Request, next: Next) -> Response {
     let own = request.headers().get(REQUEST_ID_HEADER).and_then(|v| v.to_str().ok()).filter(|v| is_sane(v));
     let id = match own {
@@ -196,7 +202,9 @@ async fn around<I: Inference>(State(s): State<Shared<I>>, mut request: Request, 
         None => format!("req-{:x}-{:x}", s.started_ns, s.next_request.fetch_add(1, Relaxed)),
     };
     request.extensions_mut().insert(RequestId(id.clone()));
+    let paid = Paid::of(&request);
     let mut response = next.run(request).await;
+    paid.tell(s.inference.as_ref(), &mut response).await;
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID_HEADER, value);
     }
@@ -371,7 +379,8 @@ pub(crate) fn caller(headers: &HeaderMap) -> Result<Caller, Refusal> {
         text(PRICE_HEADER).map(str::parse).transpose().map_err(|e: assay_core::price::PriceError| {
             Refusal::Invalid { param: PRICE_HEADER.into(), message: e.to_string() }
         })?;
-    Ok(Caller { key, again, ceiling })
+    let payment = x402::payment(headers)?.map(Box::new);
+    Ok(Caller { key, again, ceiling, payment })
 }
 
 pub(crate) async fn read_body(body: Body, options: &ServerOptions) -> Result<Bytes, Refusal> {

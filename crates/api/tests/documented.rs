@@ -3,7 +3,8 @@
 
 mod mock;
 
-use assay_api::{Refusal, ServerOptions};
+use assay_api::{ChannelState, PaymentProblem, PaymentRefused, PaymentTerms, Refusal, ServerOptions};
+use assay_core::id::{AccountAddress, ChannelId, NodeAddress};
 use mock::Served;
 use serde_json::{Value, json};
 
@@ -128,6 +129,17 @@ async fn parameters_of_the_other_routes() {
 #[test]
 fn errors() {
     let text = String::new;
+    let terms = PaymentTerms {
+        chain_id: 1,
+        channels: AccountAddress::ZERO,
+        token: AccountAddress::ZERO,
+        token_domain: (text(), text()),
+        receiver: NodeAddress::ZERO,
+        withdraw_delay_s: 900,
+        most: 1,
+    };
+    let channel = ChannelState { id: ChannelId::ZERO, charged: 1, voucher: None, balance: 1, claimed: 1 };
+    let payment = |problem| Refusal::Payment(Box::new(PaymentRefused { problem, terms: terms.clone() }));
     let all = [
         Refusal::InvalidJson { reason: text() },
         Refusal::Missing { param: text() },
@@ -148,6 +160,14 @@ fn errors() {
         Refusal::Unauthorised { message: text() },
         Refusal::Balance { message: text() },
         Refusal::Limited { message: text(), retry_after_s: 1 },
+        payment(PaymentProblem::Required),
+        payment(PaymentProblem::Invalid { reason: text() }),
+        payment(PaymentProblem::Unfunded { balance: 1, needed: 2 }),
+        payment(PaymentProblem::Closing),
+        payment(PaymentProblem::Busy),
+        payment(PaymentProblem::Stale(channel)),
+        payment(PaymentProblem::Unverified),
+        Refusal::NoLane { asked: text() },
         Refusal::NoProvider { asked: text(), terms: text() },
         Refusal::ProviderLost { reason: text() },
         Refusal::Draining,

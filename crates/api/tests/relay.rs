@@ -23,8 +23,12 @@ use axum::routing::any;
 use mock::{Mock, ROOT, SharedMock};
 use tokio::net::TcpListener;
 
-const QUICK: RelayOptions =
-    RelayOptions { offer_s: 3600, alive: Duration::from_millis(20), body: Duration::from_secs(10) };
+const QUICK: RelayOptions = RelayOptions {
+    offer_s: 3600,
+    alive: Duration::from_millis(20),
+    body: Duration::from_secs(10),
+    settles: None,
+};
 
 async fn listen(routes: Router) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -79,7 +83,7 @@ fn ask(text: &str) -> Work {
 
 impl Provider {
     async fn send(&self, work: Work) -> Running {
-        self.client.send(&self.to, rand_id(), "req-1".into(), work).await.unwrap()
+        self.client.send(&self.to, rand_id(), "req-1".into(), None, work).await.unwrap()
     }
 }
 
@@ -199,7 +203,7 @@ fn contains(bytes: &[u8], text: &str) -> bool {
 async fn who_listens_learns_nothing_and_can_repeat_nothing() {
     let p = provider().await;
     let (to, heard) = between(&p.to, Between::Listen).await;
-    let running = p.client.send(&to, rand_id(), "req-secret".into(), ask("my diary")).await.unwrap();
+    let running = p.client.send(&to, rand_id(), "req-secret".into(), None, ask("my diary")).await.unwrap();
     assert!(matches!(frames(running).await.unwrap().last(), Some(Frame::End { .. })));
     let (order, answer) = heard.lock().unwrap().clone();
     for text in ["diary", "req-secret", "Hel"] {
@@ -218,13 +222,14 @@ async fn what_was_cut_off_or_altered_is_no_answer() {
     let p = provider().await;
     for bytes in [1, 20, 200] {
         let (to, _) = between(&p.to, Between::CutOff(bytes)).await;
-        let cut = frames(p.client.send(&to, rand_id(), String::new(), ask("hi")).await.unwrap()).await;
+        let cut = frames(p.client.send(&to, rand_id(), String::new(), None, ask("hi")).await.unwrap()).await;
         assert_eq!(cut.unwrap_err().code(), "provider_broke_off");
     }
     // A byte of the salt, of a length, of a sealed frame.
     for at in [0, 31, 35, 36, 60] {
         let (to, _) = between(&p.to, Between::Alter(at)).await;
-        let altered = frames(p.client.send(&to, rand_id(), String::new(), ask("hi")).await.unwrap()).await;
+        let altered =
+            frames(p.client.send(&to, rand_id(), String::new(), None, ask("hi")).await.unwrap()).await;
         let code = altered.unwrap_err().code();
         assert!(["provider_malformed", "provider_broke_off"].contains(&code), "byte {at}: {code}");
     }
@@ -235,14 +240,14 @@ async fn another_key_is_noticed() {
     let p = provider().await;
     let other = provider().await;
     let stale = Destination { sealing_key: other.to.sealing_key, ..p.to.clone() };
-    let refused = p.client.send(&stale, rand_id(), String::new(), ask("hi")).await;
+    let refused = p.client.send(&stale, rand_id(), String::new(), None, ask("hi")).await;
     assert_eq!(refused.err().unwrap().code(), "provider_key_changed");
     // An endpoint that passes orders on to another provider cannot: they are sealed to one.
     let elsewhere = Destination { endpoint: other.to.endpoint.clone(), ..p.to.clone() };
-    let refused = p.client.send(&elsewhere, rand_id(), String::new(), ask("hi")).await;
+    let refused = p.client.send(&elsewhere, rand_id(), String::new(), None, ask("hi")).await;
     assert_eq!(refused.err().unwrap().code(), "provider_key_changed");
     let no_key = Destination { sealing_key: SealingKey::ZERO, ..p.to.clone() };
-    let refused = p.client.send(&no_key, rand_id(), String::new(), ask("hi")).await;
+    let refused = p.client.send(&no_key, rand_id(), String::new(), None, ask("hi")).await;
     assert_eq!(refused.err().unwrap().code(), "provider_malformed");
 }
 
@@ -258,7 +263,7 @@ async fn garbage_is_refused_in_one_sentence() {
         assert_eq!(said["error"]["code"], "order_not_sealed");
     }
     let nobody = Destination { endpoint: "http://127.0.0.1:1".into(), ..p.to.clone() };
-    let refused = p.client.send(&nobody, rand_id(), String::new(), ask("hi")).await;
+    let refused = p.client.send(&nobody, rand_id(), String::new(), None, ask("hi")).await;
     assert_eq!(refused.err().unwrap().code(), "provider_unreachable");
 }
 

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 mod commands;
+mod config;
 mod home;
 mod progress;
 
@@ -95,7 +96,14 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let line = match config::with_file(&Cli::command(), std::env::args_os().collect()) {
+        Ok(line) => line,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            return ExitCode::from(2);
+        }
+    };
+    let cli = Cli::parse_from(line);
     let filter = tracing_subscriber::EnvFilter::try_from_env("ASSAY_LOG")
         // What becomes of a connection, whoever opened it says: iroh's own errors are about how connections end.
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,iroh=off,noq=off"));

@@ -95,6 +95,7 @@ identity!(/** Names a receipt before its answer exists. */ ReceiptId, 32);
 identity!(/** Bytes that a client chooses so that a provider cannot choose the answer. */ Nonce, 32);
 identity!(/** A payment channel; zero when nothing is paid. */ ChannelId, 32);
 identity!(/** Address of a node's key. */ NodeAddress, 20);
+identity!(/** Address of an account or a contract on the ledger. */ AccountAddress, 20);
 identity!(/** A provider's public key of X25519: orders are sealed to it. */ SealingKey, 32);
 identity!(/** An ECDSA signature: r, s, and 27 or 28. */ SignatureBytes, 65);
 

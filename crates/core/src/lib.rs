@@ -23,6 +23,7 @@ pub mod keccak;
 pub mod limits;
 pub mod merkle;
 pub mod offer;
+pub mod payment;
 pub mod price;
 pub mod receipt;
 pub mod request;

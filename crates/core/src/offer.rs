@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::canonical::Canonical;
 use crate::id::{Hash, ModelRoot, NodeAddress, SealingKey, SignatureBytes};
 use crate::price::Price;
+use crate::receipt::Domain;
 use crate::signature::signer;
 
 /// Most models of an offer.
@@ -30,6 +31,8 @@ pub struct Offer {
     pub until_s: u64,
     /// What orders are sealed to.
     pub sealing_key: SealingKey,
+    /// The ledger by which it wants to be paid, as its receipts name it; nothing if it answers without payment.
+    pub settles: Option<Domain>,
     /// What can be asked for.
     pub models: Vec<OfferedModel>,
 }

@@ -1,45 +1,49 @@
 //! The network as one [`Inference`]: each request is given to a provider, and to another one if that fails before anything came.
 //!
 //! A request's way: 1. its key may begin it (`accounts`), and the most that it can cost is set aside; 2. providers are ranked (`routing`); 3. the
-//! first is asked, and if nothing has come within its patience, the next one too: the first that gives something answers, the others are
-//! taken back; 4. the record is checked against the request, the provider's key and the text that was told; 5. what it costs is charged, and only
-//! then does the answer end. Whatever fails before costs nothing.
+//! first is asked, with a voucher if it is paid (`lanes`), and if nothing has come within its patience, the next one too: the first that gives
+//! something answers, the others are taken back; 4. the record is checked against the request, the provider's key, the text that was told and the
+//! price that was offered; 5. what it costs is charged, and only then does the answer end. Whatever fails before costs the client nothing.
 //!
 //! It refuses to judge whether a model computed the answer: that is what receipts and audits are for.
 
 mod attempt;
+mod kept;
 mod money;
-#[cfg(test)]
 mod resume;
+mod telling;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use alloy_primitives::B128;
-use assay_api::relay::{Destination, Frame, RelayClient, Running, Work};
+use alloy_primitives::{B128, B256};
+use assay_api::relay::{Destination, Frame, RelayClient, Work};
 use assay_api::{
     Caller, EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Refusal, Task,
 };
-use assay_core::embedding::{EmbeddingRecord, Record};
-use assay_core::id::{Hash, ModelRoot, NodeAddress, ReceiptId};
+use assay_core::embedding::{EmbeddingRecord, EmbeddingRequest, Record};
+use assay_core::id::{Hash, ModelRoot, NodeAddress, Nonce, ReceiptId};
 use assay_core::keccak::keccak256;
 use assay_core::offer::{Offer, OfferedModel};
 use assay_core::price::Price;
-use assay_core::request::{Prompt, Request};
+use assay_core::request::Prompt;
 use tokio::sync::mpsc;
 
-use self::attempt::{First, race};
+use self::attempt::{Candidate, Nothing, Question, Whole, race};
+use self::kept::{Kept, Records};
 use self::money::Purse;
+use self::resume::Told;
+use self::telling::{Telling, agreed};
 use crate::accounts::Accounts;
-use crate::routing::{Outcome, Routing, Want};
+use crate::lanes::payer::Payer;
+use crate::queue::{Queue, QueueOptions, Turn};
+use crate::routing::{BUSY_MS, Routing, Want};
 
 /// Clocks of providers and gateways may differ by this much, in seconds.
 const SKEW_S: u64 = 60;
 /// Pieces of text that may wait for a slow client.
 const PIECES: usize = 64;
-/// Bytes of records that are kept for `GET /v1/receipts` and for requests that come again.
-const RECORDS_BYTES_MAX: usize = 64 << 20;
 /// Characters of a prompt's beginning by which requests are recognised as alike.
 const BEGINNING_CHARS: usize = 1024;
 /// Tokens of an answer that a request without `max_tokens` is expected to have.
@@ -52,13 +56,21 @@ pub struct NetworkOptions {
     pub patience: Duration,
     /// Silence after which a provider is given up in the middle of an answer; it says at least that it is there.
     pub silence: Duration,
-    /// Providers that are asked for one request, at most.
+    /// Providers that are asked for one request at the same time or after each other before one answers, at most; and as many times an answer
+    /// that breaks off is gone on with by another one.
     pub attempts_max: usize,
+    /// How requests wait where all providers are busy.
+    pub queue: QueueOptions,
 }
 
 impl Default for NetworkOptions {
     fn default() -> Self {
-        NetworkOptions { patience: Duration::from_secs(5), silence: Duration::from_secs(20), attempts_max: 3 }
+        NetworkOptions {
+            patience: Duration::from_secs(5),
+            silence: Duration::from_secs(20),
+            attempts_max: 3,
+            queue: QueueOptions::default(),
+        }
     }
 }
 
@@ -72,42 +84,12 @@ struct Inner {
     routing: Mutex<Routing>,
     endpoints: Mutex<BTreeMap<NodeAddress, String>>,
     accounts: Option<Accounts>,
+    /// Without one, only providers are asked that want no payment.
+    payer: Option<Arc<Payer>>,
     records: Mutex<Records>,
+    queue: Arc<Queue>,
     options: NetworkOptions,
     started: Instant,
-}
-
-/// An answer that was told.
-struct Kept {
-    record: Record,
-    /// What the client heard, but for the end.
-    events: Vec<Event>,
-    bytes: usize,
-}
-
-/// The last answers, up to [`RECORDS_BYTES_MAX`].
-#[derive(Default)]
-struct Records {
-    by_id: HashMap<ReceiptId, Kept>,
-    order: VecDeque<ReceiptId>,
-    bytes: usize,
-}
-
-impl Records {
-    fn keep(&mut self, id: ReceiptId, kept: Kept) {
-        if kept.bytes > RECORDS_BYTES_MAX || self.by_id.contains_key(&id) {
-            return;
-        }
-        self.bytes += kept.bytes;
-        self.by_id.insert(id, kept);
-        self.order.push_back(id);
-        while self.bytes > RECORDS_BYTES_MAX {
-            let Some(oldest) = self.order.pop_front() else { return };
-            if let Some(kept) = self.by_id.remove(&oldest) {
-                self.bytes -= kept.bytes;
-            }
-        }
-    }
 }
 
 fn now() -> Duration {
@@ -152,6 +134,32 @@ impl Inner {
         self.records.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What a provider asks for a model now; nothing if it does not offer it.
+    fn price(&self, provider: NodeAddress, model: ModelRoot) -> Option<Option<Price>> {
+        let routing = self.routing();
+        let offer = routing.offers().find(|offer| offer.provider == provider)?;
+        offer.models.iter().find(|m| m.root == model).map(|m| m.price)
+    }
+
+    /// Who is asked, the best first: those that can be paid, or want no payment.
+    fn candidates(&self, want: &Want) -> Vec<Candidate> {
+        let ours = self.payer.as_ref().map(|payer| payer.receipts());
+        let routing = self.routing();
+        let settles: HashMap<_, _> = routing.offers().map(|offer| (offer.provider, offer.settles)).collect();
+        let able = routing.rank(want, self.clock_ms()).into_iter().filter_map(|(provider, price)| {
+            let settles = settles.get(&provider).copied().flatten().filter(|_| price.is_some());
+            let payable = settles.is_none() || settles == ours;
+            payable.then_some(Candidate { provider, price, paid: settles.is_some() })
+        });
+        able.take(self.options.attempts_max).collect()
+    }
+
+    /// Waits until the caller's key has its turn.
+    async fn turn(&self, caller: &Caller) -> Result<Turn, Refusal> {
+        let key = caller.key.as_ref().map_or(Hash::ZERO, |key| keccak256(&[key.reveal().as_bytes()]));
+        self.queue.turn(key).await.map_err(|_| Refusal::Busy { retry_after_s: 1 })
+    }
+
     /// A model of some offer.
     fn offered(&self, model: ModelRoot) -> Option<OfferedModel> {
         self.routing().offers().flat_map(|o| &o.models).find(|m| m.root == model).cloned()
@@ -166,11 +174,19 @@ impl Network {
             routing: Mutex::default(),
             endpoints: Mutex::default(),
             accounts,
+            payer: None,
             records: Mutex::default(),
+            queue: Arc::new(Queue::new(options.queue)),
             options,
             started: Instant::now(),
         };
         Network { inner: Arc::new(inner) }
+    }
+
+    /// Pays providers that want to be paid on the payer's ledger.
+    pub fn paying(mut self, payer: Arc<Payer>) -> Network {
+        Arc::get_mut(&mut self.inner).expect("nothing runs yet").payer = Some(payer);
+        self
     }
 
     /// Reads the offers of endpoints, all at the same time. Which of them gave none, and why.
@@ -220,6 +236,11 @@ fn beginning(prompt: &Prompt) -> Option<Hash> {
     };
     let end = text.char_indices().nth(BEGINNING_CHARS).map_or(text.len(), |(at, _)| at);
     text.get(..end).map(|text| keccak256(&[text.as_bytes()]))
+}
+
+/// Whether a place may become free for a request that was refused for this.
+fn may_wait(refusal: &Refusal) -> bool {
+    matches!(refusal, Refusal::Busy { .. } | Refusal::Draining | Refusal::NoLane { .. })
 }
 
 fn terms(caller: &Caller) -> String {
@@ -279,14 +300,13 @@ impl Inference for Network {
         let want = want(request.model, &caller, request.max_tokens, Some(&request.prompt));
         let model = inner.offered(request.model);
         let model = model.ok_or(Refusal::UnknownModel { asked: request.model.to_string() })?;
-        let mut candidates = inner.routing().rank(&want, inner.clock_ms());
-        candidates.truncate(inner.options.attempts_max);
+        let candidates = inner.candidates(&want);
         if candidates.is_empty() {
             return Err(Refusal::NoProvider { asked: model.name, terms: terms(&caller) });
         }
         let price = candidates
             .iter()
-            .filter_map(|(_, price)| *price)
+            .filter_map(|candidate| candidate.price)
             .reduce(|a, b| Price::new(a.input().max(b.input()), a.output().max(b.output())).unwrap_or(a));
         let purse = match &inner.accounts {
             None => None,
@@ -303,21 +323,39 @@ impl Inference for Network {
                 }
             }
         };
+        // What fixes the answer is the client's, or drawn here: another provider can go on with what one breaks off.
+        let nonce =
+            nonce.or_else(|| request.sampling.seed.is_none().then(|| Nonce::from_bytes(B256::random().0)));
         let work = Work::Generate { request: request.clone(), nonce };
-        let first = race(inner, &candidates, &want, &request_id, &work).await;
-        let first = match first {
-            Ok(first) => first,
+        let window = model.context_length;
+        let asked = Question { want: &want, request_id: &request_id, work: &work, window };
+        let began = async {
+            let mut turn = inner.turn(&caller).await?;
+            let until = Instant::now() + inner.options.queue.wait;
+            loop {
+                match race(inner, &inner.candidates(&want), asked).await {
+                    Ok(first) => {
+                        turn.answered();
+                        return Ok((first, turn));
+                    }
+                    Err(Some(refusal)) if may_wait(&refusal) && Instant::now() < until => {
+                        turn = turn.busy(Duration::from_millis(BUSY_MS)).await.map_err(|_| refusal)?;
+                    }
+                    Err(Some(refusal)) => return Err(refusal),
+                    Err(None) => {
+                        let terms = ": none of those asked answered".into();
+                        return Err(Refusal::NoProvider { asked: model.name.clone(), terms });
+                    }
+                }
+            }
+        };
+        let (mut first, turn) = match began.await {
+            Ok(began) => began,
             Err(refusal) => {
                 if let Some(purse) = purse {
                     purse.release().await;
                 }
-                return Err(match refusal {
-                    Some(refusal) => refusal,
-                    None => Refusal::NoProvider {
-                        asked: model.name,
-                        terms: ": none of those asked answered".into(),
-                    },
-                });
+                return Err(refusal);
             }
         };
         let (events, receiver) = mpsc::channel(PIECES);
@@ -326,11 +364,16 @@ impl Inference for Network {
             inner: Arc::clone(inner),
             want,
             request,
+            work,
+            request_id,
+            window,
             model: model.name,
             purse,
-            text: String::new(),
-            called: false,
-            told: Vec::new(),
+            paying: first.paying.take(),
+            named: receipt_id,
+            told: Told::default(),
+            kept: Vec::new(),
+            _turn: turn,
         };
         // Owned by the request: it ends with the answer, or when the client's receiver is gone.
         tokio::spawn(telling.forward(first, events));
@@ -343,12 +386,11 @@ impl Inference for Network {
         let want = want(request.model, &caller, 1, None);
         let model = inner.offered(request.model);
         let model = model.ok_or(Refusal::UnknownModel { asked: request.model.to_string() })?;
-        let mut candidates = inner.routing().rank(&want, inner.clock_ms());
-        candidates.truncate(inner.options.attempts_max);
+        let candidates = inner.candidates(&want);
         let purse = match &inner.accounts {
             None => None,
             Some(accounts) => {
-                let price = candidates.iter().filter_map(|(_, price)| *price).max();
+                let price = candidates.iter().filter_map(|candidate| candidate.price).max();
                 let texts = u32::try_from(request.inputs.len()).unwrap_or(u32::MAX);
                 let most = price.map_or(0, |p| p.fee(texts.saturating_mul(model.context_length), 0));
                 let key = money::request_key(request.hash().as_bytes(), None);
@@ -356,7 +398,7 @@ impl Inference for Network {
                     money::Opened::Purse(purse) => Some(purse),
                     money::Opened::Answered(receipt) => {
                         if let Some(Kept { record: Record::Embedding(record), .. }) =
-                            inner.records().by_id.get(&receipt)
+                            inner.records().get(receipt)
                         {
                             return Ok(Arc::new((**record).clone()));
                         }
@@ -366,37 +408,56 @@ impl Inference for Network {
             }
         };
         let mut last = None;
-        for (provider, price) in candidates {
-            let work = Work::Embed { request: request.clone() };
-            let answered = attempt::whole(inner, provider, &want, &request_id, work).await;
-            match answered {
-                Ok(Frame::Embedded(record)) => {
-                    let bound = record.broken_bindings().is_empty()
-                        && record.request == request
-                        && record.receipt.receipt.provider == provider;
-                    if !bound {
-                        last = Some(Refusal::ProviderLost {
-                            reason: "its record is not of this request".into(),
-                        });
+        let work = Work::Embed { request: request.clone() };
+        let window = model.context_length;
+        let asked = Question { want: &want, request_id: &request_id, work: &work, window };
+        let mut turn = match inner.turn(&caller).await {
+            Ok(turn) => Some(turn),
+            Err(refusal) => {
+                last = Some(refusal);
+                None
+            }
+        };
+        let until = Instant::now() + inner.options.queue.wait;
+        while let Some(mut held) = turn.take() {
+            last = None;
+            for candidate in inner.candidates(&want) {
+                let whole = match attempt::whole(inner, candidate, asked).await {
+                    Ok(whole) => whole,
+                    Err(Nothing::Refused(refusal)) => {
+                        last = Some(refusal);
+                        break;
+                    }
+                    Err(nothing) => {
+                        last = nothing.said(want.model).or(last);
                         continue;
                     }
-                    let tokens = record.transcript.tokens();
-                    if let Some(purse) = purse {
-                        let fee = price.map_or(0, |p| p.fee(tokens, 0));
-                        purse.charge(fee, &record.receipt, provider, &model.name).await?;
+                };
+                let record = match embedded(&whole, &candidate, &request) {
+                    Ok(record) => record,
+                    Err(reason) => {
+                        tracing::warn!(provider = %candidate.provider, reason, "gave no vectors that are taken");
+                        whole.failed();
+                        last = Some(Refusal::ProviderLost { reason });
+                        continue;
                     }
-                    let bytes = record.transcript.vectors.iter().map(|v| v.len() * 4).sum::<usize>() + 4096;
-                    let kept = Kept { record: Record::Embedding(record.clone()), events: vec![], bytes };
-                    inner.records().keep(record.receipt.receipt.id(), kept);
-                    return Ok(Arc::new(*record));
+                };
+                held.answered();
+                let fee = candidate.price.map_or(0, |p| p.fee(record.transcript.tokens(), 0));
+                if let Some(paying) = whole.paying {
+                    paying.settle(fee);
                 }
-                Ok(Frame::Failed(refusal)) if attempt::is_the_requests(&refusal) => {
-                    last = Some(refusal);
-                    break;
+                if let Some(purse) = purse {
+                    purse.charge(fee, &record.receipt, candidate.provider, &model.name).await?;
                 }
-                Ok(Frame::Failed(refusal)) => last = Some(refusal),
-                Ok(_) => last = Some(Refusal::ProviderLost { reason: "it answered something else".into() }),
-                Err(reason) => last = Some(Refusal::ProviderLost { reason }),
+                let bytes = record.transcript.vectors.iter().map(|v| v.len() * 4).sum::<usize>() + 4096;
+                let kept =
+                    Kept { record: Record::Embedding(record.clone()), events: vec![], bytes, named: None };
+                inner.records().keep(kept);
+                return Ok(Arc::new(*record));
+            }
+            if last.as_ref().is_some_and(may_wait) && Instant::now() < until {
+                turn = held.busy(Duration::from_millis(BUSY_MS)).await.ok();
             }
         }
         if let Some(purse) = purse {
@@ -407,38 +468,43 @@ impl Inference for Network {
 
     async fn count_tokens(&self, model: ModelRoot, prompt: Prompt) -> Result<u32, Refusal> {
         let want = want(model, &Caller::default(), 1, None);
-        let candidates = self.inner.routing().rank(&want, self.inner.clock_ms());
+        let work = Work::CountTokens { model, prompt };
+        let asked = Question { want: &want, request_id: "count", work: &work, window: 0 };
         let mut last = None;
-        for (provider, _) in candidates.into_iter().take(self.inner.options.attempts_max) {
-            let work = Work::CountTokens { model, prompt: prompt.clone() };
-            match attempt::whole(&self.inner, provider, &want, "count", work).await {
-                Ok(Frame::Counted(count)) => return Ok(count),
-                Ok(Frame::Failed(refusal)) if attempt::is_the_requests(&refusal) => return Err(refusal),
-                Ok(Frame::Failed(refusal)) => last = Some(refusal),
-                Ok(_) => last = Some(Refusal::ProviderLost { reason: "it answered something else".into() }),
-                Err(reason) => last = Some(Refusal::ProviderLost { reason }),
+        for candidate in self.inner.candidates(&want) {
+            // Counting is free.
+            let candidate = Candidate { paid: false, ..candidate };
+            match attempt::whole(&self.inner, candidate, asked).await {
+                Ok(Whole { frame: Frame::Counted(count), .. }) => return Ok(count),
+                Ok(whole) => {
+                    whole.failed();
+                    last = Some(Refusal::ProviderLost { reason: "it answered something else".into() });
+                }
+                Err(Nothing::Refused(refusal)) => return Err(refusal),
+                Err(nothing) => last = nothing.said(model).or(last),
             }
         }
         Err(last.unwrap_or(Refusal::NoProvider { asked: model.to_string(), terms: String::new() }))
     }
 
-    /// A record that this gateway still holds: of the last answers, [`RECORDS_BYTES_MAX`] in all. Providers keep theirs for ever.
+    /// A record that this gateway still holds: of the last answers, [`kept::RECORDS_BYTES_MAX`] in all. Providers keep theirs for ever.
     async fn receipt(&self, id: ReceiptId) -> Result<Option<Record>, Refusal> {
-        Ok(self.inner.records().by_id.get(&id).map(|kept| kept.record.clone()))
+        Ok(self.inner.records().get(id).map(|kept| kept.record.clone()))
     }
 
     fn load(&self) -> Load {
         let routing = self.inner.routing();
         let standings = routing.offers().filter_map(|o| routing.standing(o.provider));
         let running = standings.fold(0u32, |sum, s| sum.saturating_add(s.running));
-        Load { running, waiting: 0, kv_cache_used_ppm: 0, ready: routing.offers().next().is_some() }
+        let waiting = u32::try_from(self.inner.queue.waiting()).unwrap_or(u32::MAX);
+        Load { running, waiting, kv_cache_used_ppm: 0, ready: routing.offers().next().is_some() }
     }
 }
 
 impl Network {
     /// An answer that was given and paid for before, told again as it was.
     fn again(&self, receipt: ReceiptId) -> Option<Generation> {
-        let (told, record) = match self.inner.records().by_id.get(&receipt) {
+        let (told, record) = match self.inner.records().get(receipt) {
             Some(Kept { record: Record::Answer(record), events, .. }) => (events.clone(), record.clone()),
             _ => return None,
         };
@@ -453,140 +519,22 @@ impl Network {
     }
 }
 
-/// One answer on its way from a provider to a client.
-struct Telling {
-    inner: Arc<Inner>,
-    want: Want,
-    request: Request,
-    model: String,
-    purse: Option<Purse>,
-    text: String,
-    /// Whether the answer has calls of tools, whose text is told in another form.
-    called: bool,
-    told: Vec<Event>,
-}
-
-impl Telling {
-    async fn forward(mut self, first: First, events: mpsc::Sender<Event>) {
-        let First { provider, price, began, first_ms, mut running, frame, .. } = first;
-        let mut next = Some(frame);
-        let outcome = loop {
-            let frame = match next.take() {
-                Some(frame) => frame,
-                None => match self.next(&mut running, &events).await {
-                    Next::Frame(frame) => frame,
-                    Next::Gone => break Outcome::Neither,
-                    Next::Lost(reason) => {
-                        self.lost(&events, reason).await;
-                        break Outcome::Failed;
-                    }
-                },
-            };
-            let event = match frame {
-                Frame::Alive | Frame::Queued { .. } => continue,
-                Frame::Text { text, logprobs } => {
-                    self.text.push_str(&text);
-                    Event::Text { text, logprobs }
-                }
-                Frame::Call { index, id, name } => {
-                    self.called = true;
-                    Event::Call { index, id, name }
-                }
-                Frame::Arguments { index, json } => Event::Arguments { index, json },
-                Frame::Failed(refusal) => {
-                    self.lost(&events, refusal.to_string()).await;
-                    break Outcome::Failed;
-                }
-                Frame::Embedded(_) | Frame::Counted(_) => {
-                    self.lost(&events, "it answered something else".into()).await;
-                    break Outcome::Failed;
-                }
-                Frame::End { stop, record } => {
-                    let record = Arc::new(*record);
-                    if let Err(reason) = self.check(provider, &record) {
-                        self.lost(&events, reason).await;
-                        break Outcome::Failed;
-                    }
-                    let usage = record.transcript.usage();
-                    let fee = price.map_or(0, |p| p.fee(usage.prompt_tokens, usage.completion_tokens));
-                    if let Some(purse) = self.purse.take()
-                        && let Err(refusal) = purse.charge(fee, &record.receipt, provider, &self.model).await
-                    {
-                        let _ = events.send(Event::Failed(refusal)).await;
-                        break Outcome::Neither;
-                    }
-                    let t = &record.transcript;
-                    let bytes = 3 * t.text.len()
-                        + (t.prompt_ids.len() + t.output_ids.len()) * 4
-                        + (t.logprobs.len() + self.told.len()) * 256
-                        + 8192;
-                    let told = std::mem::take(&mut self.told);
-                    let kept = Record::Answer(Box::new((*record).clone()));
-                    let kept = Kept { record: kept, events: told, bytes };
-                    self.inner.records().keep(record.receipt.receipt.id(), kept);
-                    let _ = events.send(Event::End { stop, usage, record }).await;
-                    let total_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-                    break Outcome::Completed {
-                        first_ms,
-                        rest_ms: total_ms.saturating_sub(first_ms),
-                        tokens: usage.completion_tokens,
-                    };
-                }
-            };
-            if self.purse.is_some() {
-                self.told.push(event.clone());
-            }
-            if events.send(event).await.is_err() {
-                break Outcome::Neither;
-            }
-        };
-        if let Some(purse) = self.purse.take() {
-            purse.release().await;
-        }
-        let now_ms = self.inner.clock_ms();
-        self.inner.routing().ended(provider, &self.want, outcome, now_ms);
+/// The record of a request's vectors, if that is what came.
+fn embedded(
+    whole: &Whole,
+    candidate: &Candidate,
+    request: &EmbeddingRequest,
+) -> Result<Box<EmbeddingRecord>, String> {
+    let Frame::Embedded(record) = &whole.frame else { return Err("it answered something else".into()) };
+    let bound = record.broken_bindings().is_empty()
+        && record.request == *request
+        && record.receipt.receipt.provider == candidate.provider;
+    if !bound {
+        return Err("its record is not of this request".into());
     }
-
-    async fn next(&self, running: &mut Running, events: &mpsc::Sender<Event>) -> Next {
-        tokio::select! {
-            () = events.closed() => Next::Gone,
-            frame = tokio::time::timeout(self.inner.options.silence, running.frame()) => match frame {
-                Err(_) => Next::Lost("it says nothing any more".into()),
-                Ok(Err(e)) => Next::Lost(e.to_string()),
-                Ok(Ok(None)) => Next::Lost("it ended without an end".into()),
-                Ok(Ok(Some(frame))) => Next::Frame(frame),
-            },
-        }
-    }
-
-    async fn lost(&self, events: &mpsc::Sender<Event>, reason: String) {
-        tracing::warn!(%reason, "a provider broke off an answer");
-        let _ = events.send(Event::Failed(Refusal::ProviderLost { reason })).await;
-    }
-
-    /// Whether the record is of this request, by this provider, and of the text that the client has.
-    fn check(&self, provider: NodeAddress, record: &assay_core::answer::AnswerRecord) -> Result<(), String> {
-        if let Some(broken) = record.broken_bindings().first() {
-            return Err(broken.to_string());
-        }
-        if record.request != self.request {
-            return Err("its record is of another request".into());
-        }
-        if record.receipt.receipt.provider != provider {
-            return Err("its receipt is another provider's".into());
-        }
-        if !self.called && record.transcript.text != self.text {
-            return Err("its record has another text than it told".into());
-        }
-        Ok(())
-    }
-}
-
-enum Next {
-    Frame(Frame),
-    /// The client is gone.
-    Gone,
-    Lost(String),
+    let fee = candidate.price.map_or(0, |p| p.fee(record.transcript.tokens(), 0));
+    agreed(whole.paying.as_ref(), &record.receipt, fee)?;
+    Ok(record.clone())
 }
 
 fn order_id() -> [u8; 16] {

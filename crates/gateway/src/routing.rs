@@ -277,6 +277,7 @@ mod tests {
             issued_s: 1,
             until_s: 10_000,
             sealing_key: SealingKey::ZERO,
+            settles: None,
             models: vec![model],
         }
     }

@@ -11,6 +11,7 @@ use assay_core::id::{ModelRoot, ReceiptId};
 use assay_core::request::{Message, Prompt, Request, Role, Sampling};
 use assay_gateway::accounts::{Accounts, Limits, MicroUsd, Period, Secret};
 use assay_gateway::network::{Network, NetworkOptions};
+use assay_gateway::queue::QueueOptions;
 use providers::{MODEL, Manner, Provider};
 
 /// 100 dollars for a million tokens: 10 read and 5 written cost 1500 millionths.
@@ -21,6 +22,7 @@ const QUICK: NetworkOptions = NetworkOptions {
     patience: Duration::from_millis(300),
     silence: Duration::from_secs(10),
     attempts_max: 3,
+    queue: QueueOptions { running_max: 64, waiting_max: 64, wait: Duration::from_secs(10) },
 };
 
 fn order(text: &str, caller: Caller) -> Order {
@@ -53,8 +55,11 @@ async fn told(network: &Network, order: Order) -> Result<Told, Refusal> {
         match event {
             Event::Text { text, .. } => all.push_str(&text),
             Event::End { record, .. } => {
-                assert_eq!(record.receipt.receipt.id(), generation.receipt_id);
-                return Ok(Told::Whole(all, generation.receipt_id));
+                let id = record.receipt.receipt.id();
+                // The name that the client heard first finds the record, whoever made it.
+                let found = network.receipt(generation.receipt_id).await?.unwrap();
+                assert_eq!(found.receipt().receipt.id(), id);
+                return Ok(Told::Whole(all, id));
             }
             Event::Failed(refusal) => return Ok(Told::Cut(all, refusal.code())),
             other => panic!("{other:?}"),
@@ -64,7 +69,15 @@ async fn told(network: &Network, order: Order) -> Result<Told, Refusal> {
 }
 
 async fn network(accounts: Option<Accounts>, providers: &[&Provider]) -> Network {
-    let network = Network::new(accounts, QUICK);
+    network_with(QUICK, accounts, providers).await
+}
+
+async fn network_with(
+    options: NetworkOptions,
+    accounts: Option<Accounts>,
+    providers: &[&Provider],
+) -> Network {
+    let network = Network::new(accounts, options);
     let endpoints: Vec<String> = providers.iter().map(|p| p.url.clone()).collect();
     assert_eq!(network.refresh(&endpoints).await, []);
     network
@@ -250,9 +263,57 @@ async fn a_request_that_nobody_can_answer_is_refused_once() {
     // It is nobody's fault.
     assert!(network.providers().iter().all(|(.., standing)| standing.failed == 0));
     assert_eq!(books.settled().await, (1_000_000, 0, 0));
-    providers.iter().for_each(|p| p.node.becomes(Manner::Busy));
+}
+
+#[tokio::test]
+async fn who_finds_everyone_busy_waits_and_is_refused_in_the_end() {
+    let provider = Provider::start(Manner::Busy, PRICE).await;
+    let books = Books::with(1_000_000, Limits::default()).await;
+    let short = QueueOptions { wait: Duration::from_millis(1), ..QUICK.queue };
+    let options = NetworkOptions { queue: short, ..QUICK };
+    let network = network_with(options, Some(books.accounts.clone()), &[&provider]).await;
     let refused = told(&network, order("hi", books.caller())).await.unwrap_err();
     assert_eq!(refused, Refusal::Busy { retry_after_s: 7 });
+    assert_eq!(books.settled().await, (1_000_000, 0, 0));
+    // One that becomes free in time answers.
+    let network = network_with(QUICK, Some(books.accounts.clone()), &[&provider]).await;
+    let asked = told(&network, order("hi", books.caller()));
+    let frees = async {
+        while network.load().waiting == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        provider.node.becomes(Manner::Honest);
+    };
+    let (answer, ()) = tokio::join!(asked, frees);
+    assert!(is_whole(&answer));
+    assert_eq!(books.settled().await, (1_000_000 - FEE, 0, FEE));
+    let standing = network.providers()[0].3;
+    assert_eq!((standing.failed, standing.running), (0, 0));
+}
+
+#[tokio::test]
+async fn another_provider_goes_on_where_one_breaks_off() {
+    for manner in [Manner::BreaksOff, Manner::OtherText, Manner::OtherRequest, Manner::OtherKey] {
+        let good = Provider::start(Manner::Honest, PRICE).await;
+        let bad = Provider::before(&good, manner, PRICE).await;
+        let books = Books::with(1_000_000, Limits::default()).await;
+        let network = network(Some(books.accounts.clone()), &[&bad, &good]).await;
+        assert!(is_whole(&told(&network, order("hi", books.caller())).await), "{manner:?}");
+        let started = (bad.node.started.load(SeqCst), good.node.started.load(SeqCst));
+        assert_eq!(started, (1, 1), "{manner:?}");
+        // Whoever broke off is not paid; whoever went on is, for all of it.
+        assert_eq!(books.settled().await, (1_000_000 - FEE, 0, FEE), "{manner:?}");
+    }
+}
+
+#[tokio::test]
+async fn another_answer_is_no_continuation() {
+    let other = Provider::start(Manner::Another, PRICE).await;
+    let bad = Provider::before(&other, Manner::BreaksOff, PRICE).await;
+    let books = Books::with(1_000_000, Limits::default()).await;
+    let network = network(Some(books.accounts.clone()), &[&bad, &other]).await;
+    let told = told(&network, order("hi", books.caller())).await.unwrap();
+    assert_eq!(told, Told::Cut("Hel".into(), "provider_lost"));
     assert_eq!(books.settled().await, (1_000_000, 0, 0));
 }
 

@@ -16,7 +16,7 @@ use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 
 use crate::amount::Amount;
 use crate::client::ClientError;
-use crate::contracts::Epochs;
+use crate::contracts::{Epochs, Registry};
 use crate::ledger::Ledger;
 
 /// Blocks whose logs are asked for at once.
@@ -52,47 +52,30 @@ impl Demand {
     }
 }
 
+/// Batches of some epochs.
+pub(crate) struct Posted {
+    /// The block at which the log was read.
+    pub(crate) head: BlockId,
+    /// The first epoch.
+    pub(crate) first: u64,
+    /// The one after the last.
+    pub(crate) over: u64,
+    /// What providers posted of them.
+    pub(crate) batches: Vec<Epochs::Posted>,
+}
+
 impl Ledger {
     /// What was paid in the last `epochs` epochs whose posting is over; in fewer, where there are not so many.
     pub async fn demand(&self, epochs: u64) -> Result<Demand, ClientError> {
-        let latest = self.client().latest().await?;
-        let times = &self.parameters().times;
-        let (epoch_s, post_s) = (u64::from(times.epochSeconds), u64::from(times.postSeconds));
-        let since = latest.timestamp.saturating_sub(times.genesis).saturating_sub(post_s);
-        // Epoch `e` is over, and its posting too, when `(e + 1)` epochs and the time for posting have passed.
-        let over = since.checked_div(epoch_s).unwrap_or(0);
-        let first = over.saturating_sub(epochs);
-        let mut demand =
-            Demand { epochs: over - first, seconds: (over - first) * epoch_s, ..Demand::default() };
-        if demand.epochs == 0 {
-            return Ok(demand);
-        }
-        let opens = times.genesis.saturating_add((first + 1) * epoch_s);
-        let from = self.first_at(opens, latest.number).await?;
-        let filter =
-            Filter::new().address(self.parts().at.epochs).event_signature(Epochs::Posted::SIGNATURE_HASH);
-        let starts: Vec<u64> = (from..=latest.number).step_by(RANGE as usize).collect();
-        let pages =
-            stream::iter(starts).map(|start| {
-                let last = start.saturating_add(RANGE - 1).min(latest.number);
-                let filter = filter.clone().from_block(start).to_block(last);
-                async move {
-                    self.client().provider().get_logs(&filter).await.map_err(|e| self.client().failed(e))
-                }
-            });
-        let pages: Vec<_> = pages.buffered(READS_AT_ONCE).try_collect().await?;
-        let posted = pages
-            .into_iter()
-            .flatten()
-            .filter_map(|log| Epochs::Posted::decode_log_data(&log.inner.data).ok());
-        let posted: Vec<_> = posted.filter(|p| (first..over).contains(&p.epoch)).collect();
-        let block = BlockId::from(latest.hash);
+        let Posted { head, first, over, batches } = self.posted(epochs).await?;
+        let seconds = (over - first) * u64::from(self.parameters().times.epochSeconds);
+        let mut demand = Demand { epochs: over - first, seconds, ..Demand::default() };
         let mut struck = BTreeMap::new();
-        for provider in posted.iter().map(|p| p.provider).collect::<BTreeSet<_>>() {
-            let call = crate::contracts::Registry::nodeOfCall { node: provider };
-            struck.insert(provider, self.view(block, self.parts().at.registry, &call).await?.struck);
+        for provider in batches.iter().map(|p| p.provider).collect::<BTreeSet<_>>() {
+            let call = Registry::nodeOfCall { node: provider };
+            struck.insert(provider, self.view(head, self.parts().at.registry, &call).await?.struck);
         }
-        for batch in posted.iter().filter(|p| struck.get(&p.provider) == Some(&false)) {
+        for batch in batches.iter().filter(|p| struck.get(&p.provider) == Some(&false)) {
             for share in &batch.shares {
                 let paid = demand.paid.entry(ModelRoot::from_bytes(share.modelRoot.0)).or_default();
                 paid.fees = Amount(paid.fees.0.saturating_add(share.total.into()));
@@ -102,8 +85,47 @@ impl Ledger {
         Ok(demand)
     }
 
+    /// The batches of the last `epochs` epochs whose posting is over, as the log has them.
+    pub(crate) async fn posted(&self, epochs: u64) -> Result<Posted, ClientError> {
+        let latest = self.client().latest().await?;
+        let times = &self.parameters().times;
+        let (epoch_s, post_s) = (u64::from(times.epochSeconds), u64::from(times.postSeconds));
+        let since = latest.timestamp.saturating_sub(times.genesis).saturating_sub(post_s);
+        // Epoch `e` is over, and its posting too, when `(e + 1)` epochs and the time for posting have passed.
+        let over = since.checked_div(epoch_s).unwrap_or(0);
+        let first = over.saturating_sub(epochs);
+        let mut batches = Vec::new();
+        if first < over {
+            let opens = times.genesis.saturating_add((first + 1) * epoch_s);
+            let from = self.first_at(opens, latest.number).await?;
+            batches = self.logged::<Epochs::Posted>(self.parts().at.epochs, from, latest.number).await?;
+            batches.retain(|batch| (first..over).contains(&batch.epoch));
+        }
+        Ok(Posted { head: BlockId::from(latest.hash), first, over, batches })
+    }
+
+    /// What a contract logged of a kind, in blocks from the first to the last.
+    pub(crate) async fn logged<E: SolEvent>(
+        &self,
+        contract: Address,
+        first: u64,
+        last: u64,
+    ) -> Result<Vec<E>, ClientError> {
+        let filter = Filter::new().address(contract).event_signature(E::SIGNATURE_HASH);
+        let starts: Vec<u64> = (first..=last).step_by(RANGE as usize).collect();
+        let pages =
+            stream::iter(starts).map(|start| {
+                let filter = filter.clone().from_block(start).to_block(start.saturating_add(RANGE - 1).min(last));
+                async move {
+                    self.client().provider().get_logs(&filter).await.map_err(|e| self.client().failed(e))
+                }
+            });
+        let pages: Vec<_> = pages.buffered(READS_AT_ONCE).try_collect().await?;
+        Ok(pages.into_iter().flatten().filter_map(|log| E::decode_log_data(&log.inner.data).ok()).collect())
+    }
+
     /// The first block of a time or after it; the one after `head` if there is none.
-    async fn first_at(&self, time: u64, head: u64) -> Result<u64, ClientError> {
+    pub(crate) async fn first_at(&self, time: u64, head: u64) -> Result<u64, ClientError> {
         let (mut before, mut there) = (0, head.saturating_add(1));
         while before < there {
             let middle = before.midpoint(there);

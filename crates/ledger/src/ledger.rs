@@ -29,6 +29,19 @@ mod typed {
     }
 }
 
+mod token {
+    #![allow(missing_docs)]
+    use super::sol;
+    sol! {
+        /// What tokens that are signed for say of themselves: by EIP-5267, or as USDC does.
+        interface Signed {
+            function eip712Domain() external view returns (bytes1 fields, string name, string version, uint256 chainId, address verifyingContract, bytes32 salt, uint256[] extensions);
+            function name() external view returns (string);
+            function version() external view returns (string);
+        }
+    }
+}
+
 pub use typed::Enrol;
 
 /// Roles of a node, as the contracts number them.
@@ -136,6 +149,17 @@ impl Ledger {
     /// A channel.
     pub async fn channel(&self, id: B256) -> Result<Channels::Channel, ClientError> {
         self.client.read(self.parts.at.channels, &Channels::channelOfCall { id }).await
+    }
+
+    /// Name and version under which the token is signed for (EIP-712). A token that does not say its version has none.
+    pub async fn token_domain(&self) -> Result<(String, String), ClientError> {
+        let token = self.parts.at.token;
+        if let Ok(said) = self.client.read(token, &token::Signed::eip712DomainCall {}).await {
+            return Ok((said.name, said.version));
+        }
+        let name = self.client.read(token, &token::Signed::nameCall {}).await?;
+        let version = self.client.read(token, &token::Signed::versionCall {}).await;
+        Ok((name, version.unwrap_or_default()))
     }
 
     /// The epoch that the chain's newest block is in.

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod amount;
+pub mod channels;
 pub mod client;
 pub mod contracts;
 pub mod demand;
@@ -19,4 +20,5 @@ pub mod posting;
 pub mod retrieval;
 pub mod revert;
 pub mod sender;
+pub mod standing;
 pub mod voucher;

@@ -1,10 +1,12 @@
 //! Channels and vouchers off the chain: ids and the hashes that payers and providers sign, in the shape of x402's `batch-settlement`.
 
+use alloy_primitives::aliases::U40;
 use alloy_primitives::{Address, B256, Bytes};
 use alloy_signer::SignerSync as _;
 use alloy_signer_local::PrivateKeySigner;
 use alloy_sol_types::{Eip712Domain, SolStruct, eip712_domain, sol};
-use assay_core::id::{Hash, SignatureBytes};
+use assay_core::id::{AccountAddress, Hash, NodeAddress, SignatureBytes};
+use assay_core::payment::ChannelTerms;
 use assay_core::signature::signer;
 
 use crate::contracts::Channels;
@@ -32,6 +34,38 @@ pub fn domain(chain_id: u64, channels: Address) -> Eip712Domain {
         chain_id: chain_id,
         verifying_contract: channels,
     }
+}
+
+/// A channel as the contract has it. None for a delay beyond 40 bits, which no channel has.
+pub fn config(terms: &ChannelTerms) -> Option<Channels::ChannelConfig> {
+    let account = |account: &AccountAddress| Address::from(*account.as_bytes());
+    Some(Channels::ChannelConfig {
+        payer: account(&terms.payer),
+        payerAuthorizer: account(&terms.payer_authorizer),
+        receiver: Address::from(*terms.receiver.as_bytes()),
+        receiverAuthorizer: account(&terms.receiver_authorizer),
+        token: account(&terms.token),
+        withdrawDelay: U40::try_from(terms.withdraw_delay_s).ok()?,
+        salt: B256::from(*terms.salt.as_bytes()),
+    })
+}
+
+/// The same channel as it travels with requests.
+pub fn terms(config: &Channels::ChannelConfig) -> ChannelTerms {
+    ChannelTerms {
+        payer: account(config.payer),
+        payer_authorizer: account(config.payerAuthorizer),
+        receiver: NodeAddress::from_bytes(config.receiver.into_array()),
+        receiver_authorizer: account(config.receiverAuthorizer),
+        token: account(config.token),
+        withdraw_delay_s: config.withdrawDelay.to(),
+        salt: Hash::from_bytes(config.salt.0),
+    }
+}
+
+/// An address of the ledger as it travels with requests.
+pub fn account(address: Address) -> AccountAddress {
+    AccountAddress::from_bytes(address.into_array())
 }
 
 /// A channel's id.
@@ -115,6 +149,23 @@ mod tests {
     use alloy_primitives::keccak256;
 
     use super::*;
+
+    #[test]
+    fn channels_travel_unchanged() {
+        let config = Channels::ChannelConfig {
+            payer: Address::repeat_byte(1),
+            payerAuthorizer: Address::repeat_byte(2),
+            receiver: Address::repeat_byte(3),
+            receiverAuthorizer: Address::repeat_byte(4),
+            token: Address::repeat_byte(5),
+            withdrawDelay: U40::MAX,
+            salt: B256::repeat_byte(6),
+        };
+        let travelling = terms(&config);
+        assert_eq!(super::config(&travelling), Some(config));
+        let beyond = ChannelTerms { withdraw_delay_s: travelling.withdraw_delay_s + 1, ..travelling };
+        assert_eq!(super::config(&beyond), None);
+    }
 
     #[test]
     fn vouchers_are_checked_as_the_contract_does() {

@@ -11,3 +11,4 @@ pub mod provider;
 pub mod secret;
 pub mod serving;
 pub mod store;
+pub mod till;

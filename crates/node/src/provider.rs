@@ -11,10 +11,13 @@ use std::sync::{Arc, RwLock};
 use std::time::Instant;
 
 use assay_api::relay::{OfferSigner, Relay, RelayOptions};
-use assay_api::{EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Refusal, Task};
+use assay_api::{
+    Caller, ChannelState, EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Refusal, Task,
+};
 use assay_core::answer::{AnswerRecord, Format, GenerationCost};
 use assay_core::embedding::{EmbeddingRecord, Record};
-use assay_core::id::{ChannelId, ModelRoot, Nonce, ReceiptId};
+use assay_core::id::{ChannelId, ModelRoot, NodeAddress, Nonce, ReceiptId};
+use assay_core::payment;
 use assay_core::price::Price;
 use assay_core::receipt::{Domain, Receipt, receipt_id};
 use assay_core::request::{Guide, Prompt, Request, Tool, sampler_seed};
@@ -30,6 +33,7 @@ use crate::key::NodeKey;
 use crate::secret;
 use crate::serving::{Running, ServedModel, Watched, Withdrawn};
 use crate::store::ReceiptStore;
+use crate::till::{Paid, Ticket, Till};
 use embedding::dimensions;
 use teller::Teller;
 pub use teller::call_id;
@@ -49,6 +53,7 @@ pub struct Provider {
     created: u64,
     threads: u32,
     price: Option<Price>,
+    till: Option<Arc<Till>>,
 }
 
 impl Provider {
@@ -62,19 +67,39 @@ impl Provider {
     ) -> Provider {
         let models = RwLock::new(models.into_iter().map(Arc::new).collect());
         let (key, store) = (Arc::new(key), Arc::new(store));
-        Provider { models, expected: RwLock::default(), key, store, created, threads, price: None }
+        Provider {
+            models,
+            expected: RwLock::default(),
+            key,
+            store,
+            created,
+            threads,
+            price: None,
+            till: None,
+        }
     }
 
-    /// Says this price beside every model. It is advertised here, and charged by gateways.
+    /// Says this price beside every model. It is advertised here, and charged by gateways; without a till, not by the node.
     pub fn advertising(self, price: Option<Price>) -> Provider {
         Provider { price, ..self }
+    }
+
+    /// Answers only who pays this price by vouchers that the till takes.
+    pub fn settling(self, till: Arc<Till>, price: Price) -> Provider {
+        Provider { price: Some(price), till: Some(till), ..self }
     }
 
     /// The routes by which gateways see what is offered and send orders.
     pub fn relay(self: &Arc<Provider>) -> Router {
         let key = Arc::clone(&self.key);
         let sign: OfferSigner = Box::new(move |hash| key.sign_hash(hash).ok());
-        Relay::new(Arc::clone(self), self.key.address(), sign, RelayOptions::default()).routes()
+        let options = RelayOptions { settles: self.settles(), ..RelayOptions::default() };
+        Relay::new(Arc::clone(self), self.key.address(), sign, options).routes()
+    }
+
+    /// Who signs.
+    pub fn address(&self) -> NodeAddress {
+        self.key.address()
     }
 
     /// Answers on disk.
@@ -82,8 +107,20 @@ impl Provider {
         &self.store
     }
 
+    /// Takes the payment of a request with so many tokens, if this node is paid.
+    async fn admit(
+        &self,
+        caller: &Caller,
+        prompt_tokens: u32,
+        completion_tokens_max: u32,
+    ) -> Result<Option<Ticket>, Refusal> {
+        let (Some(till), Some(price)) = (&self.till, self.price) else { return Ok(None) };
+        let most = price.fee(prompt_tokens, completion_tokens_max);
+        till.admit(caller.payment.as_deref(), most).await.map(Some)
+    }
+
     async fn start(&self, order: Order) -> Result<Generation, Refusal> {
-        let Order { request, nonce, request_id, .. } = order;
+        let Order { request, nonce, request_id, caller } = order;
         let model = self.model(request.model)?;
         request
             .check()
@@ -91,7 +128,8 @@ impl Provider {
         if model.is_encoder() {
             return Err(wrong_task(&model, "embeds texts; POST /v1/embeddings"));
         }
-        let vocabulary = model.artifact().program().program().vocabulary;
+        let program = model.artifact().program().program();
+        let (vocabulary, window) = (program.vocabulary, program.context);
         if let Some((id, _)) = request.sampling.bias.iter().find(|(id, _)| *id >= vocabulary) {
             let message =
                 format!("token id {id} of `logit_bias` is not below the vocabulary of {vocabulary}");
@@ -111,6 +149,15 @@ impl Provider {
         let guide =
             guide.map_err(|e| Refusal::Invalid { param: guide_param(&request), message: e.to_string() })?;
 
+        let prompt_tokens = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
+        if prompt_tokens >= window {
+            // Whoever pays hears of this before its voucher is judged.
+            return Err(Refusal::ContextExceeded { prompt: prompt_tokens, window });
+        }
+        let left = window - prompt_tokens;
+        let longest = if request.max_tokens == 0 { left } else { request.max_tokens.min(left) };
+        let ticket = self.admit(&caller, prompt_tokens, longest).await?;
+
         let (nonce, nonce_source) = match (nonce, request.sampling.seed) {
             (Some(nonce), _) => (nonce, NonceSource::Client),
             (None, Some(_)) => (Nonce::ZERO, NonceSource::Seed),
@@ -123,7 +170,6 @@ impl Provider {
             .map_err(internal)?;
         let request_hash = request.hash();
         let seed = sampler_seed(nonce, request_hash, request.model);
-        let prompt_tokens = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
         let started = Instant::now();
         let job = |id| Job {
             id,
@@ -152,6 +198,8 @@ impl Provider {
             standing,
             key: Arc::clone(&self.key),
             store: Arc::clone(&self.store),
+            price: self.price,
+            ticket,
             request,
             nonce,
             nonce_source,
@@ -236,6 +284,9 @@ struct Answering {
     standing: Watched,
     key: Arc<NodeKey>,
     store: Arc<ReceiptStore>,
+    price: Option<Price>,
+    /// Out of which it is paid.
+    ticket: Option<Ticket>,
     request: Request,
     nonce: Nonce,
     nonce_source: NonceSource,
@@ -328,6 +379,7 @@ impl Answering {
             logprobs: answer.logprobs,
         };
         let usage = transcript.usage();
+        let paid = Paid::by(self.ticket.as_ref(), payment::fee(self.price, &transcript));
         let receipt = Receipt {
             provider: self.key.address(),
             sequence: self.sequence,
@@ -337,14 +389,14 @@ impl Answering {
             digest_root: answer.digests.root(),
             prompt_tokens: usage.prompt_tokens,
             completion_tokens: usage.completion_tokens,
-            fee_micro_usd: 0,
-            payer_channel: ChannelId::ZERO,
+            fee_micro_usd: paid.fee,
+            payer_channel: paid.channel,
             client_nonce: self.nonce,
-            epoch: 0,
+            epoch: paid.epoch,
         };
         let record = AnswerRecord {
             format: Format::V1,
-            receipt: self.key.sign(receipt, Domain::DEVELOPMENT).map_err(|e| e.to_string())?,
+            receipt: self.key.sign(receipt, paid.domain).map_err(|e| e.to_string())?,
             request: self.request,
             transcript,
             digests: answer.digests,
@@ -356,7 +408,7 @@ impl Answering {
             }),
         };
         let stored = Record::Answer(Box::new(record.clone()));
-        self.store.put(&stored).map_err(|e| e.to_string())?;
+        paid.store(&self.store, &stored)?;
         Ok(record)
     }
 }
@@ -421,6 +473,14 @@ impl Inference for Provider {
         }
         total.kv_cache_used_ppm = (used * 1_000_000).checked_div(limit).unwrap_or(0) as u32;
         total
+    }
+
+    fn settles(&self) -> Option<Domain> {
+        self.till.as_ref().map(|till| till.receipts())
+    }
+
+    async fn channel(&self, id: ChannelId) -> Option<ChannelState> {
+        self.till.as_ref()?.channel(id).await
     }
 
     fn arriving(&self) -> Vec<assay_api::Arriving> {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use assay_core::canonical::Canonical as _;
 use assay_core::id::{NodeAddress, SealingKey};
 use assay_core::offer::SignedOffer;
+use assay_core::payment::Payment;
 
 use super::seal::{Frames, SALT_BYTES, Sent, seal};
 use super::{FRAME_BYTES_MAX, Frame, OFFER_JSON_BYTES_MAX, ORDER_S_MAX, RelayOrder, Work};
@@ -150,16 +151,18 @@ impl RelayClient {
         serde_json::from_slice(&bytes).map_err(|e| RelayError::Malformed { endpoint, reason: e.to_string() })
     }
 
-    /// Sends an order. The answer's frames come by [`Running::frame`].
+    /// Sends an order, with the voucher out of which it is paid. The answer's frames come by [`Running::frame`].
     pub async fn send(
         &self,
         to: &Destination,
         id: [u8; 16],
         request_id: String,
+        payment: Option<Payment>,
         work: Work,
     ) -> Result<Running, RelayError> {
         let endpoint = to.endpoint.clone();
-        let order = RelayOrder { id, until_s: now_s().saturating_add(ORDER_S), request_id, work };
+        let until_s = now_s().saturating_add(ORDER_S);
+        let order = RelayOrder { id, until_s, request_id, payment, work };
         let sealed = seal(to.provider, to.sealing_key, &order.to_canonical_bytes());
         let (sealed, sent) = sealed.map_err(|_| RelayError::Malformed {
             endpoint: endpoint.clone(),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use assay_core::canonical::Canonical as _;
 use assay_core::id::{Hash, NodeAddress, SignatureBytes};
 use assay_core::offer::{Offer, OfferedModel, SignedOffer};
+use assay_core::receipt::Domain;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
@@ -40,11 +41,18 @@ pub struct RelayOptions {
     pub alive: Duration,
     /// Time in which an order must have come.
     pub body: Duration,
+    /// The ledger by which the provider wants to be paid.
+    pub settles: Option<Domain>,
 }
 
 impl Default for RelayOptions {
     fn default() -> Self {
-        RelayOptions { offer_s: 24 * 3600, alive: Duration::from_secs(5), body: Duration::from_secs(60) }
+        RelayOptions {
+            offer_s: 24 * 3600,
+            alive: Duration::from_secs(5),
+            body: Duration::from_secs(60),
+            settles: None,
+        }
     }
 }
 
@@ -102,6 +110,7 @@ impl<I: Inference> Relay<I> {
             issued_s,
             until_s: issued_s.saturating_add(self.options.offer_s),
             sealing_key: self.unsealer.public(),
+            settles: self.options.settles,
             models: self.inference.models().into_iter().map(offered).collect(),
         };
         (self.sign)(&offer.signing_hash()).map(|signature| SignedOffer { offer, signature })
@@ -223,9 +232,10 @@ impl Teller {
         }
         let gone = || Frame::Failed(Refusal::Internal { message: "nobody reads the answer".into() });
         let request_id = order.request_id;
+        let caller = Caller { payment: order.payment.map(Box::new), ..Caller::default() };
         match order.work {
             Work::Embed { request } => {
-                let order = EmbeddingOrder { request, request_id, caller: Caller::default() };
+                let order = EmbeddingOrder { request, request_id, caller };
                 match self.patiently(relay.inference.embed(order)).await {
                     None => gone(),
                     Some(Ok(record)) => Frame::Embedded(Box::new(Arc::unwrap_or_clone(record))),
@@ -240,7 +250,7 @@ impl Teller {
                 }
             }
             Work::Generate { request, nonce } => {
-                let order = Order { request, nonce, request_id, caller: Caller::default() };
+                let order = Order { request, nonce, request_id, caller };
                 match self.patiently(relay.inference.generate(order)).await {
                     None => gone(),
                     Some(Err(refusal)) => Frame::Failed(refusal),

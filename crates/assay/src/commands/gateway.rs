@@ -7,12 +7,17 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use assay_api::{ServerOptions, serve};
+use assay_gateway::lanes::LaneTerms;
+use assay_gateway::lanes::payer::{Deposits, Payer, PayerOptions, instance};
 use assay_gateway::network::{Network, NetworkOptions};
-use clap::Args;
+use assay_ledger::amount::Amount;
+use clap::{Args, Subcommand};
 use tokio::net::TcpListener;
 
+mod lanes;
+
 use super::keys::AccountsArgs;
-use super::ledger::connection::LedgerArgs;
+use super::ledger::connection::{KeyArgs, LedgerArgs, open_sender};
 use super::ledger::nodes::{Nodes, urls};
 use super::up::stop_signal;
 use crate::home::Home;
@@ -25,10 +30,15 @@ const EVERY: Duration = Duration::from_secs(30);
 /// Put the network behind one API: each request goes to the provider that is expected to answer first, and to another one if that fails
 /// before anything came. Keys are made by `assay keys`.
 ///
-/// What is not here yet: payment of providers (their answers are not charged to the gateway), and encryption towards clients: put a
-/// server with TLS in front. Prompts travel to providers sealed to their keys.
+/// With --pay, providers are paid by vouchers out of channels that are filled from the key's balance on the ledger (`assay deposit`); without,
+/// only those are asked that want no payment.
+///
+/// What is not here yet: encryption towards clients: put a server with TLS in front. Prompts travel to providers sealed to their keys.
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Gateway {
+    #[command(subcommand)]
+    what: Option<What>,
     /// Address and port to listen on.
     #[arg(long, env = "ASSAY_GATEWAY_LISTEN", default_value = DEFAULT_LISTEN, value_name = "ADDR:PORT")]
     listen: SocketAddr,
@@ -41,14 +51,36 @@ pub struct Gateway {
     /// Seconds that a provider has for its first word before another one is asked too; more if it usually needs more.
     #[arg(long, default_value_t = 5, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     patience: u64,
+    /// Pay providers that want to be paid, from the key's balance on the ledger.
+    #[arg(long)]
+    pay: bool,
+    /// Channels to one provider, at most: so many requests to it run at the same time.
+    #[arg(long, default_value_t = 16, value_name = "N", requires = "pay", value_parser = clap::value_parser!(u16).range(1..=256))]
+    lanes: u16,
+    /// What is put into a channel at a time, in dollars.
+    #[arg(long, default_value = "1", value_name = "DOLLARS", requires = "pay")]
+    lane_deposit: Amount,
+    /// Seconds that a request waits for a free channel before another provider is asked.
+    #[arg(long, default_value_t = 5, value_name = "SECONDS", requires = "pay", value_parser = clap::value_parser!(u64).range(0..=3600))]
+    lane_wait: u64,
     #[command(flatten)]
     accounts: AccountsArgs,
     #[command(flatten)]
     ledger: LedgerArgs,
+    #[command(flatten)]
+    key: KeyArgs,
+}
+
+#[derive(Subcommand)]
+enum What {
+    Lanes(lanes::Lanes),
 }
 
 impl Gateway {
-    pub fn run(self, home: &Home) -> Result<()> {
+    pub fn run(mut self, home: &Home) -> Result<()> {
+        if let Some(What::Lanes(lanes)) = self.what.take() {
+            return lanes.run(home);
+        }
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         runtime.block_on(async {
             let accounts = if self.open { None } else { Some(self.accounts.open(home).await?) };
@@ -59,7 +91,14 @@ impl Gateway {
             }
             let options =
                 NetworkOptions { patience: Duration::from_secs(self.patience), ..NetworkOptions::default() };
-            let network = Arc::new(Network::new(accounts, options));
+            let network = Network::new(accounts, options);
+            let (network, deposits) = if self.pay {
+                let (payer, deposits) = self.payer(home).await?;
+                (network.paying(payer), Some(deposits))
+            } else {
+                (network, None)
+            };
+            let network = Arc::new(network);
             let endpoints = self.endpoints(home).await?;
             if endpoints.is_empty() {
                 bail!(
@@ -90,13 +129,47 @@ impl Gateway {
                     network.expire().await;
                 }
             };
+            let depositing = async {
+                match deposits {
+                    Some(deposits) => deposits.run().await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 served = serving => served?,
                 () = watching => {}
+                () = depositing => {}
             }
             eprintln!("Stopped.");
             Ok(())
         })
+    }
+
+    /// Who pays, from the key's balance on the ledger.
+    async fn payer(&self, home: &Home) -> Result<(Arc<Payer>, Deposits)> {
+        let ledger = self.ledger.ledger(home).await?;
+        let sender = open_sender(home, ledger.client(), self.key.load(home)?).await?;
+        let account = sender.account();
+        let deposit = u64::try_from(self.lane_deposit.0).ok().filter(|deposit| *deposit > 0);
+        let Some(deposit) = deposit else { bail!("--lane-deposit is more than nothing") };
+        let has = ledger.holdings(account).await?;
+        if has.vault < self.lane_deposit {
+            eprintln!(
+                "warning: {account} has {} on the ledger, and a channel needs {}; `assay deposit` brings more in",
+                has.vault, self.lane_deposit
+            );
+        }
+        let instance = instance(&home.path().join("gateway").join("instance"))
+            .context("the gateway's instance is not known")?;
+        let options = PayerOptions {
+            terms: LaneTerms { lanes_max: self.lanes.into(), deposit },
+            wait: Duration::from_secs(self.lane_wait),
+        };
+        eprintln!(
+            "paying from {account}: up to {} channels of {} to a provider",
+            self.lanes, self.lane_deposit
+        );
+        Ok(Payer::new(ledger, sender, instance, options))
     }
 
     /// The providers that are named here and on the ledger.

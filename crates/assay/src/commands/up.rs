@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use assay_api::{FileOptions, ServerOptions, serve_with_files};
 use assay_core::price::Price;
 use assay_engine::artifact::Artifact;
@@ -12,12 +12,15 @@ use assay_engine::batch::BatchLimits;
 use assay_engine::kernel::Kernel;
 use assay_engine::pool::Pool;
 use assay_hub::name::Reference;
+use assay_ledger::contracts::address;
+use assay_ledger::ledger::Role;
 use assay_node::arriving::Engine;
 use assay_node::files::FolderStore;
 use assay_node::key::NodeKey;
 use assay_node::provider::Provider;
 use assay_node::serving::ServedModel;
 use assay_node::store::ReceiptStore;
+use assay_node::till::Till;
 use clap::Args;
 
 use super::host::RelaysArg;
@@ -43,8 +46,6 @@ pub struct Up {
     /// Whose relays help to find and reach hosts over iroh.
     #[arg(long, value_enum, default_value = "none", requires = "release")]
     relays: RelaysArg,
-    #[command(flatten)]
-    ledger: LedgerArgs,
     #[command(flatten)]
     key: KeyArgs,
     #[command(flatten)]
@@ -77,9 +78,15 @@ struct Server {
     #[arg(long, default_value_t = BatchLimits::default().cache_bytes_max >> 20, value_name = "MIB")]
     cache_mib: usize,
     /// Dollars for a million tokens of the prompt and of the answer, as in 0.10/0.40 [default: free]. Advertised in /v1/models; nothing
-    /// is charged by the node; gateways charge it.
+    /// is charged by the node without --settle; gateways charge it.
     #[arg(long, value_name = "IN/OUT")]
     price: Option<Price>,
+    /// Answer only who pays the price, by vouchers of channels on the ledger, and sign receipts for it. The node must be enrolled as a provider
+    /// (`assay stake 0 --endpoint http://…`).
+    #[arg(long, requires = "price")]
+    settle: bool,
+    #[command(flatten)]
+    ledger: LedgerArgs,
 }
 
 /// How the engine runs.
@@ -134,7 +141,7 @@ impl Up {
             release,
             from,
             relays: self.relays.into(),
-            ledger: self.ledger,
+            ledger: self.server.ledger.clone(),
             key: self.key,
         });
         self.server.run(home, models, early)
@@ -173,21 +180,28 @@ impl Server {
                     self.listen
                 )
             })?;
-            let address = listener.local_addr()?;
+            let at = listener.local_addr()?;
             let mut names: Vec<String> = models.iter().map(|m| m.provenance().name.clone()).collect();
             names.extend(early.iter().map(|e| format!("{} as soon as it can be", e.release)));
             let engine = self.engine.engine(self.limits())?;
             let kernel = engine.kernel.name();
-            let provider = Arc::new(provider(home, models, &engine)?.advertising(self.price));
-            eprintln!("Serving {} on http://{address}/v1 (kernel {kernel})", names.join(", "));
+            let provider = provider(home, models, &engine)?;
+            let (provider, till) = match (self.settle, self.price) {
+                (true, Some(price)) => {
+                    let till = Arc::new(self.till(home, &provider).await?);
+                    (provider.settling(Arc::clone(&till), price), Some(till))
+                }
+                _ => (provider.advertising(self.price), None),
+            };
+            let provider = Arc::new(provider);
+            eprintln!("Serving {} on http://{at}/v1 (kernel {kernel})", names.join(", "));
             eprintln!(
                 "Data: {}. Stop with Ctrl-C; running answers are finished first.",
                 home.path().display()
             );
             // `assay verify` finds the node of its data directory by this file; a stale one only costs it an attempt.
             let announced = home.node_address();
-            std::fs::write(&announced, address.to_string())
-                .with_context(|| announced.display().to_string())?;
+            std::fs::write(&announced, at.to_string()).with_context(|| announced.display().to_string())?;
             let files = Arc::new(FolderStore::open(&home.path().join("node").join("files"))?);
             let (options, file_options) = (ServerOptions::default(), FileOptions::default());
             let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
@@ -207,9 +221,22 @@ impl Server {
                 provider.relay(),
                 shutdown,
             );
-            let served = match early {
-                None => serving.await.map_err(Into::into),
-                Some(early) => early.beside(home, &provider, engine, serving, stop).await,
+            let served = async {
+                match early {
+                    None => serving.await.map_err(Into::into),
+                    Some(early) => early.beside(home, &provider, engine, serving, stop).await,
+                }
+            };
+            // What a node that is paid does on the ledger beside serving.
+            let settling = async {
+                match &till {
+                    Some(till) => till.watch().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let served = tokio::select! {
+                served = served => served,
+                () = settling => Ok(()),
             };
             // The node has stopped either way.
             let _ = std::fs::remove_file(&announced);
@@ -217,6 +244,26 @@ impl Server {
             eprintln!("Stopped.");
             Ok(())
         })
+    }
+}
+
+impl Server {
+    /// The till of a node that is enrolled.
+    async fn till(&self, home: &Home, provider: &Provider) -> Result<Till> {
+        let ledger = self.ledger.ledger(home).await?;
+        let node = address(&provider.address());
+        let enrolled = ledger.node(node).await?;
+        match enrolled {
+            Some(found) if found.struck => {
+                bail!("{node} was struck on this ledger, and is paid by nobody any more")
+            }
+            Some(found) if found.roles & Role::Provider as u8 != 0 => {}
+            _ => bail!(
+                "{node} is not enrolled as a provider; `assay stake 0 --role provider --endpoint http://HOST:PORT` does it, with an amount for its stake"
+            ),
+        }
+        let till = Till::open(ledger, provider.address(), Arc::clone(provider.store())).await;
+        till.context("the ledger cannot be read")
     }
 }
 

@@ -1,24 +1,71 @@
 //! Asking providers: one after the other, and the next one beside a slow one. What is left over is taken back.
+//!
+//! Each attempt at a provider that is paid has a lane of its own. It is free again when the attempt ends without an answer, and nothing is
+//! known to have been charged.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use assay_api::Refusal;
 use assay_api::relay::{Frame, RelayError, Running, Work};
-use assay_core::id::{NodeAddress, ReceiptId};
+use assay_api::{PaymentProblem, PaymentRefused, Refusal};
+use assay_core::id::{ModelRoot, NodeAddress, ReceiptId};
 use assay_core::price::Price;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 
-use super::{Inner, order_id};
+use super::{Inner, money, order_id};
+use crate::lanes::Mistrust;
+use crate::lanes::payer::Paying;
 use crate::routing::{Outcome, Want};
 
 /// How long the last of those that can be asked is waited for: as long as it says that it is there.
 const UNTIL_IT_ANSWERS: Duration = Duration::from_secs(24 * 3600);
+/// Lanes that one attempt tries, where their provider says that they are busy.
+const LANES_TRIED_MAX: u32 = 8;
+
+/// A provider that can be asked.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Candidate {
+    pub(super) provider: NodeAddress,
+    /// What it offered to answer for.
+    pub(super) price: Option<Price>,
+    /// Whether that is paid by a lane.
+    pub(super) paid: bool,
+}
+
+/// What is asked of providers.
+#[derive(Clone, Copy)]
+pub(super) struct Question<'a> {
+    pub(super) want: &'a Want,
+    pub(super) request_id: &'a str,
+    pub(super) work: &'a Work,
+    /// Positions of the model's window.
+    pub(super) window: u32,
+}
+
+impl Question<'_> {
+    /// The most that it is expected to cost, and the most that it can ever cost.
+    fn most(&self, price: Option<Price>) -> (u64, u64) {
+        match self.work {
+            Work::Generate { request, .. } => {
+                let (most, ever) =
+                    (money::most(price, request, self.window), money::most_ever(price, request, self.window));
+                (most, ever)
+            }
+            Work::Embed { request } => {
+                let texts = u32::try_from(request.inputs.len()).unwrap_or(u32::MAX);
+                let ever = price.map_or(0, |price| price.fee(texts.saturating_mul(self.window), 0));
+                (money::most_embedding(price, request, self.window), ever)
+            }
+            Work::CountTokens { .. } => (0, 0),
+        }
+    }
+}
 
 /// An answer that has begun.
 pub(super) struct First {
-    pub(super) provider: NodeAddress,
-    pub(super) price: Option<Price>,
+    pub(super) candidate: Candidate,
+    /// Out of which it is paid.
+    pub(super) paying: Option<Paying>,
     pub(super) began: Instant,
     pub(super) first_ms: u64,
     pub(super) receipt_id: ReceiptId,
@@ -33,7 +80,10 @@ pub(super) fn is_the_requests(refusal: &Refusal) -> bool {
     !refusal.may_retry()
         && !matches!(
             refusal,
-            Refusal::UnknownModel { .. } | Refusal::ModelWithdrawn { .. } | Refusal::Unauthorised { .. }
+            Refusal::UnknownModel { .. }
+                | Refusal::ModelWithdrawn { .. }
+                | Refusal::Unauthorised { .. }
+                | Refusal::Payment(_)
         )
 }
 
@@ -62,13 +112,17 @@ impl Drop for Attempt {
 }
 
 /// Why an attempt gave nothing.
-enum Nothing {
+pub(super) enum Nothing {
     /// The request's fault.
     Refused(Refusal),
-    /// The provider is busy or going away, and is left alone for a while like one that failed.
+    /// The provider has no place now, or is going away.
     Busy(Refusal),
     /// The provider's fault.
     Failed(String),
+    /// Nobody's fault: it could not be paid at this moment.
+    Unpaid(String),
+    /// Nobody's fault: it asks for another price than it was chosen for.
+    Repriced,
 }
 
 impl Nothing {
@@ -82,67 +136,141 @@ impl Nothing {
 
     fn outcome(&self) -> Outcome {
         match self {
-            Nothing::Refused(_) => Outcome::Neither,
-            Nothing::Busy(_) | Nothing::Failed(_) => Outcome::Failed,
+            Nothing::Refused(_) | Nothing::Unpaid(_) | Nothing::Repriced => Outcome::Neither,
+            Nothing::Busy(_) => Outcome::Busy,
+            Nothing::Failed(_) => Outcome::Failed,
+        }
+    }
+
+    /// What is said of it, if nobody answers for this model.
+    pub(super) fn said(self, model: ModelRoot) -> Option<Refusal> {
+        match self {
+            Nothing::Refused(refusal) | Nothing::Busy(refusal) => Some(refusal),
+            Nothing::Unpaid(_) => Some(Refusal::NoLane { asked: model.to_string() }),
+            Nothing::Failed(reason) => Some(Refusal::ProviderLost { reason }),
+            Nothing::Repriced => None,
         }
     }
 }
 
+/// Sends an order. The price is what the provider offered when it was chosen: another one was not agreed to.
 async fn send(
     inner: &Inner,
-    provider: NodeAddress,
-    request_id: &str,
-    work: &Work,
-) -> Result<Running, RelayError> {
-    let unknown =
-        || RelayError::Unreachable { endpoint: provider.to_string(), reason: "no offer is known".into() };
+    candidate: &Candidate,
+    paying: Option<&Paying>,
+    asked: &Question<'_>,
+) -> Result<Running, Nothing> {
+    let provider = candidate.provider;
+    let unknown = || Nothing::Failed(format!("no offer of {provider} is known"));
+    let post = async |to| {
+        let agreed = inner.price(provider, asked.want.model) == Some(candidate.price);
+        if !agreed {
+            return Err(Nothing::Repriced);
+        }
+        let payment = paying.map(|paying| paying.payment().clone());
+        let (id, request_id) = (order_id(), asked.request_id.to_owned());
+        Ok(inner.client.send(to, id, request_id, payment, asked.work.clone()).await)
+    };
     let to = inner.destination(provider).ok_or_else(unknown)?;
-    match inner.client.send(&to, order_id(), request_id.to_owned(), work.clone()).await {
+    match post(&to).await? {
         // It was started again: its new offer has its new key.
         Err(RelayError::NotSealed { .. }) => {
             let again = inner.refresh(&to.endpoint).await;
             let to = again.ok().filter(|found| *found == provider).and_then(|_| inner.destination(provider));
-            let to = to.ok_or_else(unknown)?;
-            inner.client.send(&to, order_id(), request_id.to_owned(), work.clone()).await
+            post(&to.ok_or_else(unknown)?).await?.map_err(|e| Nothing::Failed(e.to_string()))
         }
-        sent => sent,
+        sent => sent.map_err(|e| Nothing::Failed(e.to_string())),
     }
 }
 
 /// The next frame, unless the provider is silent.
-async fn frame(inner: &Inner, running: &mut Running) -> Result<Frame, String> {
+async fn frame(inner: &Inner, running: &mut Running) -> Result<Frame, Nothing> {
     let frame = tokio::time::timeout(inner.options.silence, running.frame()).await;
-    let frame = frame.map_err(|_| "it says nothing".to_owned())?.map_err(|e| e.to_string())?;
-    frame.ok_or_else(|| "it ended without an end".to_owned())
+    let frame = frame.map_err(|_| "it says nothing".to_owned());
+    let frame = frame.and_then(|frame| frame.map_err(|e| e.to_string()));
+    frame.and_then(|frame| frame.ok_or_else(|| "it ended without an end".to_owned())).map_err(Nothing::Failed)
+}
+
+/// An order that was taken, or refused for another reason than its payment.
+struct Asked {
+    running: Running,
+    paying: Option<Paying>,
+    /// The first frame that says something.
+    frame: Frame,
+}
+
+async fn lane(inner: &Inner, candidate: &Candidate, most: u64) -> Result<Option<Paying>, Nothing> {
+    match (&inner.payer, candidate.paid) {
+        (Some(payer), true) => {
+            let lane = payer.lane(candidate.provider, most).await;
+            lane.map(Some).map_err(|e| Nothing::Unpaid(e.to_string()))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Asks a provider, with a voucher if it is paid. If it does not take that one, with the one that it must take.
+async fn ask(inner: &Inner, candidate: &Candidate, asked: &Question<'_>) -> Result<Asked, Nothing> {
+    let (most, ever) = asked.most(candidate.price);
+    let mut paying = lane(inner, candidate, most).await?;
+    let mut corrected = false;
+    for _ in 0..LANES_TRIED_MAX {
+        let mut running = send(inner, candidate, paying.as_ref(), asked).await?;
+        let refused = loop {
+            match (frame(inner, &mut running).await?, &paying) {
+                (Frame::Alive, _) => {}
+                (Frame::Failed(Refusal::Payment(refused)), Some(_)) => break refused,
+                (frame, _) => return Ok(Asked { running, paying, frame }),
+            }
+        };
+        let PaymentRefused { problem, terms } = *refused;
+        match (&problem, &mut paying) {
+            (PaymentProblem::Stale(shown), Some(paying)) if !corrected => {
+                corrected = true;
+                paying.correct(shown, terms.most.min(ever)).map_err(|mistrust| match mistrust {
+                    Mistrust::Short { .. } => Nothing::Unpaid(mistrust.to_string()),
+                    _ => Nothing::Failed(mistrust.to_string()),
+                })?;
+            }
+            (PaymentProblem::Busy, _) => {
+                // What was under way there may not have ended yet. The lane rests, and another one is taken.
+                drop(paying.take());
+                paying = lane(inner, candidate, most).await?;
+            }
+            (PaymentProblem::Unfunded { .. } | PaymentProblem::Closing, Some(paying)) => {
+                paying.reread();
+                return Err(Nothing::Unpaid(problem.to_string()));
+            }
+            _ => return Err(Nothing::Failed(problem.to_string())),
+        }
+    }
+    Err(Nothing::Unpaid("its lanes are busy".into()))
 }
 
 /// One provider's first words.
 async fn first(
     inner: Arc<Inner>,
-    provider: NodeAddress,
-    price: Option<Price>,
-    want: Want,
-    request_id: String,
-    work: Work,
+    candidate: Candidate,
+    asked: Question<'_>,
 ) -> (Attempt, Result<First, Nothing>) {
-    let mut attempt = Attempt::begin(&inner, provider, &want);
+    let mut attempt = Attempt::begin(&inner, candidate.provider, asked.want);
     let began = Instant::now();
     let words = async {
-        let sent = send(&inner, provider, &request_id, &work).await;
-        let mut running = sent.map_err(|e| Nothing::Failed(e.to_string()))?;
-        let mut queued = None;
+        let Asked { mut running, paying, frame: taken } = ask(&inner, &candidate, &asked).await?;
+        let (receipt_id, prompt_tokens) = match taken {
+            Frame::Queued { receipt_id, prompt_tokens } => (receipt_id, prompt_tokens),
+            Frame::Failed(refusal) => return Err(Nothing::by(refusal)),
+            _ => return Err(Nothing::Failed("it answered before it took the request".into())),
+        };
         loop {
-            match frame(&inner, &mut running).await.map_err(Nothing::Failed)? {
-                Frame::Alive => {}
-                Frame::Queued { receipt_id, prompt_tokens } => queued = Some((receipt_id, prompt_tokens)),
+            match frame(&inner, &mut running).await? {
+                Frame::Alive | Frame::Queued { .. } => {}
                 Frame::Failed(refusal) => return Err(Nothing::by(refusal)),
                 frame => {
-                    let untaken = || Nothing::Failed("it answered before it took the request".into());
-                    let (receipt_id, prompt_tokens) = queued.ok_or_else(untaken)?;
                     let first_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
                     return Ok(First {
-                        provider,
-                        price,
+                        candidate,
+                        paying,
                         began,
                         first_ms,
                         receipt_id,
@@ -164,21 +292,19 @@ async fn first(
 /// Asks the candidates until one begins to answer. `Err(None)` says that nobody did, `Err(Some)` why the request is refused.
 pub(super) async fn race(
     inner: &Arc<Inner>,
-    candidates: &[(NodeAddress, Option<Price>)],
-    want: &Want,
-    request_id: &str,
-    work: &Work,
+    candidates: &[Candidate],
+    asked: Question<'_>,
 ) -> Result<First, Option<Refusal>> {
     let mut left = candidates.iter();
     let mut running = FuturesUnordered::new();
     let mut busy = None;
     loop {
         let patience = match left.next() {
-            Some((provider, price)) => {
-                let request_id = request_id.to_owned();
-                running.push(first(Arc::clone(inner), *provider, *price, *want, request_id, work.clone()));
+            Some(candidate) => {
+                running.push(first(Arc::clone(inner), *candidate, asked));
                 let least = u64::try_from(inner.options.patience.as_millis()).unwrap_or(u64::MAX);
-                Duration::from_millis(inner.routing().patience_ms(*provider, least)).min(UNTIL_IT_ANSWERS)
+                let patience_ms = inner.routing().patience_ms(candidate.provider, least);
+                Duration::from_millis(patience_ms).min(UNTIL_IT_ANSWERS)
             }
             None if running.is_empty() => return Err(busy),
             None => UNTIL_IT_ANSWERS,
@@ -191,13 +317,18 @@ pub(super) async fn race(
                     return Ok(first);
                 }
                 Err(Nothing::Refused(refusal)) => return Err(Some(refusal)),
-                Err(Nothing::Busy(refusal)) => {
+                Err(nothing @ Nothing::Busy(_)) => {
                     tracing::info!(provider = %attempt.provider, "is busy");
-                    busy = Some(refusal);
+                    busy = nothing.said(asked.want.model);
                 }
                 Err(Nothing::Failed(reason)) => {
                     tracing::warn!(provider = %attempt.provider, %reason, "gave no answer");
                 }
+                Err(Nothing::Unpaid(reason)) => {
+                    tracing::warn!(provider = %attempt.provider, %reason, "could not be paid");
+                    busy = busy.or_else(|| Nothing::Unpaid(reason).said(asked.want.model));
+                }
+                Err(Nothing::Repriced) => tracing::info!(provider = %attempt.provider, "has another price now"),
             },
             // The others go on; who is first answers.
             () = tokio::time::sleep(patience) => {}
@@ -205,33 +336,49 @@ pub(super) async fn race(
     }
 }
 
-/// The last frame of an order that has one only.
+/// An order that was answered by one frame.
+pub(super) struct Whole {
+    /// What tells the routing how it ended.
+    attempt: Attempt,
+    pub(super) frame: Frame,
+    /// Out of which it is paid.
+    pub(super) paying: Option<Paying>,
+}
+
+impl Whole {
+    /// What came is not what was asked for.
+    pub(super) fn failed(mut self) {
+        self.attempt.outcome = Some(Outcome::Failed);
+    }
+}
+
+/// The last frame of an order that has one only, if it is no refusal.
 pub(super) async fn whole(
     inner: &Arc<Inner>,
-    provider: NodeAddress,
-    want: &Want,
-    request_id: &str,
-    work: Work,
-) -> Result<Frame, String> {
-    let mut attempt = Attempt::begin(inner, provider, want);
+    candidate: Candidate,
+    asked: Question<'_>,
+) -> Result<Whole, Nothing> {
+    let mut attempt = Attempt::begin(inner, candidate.provider, asked.want);
     let began = Instant::now();
     let words = async {
-        let mut running = send(inner, provider, request_id, &work).await.map_err(|e| e.to_string())?;
-        loop {
-            let frame = frame(inner, &mut running).await?;
-            if frame.is_last() {
-                return Ok::<_, String>(frame);
-            }
+        let Asked { mut running, paying, frame: mut last } = ask(inner, &candidate, &asked).await?;
+        while !last.is_last() {
+            last = frame(inner, &mut running).await?;
+        }
+        match last {
+            Frame::Failed(refusal) => Err(Nothing::by(refusal)),
+            last => Ok((last, paying)),
         }
     };
-    let answered = words.await;
-    attempt.outcome = Some(match &answered {
-        Ok(Frame::Failed(refusal)) if is_the_requests(refusal) => Outcome::Neither,
-        Ok(Frame::Failed(_)) | Err(_) => Outcome::Failed,
-        Ok(_) => {
+    match words.await {
+        Ok((frame, paying)) => {
             let first_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-            Outcome::Completed { first_ms, rest_ms: 0, tokens: 1 }
+            attempt.outcome = Some(Outcome::Completed { first_ms, rest_ms: 0, tokens: 1 });
+            Ok(Whole { attempt, frame, paying })
         }
-    });
-    answered
+        Err(nothing) => {
+            attempt.outcome = Some(nothing.outcome());
+            Err(nothing)
+        }
+    }
 }

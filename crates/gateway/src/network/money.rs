@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use assay_api::{Caller, Refusal};
+use assay_core::embedding::{EmbeddingInput, EmbeddingRequest};
 use assay_core::id::{NodeAddress, Nonce, ReceiptId};
 use assay_core::keccak::keccak256;
 use assay_core::price::Price;
@@ -28,7 +29,26 @@ pub(super) fn request_key(request: &[u8; 32], nonce: Option<&Nonce>) -> RequestK
     RequestKey(*keccak256(&[b"assay/request-key/1", request, nonce]).as_bytes())
 }
 
-/// The most that a request can cost: no token has less than a byte of the prompt, and an answer ends with the window.
+/// The most that embedding texts is expected to cost: no token has less than a byte.
+pub(super) fn most_embedding(price: Option<Price>, request: &EmbeddingRequest, window: u32) -> u64 {
+    let Some(price) = price else { return 0 };
+    let tokens = |input: &EmbeddingInput| {
+        let tokens = match input {
+            EmbeddingInput::Text(text) => text.len() + MESSAGE_TOKENS,
+            EmbeddingInput::Tokens(ids) => ids.len(),
+        };
+        u32::try_from(tokens).unwrap_or(u32::MAX).min(window)
+    };
+    price.fee(request.inputs.iter().fold(0, |sum: u32, input| sum.saturating_add(tokens(input))), 0)
+}
+
+/// The most that a request can ever cost, whatever its prompt is: the window is full, and the answer as long as it may be.
+pub(super) fn most_ever(price: Option<Price>, request: &Request, window: u32) -> u64 {
+    let answer = if request.max_tokens == 0 { window } else { request.max_tokens.min(window) };
+    price.map_or(0, |price| price.fee(window, answer))
+}
+
+/// The most that a request is expected to cost: no token has less than a byte of the prompt, and an answer ends with the window.
 pub(super) fn most(price: Option<Price>, request: &Request, window: u32) -> u64 {
     let Some(price) = price else { return 0 };
     let bytes = match &request.prompt {

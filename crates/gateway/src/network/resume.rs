@@ -37,9 +37,9 @@ pub(super) struct Place {
 }
 
 impl Told {
-    /// Whether nothing was told.
-    pub(super) fn is_empty(&self) -> bool {
-        self.items.is_empty()
+    /// Behind everything.
+    pub(super) fn end(&self) -> Place {
+        Place { item: self.items.len(), bytes: 0, logprobs: self.logprobs }
     }
 
     /// All text.

@@ -40,6 +40,8 @@ pub enum Manner {
     BreaksOff,
     /// Goes on for ever.
     Endless,
+    /// Answers otherwise than the others do.
+    Another,
     /// Signs another text than it told.
     OtherText,
     /// Signs for another request.
@@ -165,10 +167,12 @@ impl Inference for Shared {
                 }
                 _ => {
                     let nonce = order.nonce.unwrap_or(Nonce::from_bytes([9; 32]));
-                    let record = node.record(manner, order.request, nonce, sequence, "Hello");
+                    let [begins, ends] = if manner == Manner::Another { ["Go", "od"] } else { ["Hel", "lo"] };
+                    let whole = format!("{begins}{ends}");
+                    let record = node.record(manner, order.request, nonce, sequence, &whole);
                     let record = Arc::new(record);
                     let (stop, usage) = (record.transcript.stop, record.transcript.usage());
-                    for event in [text("Hel"), text("lo"), Event::End { stop, usage, record }] {
+                    for event in [text(begins), text(ends), Event::End { stop, usage, record }] {
                         if events.send(event).await.is_err() {
                             return;
                         }

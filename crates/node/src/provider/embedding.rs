@@ -11,8 +11,8 @@ use assay_core::embedding::{
     EmbeddingFormat, EmbeddingInput, EmbeddingRecord, EmbeddingRequest, EmbeddingTranscript, Record,
     pooled_digests,
 };
-use assay_core::id::{ChannelId, Nonce};
-use assay_core::receipt::{Domain, Receipt};
+use assay_core::id::Nonce;
+use assay_core::receipt::Receipt;
 use assay_engine::artifact::Artifact;
 use assay_engine::constants::Constants as _;
 use assay_engine::program::Head;
@@ -20,11 +20,12 @@ use assay_engine::semantics::embedding::embedding;
 use assay_engine::text::Tokenizer;
 
 use super::{Provider, RETRY_AFTER_S, internal, no_receipt, wrong_task};
+use crate::till::Paid;
 
 impl Provider {
     /// Embeds texts; the record is durable when this returns.
     pub(super) async fn embed_texts(&self, order: EmbeddingOrder) -> Result<Arc<EmbeddingRecord>, Refusal> {
-        let EmbeddingOrder { request, request_id, .. } = order;
+        let EmbeddingOrder { request, request_id, caller } = order;
         let started = Instant::now();
         let model = self.model(request.model)?;
         request
@@ -46,6 +47,8 @@ impl Provider {
         });
         let (request, input_ids) = tokenised.await.map_err(internal)?;
         let input_ids = input_ids?;
+        let count = input_ids.iter().fold(0usize, |sum, ids| sum.saturating_add(ids.len()));
+        let ticket = self.admit(&caller, u32::try_from(count).unwrap_or(u32::MAX), 0).await?;
         let pooled =
             model.encode(input_ids.clone()).await.map_err(|_| match model.standing().withdrawn() {
                 Some(withdrawn) => no_receipt(&model.artifact().provenance().name, withdrawn),
@@ -53,7 +56,7 @@ impl Provider {
             })?;
         let pooled = pooled.unwrap_or_default();
         let (store, key) = (Arc::clone(&self.store), Arc::clone(&self.key));
-        let (threads, kernel) = (self.threads, model.kernel().name());
+        let (threads, kernel, price) = (self.threads, model.kernel().name(), self.price);
         let done = tokio::task::spawn_blocking(move || -> Result<EmbeddingRecord, String> {
             let sequence = store.reserve_sequence().map_err(|e| e.to_string())?;
             let asked = request.dimensions.map_or(usize::MAX, |d| d as usize);
@@ -61,6 +64,7 @@ impl Provider {
             let request_hash = request.hash();
             let transcript = EmbeddingTranscript { request_hash, input_ids, vectors };
             let digests = pooled_digests(pooled.iter().map(Vec::as_slice));
+            let paid = Paid::by(ticket.as_ref(), price.map_or(0, |p| p.fee(transcript.tokens(), 0)));
             let receipt = Receipt {
                 provider: key.address(),
                 sequence,
@@ -70,15 +74,15 @@ impl Provider {
                 digest_root: digests.root(),
                 prompt_tokens: transcript.tokens(),
                 completion_tokens: 0,
-                fee_micro_usd: 0,
-                payer_channel: ChannelId::ZERO,
+                fee_micro_usd: paid.fee,
+                payer_channel: paid.channel,
                 client_nonce: Nonce::ZERO,
-                epoch: 0,
+                epoch: paid.epoch,
             };
             let prefill_ns = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
             let record = EmbeddingRecord {
                 format: EmbeddingFormat::V1,
-                receipt: key.sign(receipt, Domain::DEVELOPMENT).map_err(|e| e.to_string())?,
+                receipt: key.sign(receipt, paid.domain).map_err(|e| e.to_string())?,
                 request,
                 transcript,
                 digests,
@@ -89,7 +93,7 @@ impl Provider {
                     kernel: kernel.to_owned(),
                 }),
             };
-            store.put(&Record::Embedding(Box::new(record.clone()))).map_err(|e| e.to_string())?;
+            paid.store(&store, &Record::Embedding(Box::new(record.clone())))?;
             Ok(record)
         });
         let record = done.await.map_err(internal)?;

@@ -1,0 +1,242 @@
+//! Telling an answer: passes on what a provider says, and ends only when the record was checked, paid for and charged.
+
+use std::sync::Arc;
+
+use assay_api::relay::{Frame, Running, Work};
+use assay_api::{Event, Refusal};
+use assay_core::answer::AnswerRecord;
+use assay_core::embedding::Record;
+use assay_core::id::{NodeAddress, ReceiptId};
+use assay_core::payment;
+use assay_core::receipt::SignedReceipt;
+use assay_core::request::Request;
+use tokio::sync::mpsc;
+
+use super::Inner;
+use super::attempt::{Candidate, First, Question, race};
+use super::kept::Kept;
+use super::money::Purse;
+use super::resume::{Place, Told};
+use crate::lanes::payer::Paying;
+use crate::queue::Turn;
+use crate::routing::{Outcome, Want};
+
+/// One answer on its way from providers to a client.
+pub(super) struct Telling {
+    pub(super) inner: Arc<Inner>,
+    pub(super) want: Want,
+    pub(super) request: Request,
+    /// What providers are asked: another one is asked the same.
+    pub(super) work: Work,
+    pub(super) request_id: String,
+    /// Positions of the model's window.
+    pub(super) window: u32,
+    /// The model's name.
+    pub(super) model: String,
+    /// Out of which the client pays.
+    pub(super) purse: Option<Purse>,
+    /// Out of which the provider is paid.
+    pub(super) paying: Option<Paying>,
+    /// The name that the client knows the answer by.
+    pub(super) named: ReceiptId,
+    /// What the client has heard.
+    pub(super) told: Told,
+    /// The same, to be told again if it is asked for.
+    pub(super) kept: Vec<Event>,
+    /// Others wait until it ends.
+    pub(super) _turn: Turn,
+}
+
+/// How one provider's part of an answer ended.
+enum Ended {
+    /// The client has all of it, or is gone, or the books failed.
+    Over,
+    /// The provider broke off, or what it says cannot be taken.
+    Lost(String),
+}
+
+impl Telling {
+    /// Tells the answer to its end. Where a provider breaks off, another one goes on, and the client does not notice.
+    pub(super) async fn forward(mut self, mut first: First, events: mpsc::Sender<Event>) {
+        let mut lost = Vec::new();
+        loop {
+            let provider = first.candidate.provider;
+            let (ended, outcome) = self.tell(first, &events).await;
+            let now_ms = self.inner.clock_ms();
+            self.inner.routing().ended(provider, &self.want, outcome, now_ms);
+            let Ended::Lost(reason) = ended else { break };
+            tracing::warn!(%provider, %reason, "a provider broke off an answer");
+            lost.push(provider);
+            // What was signed for it is free again, but for what it may have charged: it says so when it is paid next.
+            drop(self.paying.take());
+            match self.another(&lost, &events).await {
+                Some(next) => first = next,
+                None => {
+                    let _ = events.send(Event::Failed(Refusal::ProviderLost { reason })).await;
+                    break;
+                }
+            }
+        }
+        if let Some(purse) = self.purse.take() {
+            purse.release().await;
+        }
+    }
+
+    /// Someone who goes on, if there is anyone and the client still listens.
+    async fn another(&mut self, lost: &[NodeAddress], events: &mpsc::Sender<Event>) -> Option<First> {
+        if lost.len() >= self.inner.options.attempts_max {
+            return None;
+        }
+        let mut candidates = self.inner.candidates(&self.want);
+        candidates.retain(|candidate| !lost.contains(&candidate.provider));
+        let asked = Question {
+            want: &self.want,
+            request_id: &self.request_id,
+            work: &self.work,
+            window: self.window,
+        };
+        let mut first = tokio::select! {
+            () = events.closed() => return None,
+            first = race(&self.inner, &candidates, asked) => first.ok()?,
+        };
+        self.paying = first.paying.take();
+        Some(first)
+    }
+
+    /// Tells what one provider says, but for what was told.
+    async fn tell(&mut self, first: First, events: &mpsc::Sender<Event>) -> (Ended, Outcome) {
+        let First { candidate, began, first_ms, mut running, frame, .. } = first;
+        let Candidate { provider, price, .. } = candidate;
+        let failed = |reason: String| (Ended::Lost(reason), Outcome::Failed);
+        let mut next = Some(frame);
+        let mut place = Place::default();
+        loop {
+            let frame = match next.take() {
+                Some(frame) => frame,
+                None => match self.next(&mut running, events).await {
+                    Next::Frame(frame) => frame,
+                    Next::Gone => return (Ended::Over, Outcome::Neither),
+                    Next::Lost(reason) => return failed(reason),
+                },
+            };
+            let event = match frame {
+                Frame::Alive | Frame::Queued { .. } => continue,
+                Frame::Text { text, logprobs } => Event::Text { text, logprobs },
+                Frame::Call { index, id, name } => Event::Call { index, id, name },
+                Frame::Arguments { index, json } => Event::Arguments { index, json },
+                Frame::Failed(refusal) => return failed(refusal.to_string()),
+                Frame::Embedded(_) | Frame::Counted(_) => return failed("it answered something else".into()),
+                Frame::End { stop, record } => {
+                    let record = Arc::new(*record);
+                    let fee = payment::fee(price, &record.transcript);
+                    if let Err(reason) = self.check(provider, fee, &record) {
+                        return failed(reason);
+                    }
+                    let usage = record.transcript.usage();
+                    let end = Event::End { stop, usage, record: Arc::clone(&record) };
+                    if let Err(differs) = self.told.new_of(&mut place, end.clone()) {
+                        return failed(differs.to_string());
+                    }
+                    let outcome = match self.conclude(provider, fee, &record).await {
+                        Ok(()) => {
+                            let _ = events.send(end).await;
+                            let total_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+                            let rest_ms = total_ms.saturating_sub(first_ms);
+                            Outcome::Completed { first_ms, rest_ms, tokens: usage.completion_tokens }
+                        }
+                        Err(refusal) => {
+                            let _ = events.send(Event::Failed(refusal)).await;
+                            Outcome::Neither
+                        }
+                    };
+                    return (Ended::Over, outcome);
+                }
+            };
+            let event = match self.told.new_of(&mut place, event) {
+                Ok(Some(event)) => event,
+                Ok(None) => continue,
+                Err(differs) => return failed(differs.to_string()),
+            };
+            self.told.tell(&event);
+            place = self.told.end();
+            if self.purse.is_some() {
+                self.kept.push(event.clone());
+            }
+            if events.send(event).await.is_err() {
+                return (Ended::Over, Outcome::Neither);
+            }
+        }
+    }
+
+    /// Pays the provider, charges the client, and keeps the answer.
+    async fn conclude(
+        &mut self,
+        provider: NodeAddress,
+        fee: u64,
+        record: &AnswerRecord,
+    ) -> Result<(), Refusal> {
+        if let Some(paying) = self.paying.take() {
+            paying.settle(fee);
+        }
+        if let Some(purse) = self.purse.take() {
+            purse.charge(fee, &record.receipt, provider, &self.model).await?;
+        }
+        let t = &record.transcript;
+        let bytes = 3 * t.text.len()
+            + (t.prompt_ids.len() + t.output_ids.len()) * 4
+            + (t.logprobs.len() + self.kept.len()) * 256
+            + 8192;
+        let named = Some(self.named).filter(|named| *named != record.receipt.receipt.id());
+        let events = std::mem::take(&mut self.kept);
+        let kept = Kept { record: Record::Answer(Box::new(record.clone())), events, bytes, named };
+        self.inner.records().keep(kept);
+        Ok(())
+    }
+
+    async fn next(&self, running: &mut Running, events: &mpsc::Sender<Event>) -> Next {
+        tokio::select! {
+            () = events.closed() => Next::Gone,
+            frame = tokio::time::timeout(self.inner.options.silence, running.frame()) => match frame {
+                Err(_) => Next::Lost("it says nothing any more".into()),
+                Ok(Err(e)) => Next::Lost(e.to_string()),
+                Ok(Ok(None)) => Next::Lost("it ended without an end".into()),
+                Ok(Ok(Some(frame))) => Next::Frame(frame),
+            },
+        }
+    }
+
+    /// Whether the record is of this request, by this provider, of the text that the client has, and asks for the fee that was offered.
+    fn check(&self, provider: NodeAddress, fee: u64, record: &AnswerRecord) -> Result<(), String> {
+        if let Some(broken) = record.broken_bindings().first() {
+            return Err(broken.to_string());
+        }
+        if record.request != self.request {
+            return Err("its record is of another request".into());
+        }
+        if record.receipt.receipt.provider != provider {
+            return Err("its receipt is another provider's".into());
+        }
+        if !self.told.called() && record.transcript.text != self.told.text() {
+            return Err("its record has another text than it told".into());
+        }
+        agreed(self.paying.as_ref(), &record.receipt, fee)
+    }
+}
+
+/// Whether a receipt asks for what was offered and signed for.
+pub(super) fn agreed(paying: Option<&Paying>, receipt: &SignedReceipt, fee: u64) -> Result<(), String> {
+    match paying {
+        Some(paying) if !paying.covers(receipt, fee) => Err(format!(
+            "its receipt asks for {} millionths of a dollar, and {fee} were offered, from this lane and on this ledger (provider_overcharged)",
+            receipt.receipt.fee_micro_usd
+        )),
+        _ => Ok(()),
+    }
+}
+
+enum Next {
+    Frame(Frame),
+    /// The client is gone.
+    Gone,
+    Lost(String),
+}
