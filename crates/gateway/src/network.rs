@@ -13,7 +13,7 @@ mod money;
 mod resume;
 mod telling;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -198,6 +198,11 @@ impl Network {
         let failed = futures_util::future::join_all(reads).await;
         self.inner.routing().forget(now_s());
         failed.into_iter().flatten().collect()
+    }
+
+    /// Takes what is publicly known of providers: standings from 0 to a million, and who was proved to lie, and is asked no more.
+    pub fn stand(&self, standings: BTreeMap<NodeAddress, u32>, struck: BTreeSet<NodeAddress>) {
+        self.inner.routing().stand(standings, struck);
     }
 
     /// What is known of providers, with their endpoints.

@@ -4,7 +4,7 @@
 //! failed is left alone for a while, which doubles with every failure in a row; then one request at a time tries it, until one succeeds.
 //! Invariant: who is out of the price's range, or does not offer the model, is never named.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use assay_core::id::{Hash, ModelRoot, NodeAddress};
 use assay_core::offer::Offer;
@@ -24,6 +24,10 @@ pub const BUSY_MS: u64 = 250;
 pub const REST_MS_MAX: u64 = 5 * 60 * 1000;
 /// What a provider that has seen the beginning of a prompt is expected to save, in parts of its time to first token: half.
 const SEEN_DIVISOR: u64 = 2;
+/// By how much longer somebody without any standing is expected to take than somebody with the highest: a quarter.
+const UNKNOWN_DIVISOR: u64 = 4;
+/// The highest standing.
+const PPM: u64 = 1_000_000;
 /// Beginnings of prompts that are remembered.
 const SEEN_MAX: usize = 65_536;
 
@@ -94,6 +98,10 @@ pub struct Standing {
 #[derive(Clone, Debug, Default)]
 pub struct Routing {
     providers: BTreeMap<NodeAddress, Provider>,
+    /// From 0 to a million, of those that have any.
+    standings: BTreeMap<NodeAddress, u32>,
+    /// Proved to lie.
+    struck: BTreeSet<NodeAddress>,
     /// Who has seen which beginning last, and when, as a count.
     seen: HashMap<(ModelRoot, Hash), (NodeAddress, u64)>,
     count: u64,
@@ -152,6 +160,11 @@ impl Routing {
         self.providers.retain(|_, p| p.offer.until_s >= now_s || p.running > 0);
     }
 
+    /// What is publicly known of providers: standings from 0 to a million, and who was proved to lie, and is asked no more. Without a ledger nothing is.
+    pub fn stand(&mut self, standings: BTreeMap<NodeAddress, u32>, struck: BTreeSet<NodeAddress>) {
+        (self.standings, self.struck) = (standings, struck);
+    }
+
     /// All offers.
     pub fn offers(&self) -> impl Iterator<Item = &Offer> {
         self.providers.values().map(|p| &p.offer)
@@ -176,7 +189,7 @@ impl Routing {
         let mut able: Vec<_> = self
             .providers
             .iter()
-            .filter(|(_, p)| p.offer.until_s.saturating_mul(1000) >= now_ms)
+            .filter(|(id, p)| p.offer.until_s.saturating_mul(1000) >= now_ms && !self.struck.contains(*id))
             .filter_map(|(id, p)| Some((id, p, p.price(want.model)?)))
             .filter(|(_, _, price)| within(*price, want.ceiling))
             .collect();
@@ -185,6 +198,13 @@ impl Routing {
             let tokens_ms = u64::from(want.tokens).saturating_mul(p.token_us) / 1000;
             let crowd = u64::from(p.running).saturating_add(1);
             let expected_ms = first_ms.saturating_add(tokens_ms).saturating_mul(crowd);
+            // Where anyone has a standing, those without are expected to take longer.
+            let lacks = PPM - self.standings.get(*id).map_or(0, |ppm| u64::from(*ppm)).min(PPM);
+            let doubt_ms = match self.standings.is_empty() {
+                true => 0,
+                false => (expected_ms / UNKNOWN_DIVISOR).saturating_mul(lacks) / PPM,
+            };
+            let expected_ms = expected_ms.saturating_add(doubt_ms);
             let rests = if p.resting(now_ms) { p.rests_until_ms.max(1) } else { 0 };
             let cost = price.map_or(0, |price| price.input().saturating_add(price.output()));
             (rests, expected_ms, cost, **id)
@@ -355,6 +375,20 @@ mod tests {
         assert_eq!(ranked(&routing, &WANT, NOW), [id(2), id(1)]);
         assert_eq!(ranked(&routing, &WANT, NOW + BUSY_MS), [id(1), id(2)]);
         assert_eq!(routing.standing(id(1)).unwrap().failed, 0);
+    }
+
+    #[test]
+    fn who_has_a_standing_is_preferred_and_who_lied_is_not_asked() {
+        let mut routing = routing(3);
+        routing.stand([(id(2), 900_000), (id(3), 100_000)].into(), BTreeSet::new());
+        assert_eq!(ranked(&routing, &WANT, NOW), [id(2), id(3), id(1)]);
+        // A standing does not outweigh what is measured.
+        for _ in 0..20 {
+            completes(&mut routing, 2, &WANT, 900, 9_000);
+        }
+        assert_eq!(ranked(&routing, &WANT, NOW)[..2], [id(3), id(1)]);
+        routing.stand([(id(2), 900_000)].into(), [id(3)].into());
+        assert_eq!(ranked(&routing, &WANT, NOW), [id(1), id(2)]);
     }
 
     #[test]

@@ -115,7 +115,8 @@ impl Ledger {
         let starts: Vec<u64> = (first..=last).step_by(RANGE as usize).collect();
         let pages =
             stream::iter(starts).map(|start| {
-                let filter = filter.clone().from_block(start).to_block(start.saturating_add(RANGE - 1).min(last));
+                let filter =
+                    filter.clone().from_block(start).to_block(start.saturating_add(RANGE - 1).min(last));
                 async move {
                     self.client().provider().get_logs(&filter).await.map_err(|e| self.client().failed(e))
                 }

@@ -5,8 +5,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use alloy_primitives::Address;
 use anyhow::{Context as _, Result, bail};
 use assay_api::{ServerOptions, serve};
+use assay_core::id::NodeAddress;
 use assay_gateway::lanes::LaneTerms;
 use assay_gateway::lanes::payer::{Deposits, Payer, PayerOptions, instance};
 use assay_gateway::network::{Network, NetworkOptions};
@@ -99,7 +101,7 @@ impl Gateway {
                 (network, None)
             };
             let network = Arc::new(network);
-            let endpoints = self.endpoints(home).await?;
+            let endpoints = self.endpoints(home, &network).await?;
             if endpoints.is_empty() {
                 bail!(
                     "name a provider with --provider http://HOST:11711, or a ledger that does with `assay ledger use DIRECTORY`"
@@ -118,7 +120,7 @@ impl Gateway {
             let watching = async {
                 loop {
                     tokio::time::sleep(EVERY).await;
-                    match self.endpoints(home).await {
+                    match self.endpoints(home, &network).await {
                         Ok(endpoints) => {
                             for (endpoint, reason) in network.refresh(&endpoints).await {
                                 tracing::warn!(endpoint, reason, "gives no offer");
@@ -172,12 +174,17 @@ impl Gateway {
         Ok(Payer::new(ledger, sender, instance, options))
     }
 
-    /// The providers that are named here and on the ledger.
-    async fn endpoints(&self, home: &Home) -> Result<Vec<String>> {
+    /// The providers that are named here and on the ledger, which also tells the network what is publicly known of them.
+    async fn endpoints(&self, home: &Home, network: &Network) -> Result<Vec<String>> {
         let mut endpoints: BTreeSet<String> =
             self.provider.iter().map(|url| url.trim_end_matches('/').to_owned()).collect();
         if let Some(nodes) = Nodes::read(home, &self.ledger).await? {
             let providers = nodes.roll.providers().await.context("the ledger's providers cannot be read")?;
+            let name = |node: Address| NodeAddress::from_bytes(node.into_array());
+            let struck = providers.iter().filter(|node| node.struck).map(|node| name(node.node)).collect();
+            let standings = nodes.ledger.standings().await.context("providers' standings cannot be read")?;
+            let standings = standings.into_iter().map(|(node, standing)| (name(node), standing.score_ppm));
+            network.stand(standings.collect(), struck);
             let reached = urls(&providers).into_iter().map(|(_, url)| url);
             endpoints.extend(reached.filter(|url| url.starts_with("http")));
         }

@@ -4,6 +4,7 @@ pub mod connection;
 mod deploy;
 pub mod nodes;
 mod show;
+mod standing;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -32,6 +33,8 @@ enum What {
     Status(show::Status),
     /// Show the numbers by which a ledger runs.
     Params(show::Params),
+    /// Show what is publicly known of each provider: answers, audits, and whether it was proved to lie.
+    Standing(standing::Standing),
 }
 
 impl Command {
@@ -42,6 +45,7 @@ impl Command {
             What::Faucet(c) => c.run(home),
             What::Status(c) => c.run(home),
             What::Params(c) => c.run(home),
+            What::Standing(c) => c.run(home),
         }
     }
 }

@@ -19,6 +19,7 @@ use alloy_primitives::U256;
 use assay_ledger::amount::Amount;
 use assay_ledger::contracts::{Audits, Channels, Epochs, Registry, TestToken, Vault};
 use assay_ledger::ledger::Phase;
+use assay_ledger::standing::score_ppm;
 use assay_verify::dispute::{Outcome, Party, Reason};
 
 use actors::{Auditor, Host, Market, Provider, Verdict};
@@ -142,6 +143,13 @@ async fn story(node: &Node) -> Gas {
     assert_eq!(ledger.phase(EPOCH).await.unwrap(), Phase::Final);
     let (provider, epoch) = (honest.sender.account(), EPOCH);
     market.send("settle", &payer, at.epochs, &Epochs::settleCall { provider, epoch }).await;
+    // What everyone can see of the two.
+    let standings = ledger.standings().await.unwrap();
+    let (of_honest, of_cheat) = (standings[&provider], standings[&cheat.sender.account()]);
+    assert_eq!((of_honest.batches, of_honest.settled, of_honest.answers), (1, 1, ANSWERS));
+    assert!(of_honest.audits > 0 && !of_honest.struck);
+    assert_eq!(of_honest.score_ppm, score_ppm([(0, ANSWERS)]));
+    assert_eq!((of_cheat.settled, of_cheat.struck, of_cheat.score_ppm), (0, true, 0));
     let total = ANSWERS * Provider::FEE;
     let part = |ppm: u64| total * ppm / 1_000_000;
     let (royalty, hosts, protocol) =
