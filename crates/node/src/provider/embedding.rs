@@ -63,7 +63,7 @@ impl Provider {
             let digests = pooled_digests(pooled.iter().map(Vec::as_slice));
             let receipt = Receipt {
                 provider: key.address(),
-                sequence,
+                sequence: sequence.number(),
                 model_root: request.model,
                 request_hash,
                 transcript_root: transcript.root(),
