@@ -14,8 +14,8 @@ mod home;
 mod progress;
 
 use commands::{
-    audit, bench, chain, dispute, doctor, gateway, host, hub, import, key, keys, ledger, models, money,
-    publish, pull, run, search, stake, trace, up, vectors, verify,
+    audit, auditor, bench, chain, dispute, doctor, gateway, host, hub, import, key, keys, ledger, models,
+    money, publish, pull, run, search, stake, trace, up, vectors, verify,
 };
 use home::Home;
 
@@ -48,6 +48,8 @@ enum Command {
     Publish(publish::Publish),
     /// Keep models for others.
     Host(host::HostArgs),
+    /// Check what the lottery draws, and be paid for it.
+    Auditor(auditor::AuditorArgs),
     Hub(hub::Hub),
     /// List the installed models.
     List(models::List),
@@ -111,6 +113,7 @@ fn main() -> ExitCode {
         Command::Search(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
         Command::Publish(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
         Command::Host(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
+        Command::Auditor(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
         Command::Hub(c) => home().and_then(|h| c.run(&h)),
         Command::List(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
         Command::Show(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
