@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+pub mod audits;
 mod batches;
 mod dialect;
 mod embeddings;

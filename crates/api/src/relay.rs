@@ -9,7 +9,7 @@
 //! answer ends with a last frame, and everything else is an answer that broke.
 
 mod client;
-mod seal;
+pub(crate) mod seal;
 mod server;
 
 use assay_core::answer::AnswerRecord;

@@ -1,6 +1,7 @@
 //! One module per command: its arguments as typed, and what it does.
 
 pub mod audit;
+pub mod auditor;
 pub mod bench;
 pub mod chain;
 pub mod devnet;

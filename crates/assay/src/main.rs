@@ -15,8 +15,8 @@ mod home;
 mod progress;
 
 use commands::{
-    audit, bench, chain, devnet, dispute, doctor, gateway, host, hub, import, key, keys, ledger, models,
-    money, publish, pull, run, search, stake, trace, up, vectors, verify,
+    audit, auditor, bench, chain, devnet, dispute, doctor, gateway, host, hub, import, key, keys, ledger,
+    models, money, publish, pull, run, search, stake, trace, up, vectors, verify,
 };
 use home::Home;
 
@@ -49,6 +49,8 @@ enum Command {
     Publish(publish::Publish),
     /// Keep models for others.
     Host(host::HostArgs),
+    /// Check what the lottery draws, and be paid for it.
+    Auditor(auditor::AuditorArgs),
     Hub(hub::Hub),
     /// List the installed models.
     List(models::List),
@@ -121,6 +123,7 @@ fn main() -> ExitCode {
         Command::Search(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
         Command::Publish(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
         Command::Host(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
+        Command::Auditor(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
         Command::Hub(c) => home().and_then(|h| c.run(&h)),
         Command::List(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),
         Command::Show(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),

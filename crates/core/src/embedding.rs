@@ -102,18 +102,22 @@ pub struct EmbeddingTranscript {
 impl EmbeddingTranscript {
     /// The Merkle root.
     pub fn root(&self) -> TranscriptRoot {
+        let leaves = self.items().into_iter().map(|item| merkle::leaf(&item));
+        TranscriptRoot::from_bytes(*merkle::root(leaves).as_bytes())
+    }
+
+    /// What the leaves below the root are of, in order: with these a provider shows a contract the transcript of a receipt.
+    pub fn items(&self) -> Vec<Vec<u8>> {
         let mut header = b"assay/embedding-transcript/1".to_vec();
         header.extend_from_slice(self.request_hash.as_bytes());
         header.extend_from_slice(&u32::try_from(self.input_ids.len()).unwrap_or(u32::MAX).to_be_bytes());
-        let mut b = merkle::Builder::new();
-        b.push(merkle::leaf(&header));
+        let mut items = vec![header];
         for (ids, vector) in self.input_ids.iter().zip(&self.vectors) {
             let ids: Vec<u8> = ids.iter().flat_map(|id| id.to_be_bytes()).collect();
             let vector: Vec<u8> = vector.iter().flat_map(|v| v.to_be_bytes()).collect();
-            let leaf = [*keccak256(&[&ids]).as_bytes(), *keccak256(&[&vector]).as_bytes()].concat();
-            b.push(merkle::leaf(&leaf));
+            items.push([*keccak256(&[&ids]).as_bytes(), *keccak256(&[&vector]).as_bytes()].concat());
         }
-        TranscriptRoot::from_bytes(*b.root().as_bytes())
+        items
     }
 
     /// Tokens read.

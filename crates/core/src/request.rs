@@ -267,6 +267,23 @@ impl Request {
         [model, bytes(&self.prompt), bytes(&self.sampling), bytes(&self.guide), bytes(&rest)]
     }
 
+    /// The request of which [`Request::items`] are these; nothing if there is none.
+    pub fn from_items(items: &[&[u8]]) -> Option<Request> {
+        let [model, prompt, sampling, guide, rest] = items else { return None };
+        let model = model.strip_prefix(Request::TAG.as_bytes())?.try_into().ok()?;
+        let (max_tokens, stop, choice, logprobs) = borsh::from_slice(rest).ok()?;
+        Some(Request {
+            model: ModelRoot::from_bytes(model),
+            prompt: borsh::from_slice(prompt).ok()?,
+            sampling: borsh::from_slice(sampling).ok()?,
+            max_tokens,
+            stop,
+            choice,
+            guide: borsh::from_slice(guide).ok()?,
+            logprobs,
+        })
+    }
+
     fn leaves(&self) -> [Hash; LEAVES] {
         self.items().map(|item| merkle::leaf(&item))
     }

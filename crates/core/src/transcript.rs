@@ -146,11 +146,76 @@ impl Transcript {
         items
     }
 
+    /// What was executed, of a transcript of which [`Transcript::items`] are these: everything but the text, which follows from the ids, and the
+    /// probabilities, of which only a hash is there. Nothing if they are no transcript's.
+    pub fn from_items(items: &[&[u8]]) -> Option<Transcript> {
+        let (header, rest) = items.split_first()?;
+        let mut header = Fields(header.strip_prefix(b"assay/transcript/1")?);
+        let request_hash = RequestHash::from_bytes(header.take()?);
+        let nonce = Nonce::from_bytes(header.take()?);
+        let nonce_source = match header.take()? {
+            [0] => NonceSource::Client,
+            [1] => NonceSource::Seed,
+            [2] => NonceSource::Provider,
+            _ => return None,
+        };
+        let stop = match header.take()? {
+            [0, 0] => StopReason::EndToken,
+            [1, i] => StopReason::StopString(i),
+            [2, 0] => StopReason::Length,
+            [3, 0] => StopReason::Window,
+            _ => return None,
+        };
+        let [prompt, output] = [(); 2].map(|()| header.take().map(u32::from_be_bytes));
+        if !header.0.is_empty() {
+            return None;
+        }
+        let leaves = |ids: u32| usize::try_from(ids).ok().map(|ids| ids.div_ceil(LEAF_IDS));
+        let (of_prompt, rest) = rest.split_at_checked(leaves(prompt?)?)?;
+        let (of_output, rest) = rest.split_at_checked(leaves(output?)?)?;
+        let [_, _] = rest else { return None };
+        let (prompt_ids, output_ids) = (ids_of(of_prompt)?, ids_of(of_output)?);
+        let transcript = Transcript {
+            request_hash,
+            nonce,
+            nonce_source,
+            prompt_ids,
+            output_ids,
+            text: String::new(),
+            stop,
+            logprobs: vec![],
+        };
+        let usage = transcript.usage();
+        (Some(usage.prompt_tokens) == prompt && Some(usage.completion_tokens) == output).then_some(transcript)
+    }
+
     /// Tokens read and written.
     pub fn usage(&self) -> Usage {
         let count = |ids: &[u32]| u32::try_from(ids.len()).unwrap_or(u32::MAX);
         Usage { prompt_tokens: count(&self.prompt_ids), completion_tokens: count(&self.output_ids) }
     }
+}
+
+/// Reads fixed-length fields one after the other.
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
+    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (field, rest) = self.0.split_first_chunk::<N>()?;
+        self.0 = rest;
+        Some(*field)
+    }
+}
+
+/// The ids in leaves of which all but the last are full.
+fn ids_of(leaves: &[&[u8]]) -> Option<Vec<u32>> {
+    let mut ids = Vec::new();
+    for leaf in leaves {
+        for id in leaf.chunks(4) {
+            ids.push(u32::from_be_bytes(id.try_into().ok()?));
+        }
+    }
+    Some(ids)
 }
 
 fn id_bytes(ids: &[u32]) -> Vec<u8> {

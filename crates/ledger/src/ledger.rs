@@ -176,7 +176,9 @@ impl Ledger {
         Ok(self.phase_at(epoch, header.timestamp, beacon.number, beacon.fixedAt))
     }
 
-    fn phase_at(&self, epoch: u64, now: u64, beacon_block: u64, fixed_at: u64) -> Phase {
+    /// Where an epoch stands at a time of the chain, from what [`Epochs::beaconOfCall`] says of its beacon: the number of its block, and when
+    /// it was fixed; 0 where that has not happened.
+    pub fn phase_at(&self, epoch: u64, now: u64, beacon_block: u64, fixed_at: u64) -> Phase {
         let times = &self.parameters.times;
         if fixed_at != 0 {
             let mut ends = fixed_at;

@@ -7,11 +7,13 @@
 #![forbid(unsafe_code)]
 
 pub mod amount;
+pub mod audits;
 pub mod channels;
 pub mod client;
 pub mod contracts;
 pub mod demand;
 pub mod deployment;
+pub mod docket;
 pub mod epochs;
 pub mod follow;
 pub mod ledger;

@@ -3,6 +3,9 @@
 //! Floats and HTTP stay outside; the engine runs on threads of its own and is never waited for by one that serves clients.
 
 pub mod arriving;
+pub mod auditor;
+pub mod disputes;
+pub mod execution;
 pub mod fetched;
 pub mod files;
 pub mod host;
@@ -10,5 +13,6 @@ pub mod key;
 pub mod provider;
 pub mod secret;
 pub mod serving;
+pub mod settlement;
 pub mod store;
 pub mod till;

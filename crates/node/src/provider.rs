@@ -32,7 +32,7 @@ use tokio::sync::mpsc;
 use crate::key::NodeKey;
 use crate::secret;
 use crate::serving::{Running, ServedModel, Watched, Withdrawn};
-use crate::store::ReceiptStore;
+use crate::store::{ReceiptStore, Sequence};
 use crate::till::{Paid, Ticket, Till};
 use embedding::dimensions;
 use teller::Teller;
@@ -187,7 +187,7 @@ impl Provider {
             Some(withdrawn) => no_receipt(&name, withdrawn),
             None => refusal(e, &request),
         })?;
-        let receipt_id = receipt_id(self.key.address(), sequence, request_hash);
+        let receipt_id = receipt_id(self.key.address(), sequence.number(), request_hash);
         // With tools that may be called, calls are told from text.
         let finder = matches!(request.guide, Some(Guide::Tools { .. }))
             .then(|| CallFinder::new(model.tokenizer().call_syntax(), tools(&request)));
@@ -290,7 +290,8 @@ struct Answering {
     request: Request,
     nonce: Nonce,
     nonce_source: NonceSource,
-    sequence: u64,
+    /// Held until the record is stored: as long as it is, its number is no gap in an epoch.
+    sequence: Sequence,
     started: Instant,
     first: Option<Instant>,
     threads: u32,
@@ -382,7 +383,7 @@ impl Answering {
         let paid = Paid::by(self.ticket.as_ref(), payment::fee(self.price, &transcript));
         let receipt = Receipt {
             provider: self.key.address(),
-            sequence: self.sequence,
+            sequence: self.sequence.number(),
             model_root: self.request.model,
             request_hash: transcript.request_hash,
             transcript_root: transcript.root(),

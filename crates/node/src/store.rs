@@ -3,6 +3,7 @@
 //! One writer thread commits whatever has gathered since its last commit, so that many answers share one flush.
 //! Shutdown: 1. the last handle drops its sender; 2. the thread commits what is queued; 3. it is joined.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -47,16 +48,40 @@ struct Put {
     done: SyncSender<Result<(), StoreError>>,
 }
 
+#[derive(Debug)]
 struct Sequences {
     next: u64,
     end: u64,
+    /// Numbers that were given out and may still be signed.
+    in_flight: BTreeSet<u64>,
+}
+
+/// A sequence number that was given out for one request. As long as it is held, its receipt may still be signed and stored; when it is dropped,
+/// either the receipt is stored or there will never be one.
+#[derive(Debug)]
+pub struct Sequence {
+    number: u64,
+    sequences: Arc<Mutex<Sequences>>,
+}
+
+impl Sequence {
+    /// The number.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+}
+
+impl Drop for Sequence {
+    fn drop(&mut self) {
+        self.sequences.lock().unwrap_or_else(PoisonError::into_inner).in_flight.remove(&self.number);
+    }
 }
 
 /// The store of one node.
 pub struct ReceiptStore {
     path: PathBuf,
     database: Arc<Database>,
-    sequences: Mutex<Sequences>,
+    sequences: Arc<Mutex<Sequences>>,
     queue: Option<SyncSender<Put>>,
     writer: Option<JoinHandle<()>>,
 }
@@ -94,7 +119,7 @@ impl ReceiptStore {
                 .spawn(move || write_loop(&database, &path, &puts))
                 .map_err(|e| fail(e.to_string()))?
         };
-        let sequences = Mutex::new(Sequences { next, end: next });
+        let sequences = Arc::new(Mutex::new(Sequences { next, end: next, in_flight: BTreeSet::new() }));
         Ok(ReceiptStore {
             path: path.to_owned(),
             database,
@@ -108,8 +133,8 @@ impl ReceiptStore {
         StoreError { path: self.path.clone(), reason: e.to_string() }
     }
 
-    /// A number that this node has never used and never will again.
-    pub fn reserve_sequence(&self) -> Result<u64, StoreError> {
+    /// A number that this node has never used and never will again. Whoever has it keeps it until the receipt is stored.
+    pub fn reserve_sequence(&self) -> Result<Sequence, StoreError> {
         let mut s = self.sequences.lock().unwrap_or_else(PoisonError::into_inner);
         if s.next == s.end {
             let end = s.next + SEQUENCE_BLOCK;
@@ -122,8 +147,16 @@ impl ReceiptStore {
             set_aside().map_err(|e| self.fail(e))?;
             s.end = end;
         }
+        let number = s.next;
         s.next += 1;
-        Ok(s.next - 1)
+        s.in_flight.insert(number);
+        Ok(Sequence { number, sequences: Arc::clone(&self.sequences) })
+    }
+
+    /// The least sequence number for which a receipt may still be stored. Every number below it has its receipt here, or never will.
+    pub fn in_flight(&self) -> u64 {
+        let s = self.sequences.lock().unwrap_or_else(PoisonError::into_inner);
+        s.in_flight.first().copied().unwrap_or(s.next)
     }
 
     /// Stores an answer; it is durable when this returns. Blocks for a flush of the disk.
@@ -381,9 +414,31 @@ mod tests {
         for _ in 0..3 {
             let store = ReceiptStore::open(&path).unwrap();
             for _ in 0..SEQUENCE_BLOCK + 10 {
-                assert!(seen.insert(store.reserve_sequence().unwrap()));
+                assert!(seen.insert(store.reserve_sequence().unwrap().number()));
             }
         }
+    }
+
+    #[test]
+    fn the_least_number_that_may_be_signed_is_known() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("receipts.redb");
+        let store = ReceiptStore::open(&path).unwrap();
+        assert_eq!(store.in_flight(), 0);
+        let [first, second, third] = [(); 3].map(|()| store.reserve_sequence().unwrap());
+        assert_eq!((store.in_flight(), third.number()), (0, 2));
+        drop(second);
+        assert_eq!(store.in_flight(), 0, "the first is still held");
+        drop(first);
+        assert_eq!(store.in_flight(), 2);
+        drop(third);
+        assert_eq!(store.in_flight(), 3);
+        let held = store.reserve_sequence().unwrap();
+        drop(store);
+        // What was in flight when the process ended is signed by nobody any more.
+        let store = ReceiptStore::open(&path).unwrap();
+        assert_eq!(store.in_flight(), SEQUENCE_BLOCK);
+        drop(held);
     }
 
     #[test]

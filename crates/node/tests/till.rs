@@ -132,7 +132,7 @@ impl Shop {
         };
         let receipt = Receipt {
             provider: self.key.address(),
-            sequence: self.store.reserve_sequence().unwrap(),
+            sequence: self.store.reserve_sequence().unwrap().number(),
             model_root: request.model,
             request_hash: request.hash(),
             transcript_root: TranscriptRoot::ZERO,

@@ -39,6 +39,7 @@ use borsh::{BorshDeserialize, BorshSerialize};
 pub mod calldata;
 pub mod cover;
 mod descent;
+pub mod heard;
 pub mod parties;
 pub mod proof;
 mod referee;

@@ -22,10 +22,10 @@ pub(super) const SALT_BYTES: usize = 32;
 /// Bytes that are not sealed to this key, or were altered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the bytes are not sealed to this key, or were altered on the way")]
-pub(super) struct SealError;
+pub(crate) struct SealError;
 
 /// A provider's key pair for orders. It lives as long as the process: what was sealed to it cannot be read any more afterwards.
-pub(super) struct Unsealer {
+pub(crate) struct Unsealer {
     secret: <Kem as hpke::Kem>::PrivateKey,
     public: SealingKey,
     info: Vec<u8>,
@@ -38,10 +38,10 @@ pub(super) struct Frames {
 }
 
 /// What an order's sender keeps to read the answer.
-pub(super) struct Sent(hpke::aead::AeadCtxS<Aead, Kdf, Kem>);
+pub(crate) struct Sent(hpke::aead::AeadCtxS<Aead, Kdf, Kem>);
 
 /// What an order's reader keeps to write the answer.
-pub(super) struct Read(hpke::aead::AeadCtxR<Aead, Kdf, Kem>);
+pub(crate) struct Read(hpke::aead::AeadCtxR<Aead, Kdf, Kem>);
 
 fn info(provider: NodeAddress) -> Vec<u8> {
     [b"assay/order/1".as_slice(), provider.as_bytes()].concat()
@@ -57,7 +57,7 @@ pub(super) fn salt() -> [u8; SALT_BYTES] {
 }
 
 /// Seals an order to a provider.
-pub(super) fn seal(
+pub(crate) fn seal(
     provider: NodeAddress,
     key: SealingKey,
     order: &[u8],
@@ -71,19 +71,19 @@ pub(super) fn seal(
 
 impl Unsealer {
     /// A new key pair of a provider.
-    pub(super) fn draw(provider: NodeAddress) -> Unsealer {
+    pub(crate) fn draw(provider: NodeAddress) -> Unsealer {
         let (secret, public) = Kem::gen_keypair();
         let public = SealingKey::from_bytes(public.to_bytes().into());
         Unsealer { secret, public, info: info(provider) }
     }
 
     /// The public key, for the offer.
-    pub(super) fn public(&self) -> SealingKey {
+    pub(crate) fn public(&self) -> SealingKey {
         self.public
     }
 
     /// Opens an order.
-    pub(super) fn open(&self, sealed: &[u8]) -> Result<(Vec<u8>, Read), SealError> {
+    pub(crate) fn open(&self, sealed: &[u8]) -> Result<(Vec<u8>, Read), SealError> {
         let (encapsulated, text) = sealed.split_at_checked(ENCAPSULATED_BYTES).ok_or(SealError)?;
         let encapsulated =
             <Kem as hpke::Kem>::EncappedKey::from_bytes(encapsulated).map_err(|_| SealError)?;

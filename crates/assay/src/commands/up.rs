@@ -2,10 +2,12 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
+use assay_api::Inference as _;
 use assay_api::{FileOptions, ServerOptions, serve_with_files};
+use assay_core::id::ModelRoot;
 use assay_core::price::Price;
 use assay_engine::artifact::Artifact;
 use assay_engine::batch::BatchLimits;
@@ -28,6 +30,7 @@ use super::ledger::connection::{KeyArgs, LedgerArgs};
 use crate::home::{Home, built_in};
 
 mod early;
+mod settlement;
 
 use early::Early;
 
@@ -85,6 +88,9 @@ struct Server {
     /// (`assay stake 0 --endpoint http://…`).
     #[arg(long, requires = "price")]
     settle: bool,
+    /// Seconds between two looks at the ledger: what is earned is claimed and posted, auditors and disputes are answered.
+    #[arg(long, default_value_t = settlement::EVERY.as_secs(), value_name = "SECONDS", requires = "settle", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    settle_every: u64,
     #[command(flatten)]
     ledger: LedgerArgs,
 }
@@ -199,6 +205,19 @@ impl Server {
                 "Data: {}. Stop with Ctrl-C; running answers are finished first.",
                 home.path().display()
             );
+            let settlement = match &till {
+                None => None,
+                Some(till) => {
+                    let key = NodeKey::load_or_create(&home.key())?.signer().clone();
+                    let roots: Vec<ModelRoot> = provider.models().iter().map(|card| card.root).collect();
+                    let (ledger, store) = (till.ledger().clone(), Arc::clone(provider.store()));
+                    Some(settlement::settlement(home, ledger, key, store, &roots, None).await?)
+                }
+            };
+            let relay = match &settlement {
+                None => provider.relay(),
+                Some(settlement) => provider.relay().merge(settlement.routes()),
+            };
             // `assay verify` finds the node of its data directory by this file; a stale one only costs it an attempt.
             let announced = home.node_address();
             std::fs::write(&announced, at.to_string()).with_context(|| announced.display().to_string())?;
@@ -218,7 +237,7 @@ impl Server {
                 options,
                 files,
                 file_options,
-                provider.relay(),
+                relay,
                 shutdown,
             );
             let served = async {
@@ -227,8 +246,11 @@ impl Server {
                     Some(early) => early.beside(home, &provider, engine, serving, stop).await,
                 }
             };
-            // What a node that is paid does on the ledger beside serving.
-            let settling = async {
+            // What a node that is paid does on the ledger beside serving: rounds on a thread of their own, since disputes execute.
+            let (end, ended) = tokio::sync::oneshot::channel::<()>();
+            let every = Duration::from_secs(self.settle_every);
+            let rounds = settlement.map(|s| s.start(every, async { drop(ended.await) })).transpose()?;
+            let watching = async {
                 match &till {
                     Some(till) => till.watch().await,
                     None => std::future::pending().await,
@@ -236,10 +258,15 @@ impl Server {
             };
             let served = tokio::select! {
                 served = served => served,
-                () = settling => Ok(()),
+                () = watching => Ok(()),
             };
             // The node has stopped either way.
             let _ = std::fs::remove_file(&announced);
+            drop(end);
+            if let Some(rounds) = rounds {
+                // A round that is under way ends first; a panic of it was reported where it happened.
+                let _ = tokio::task::spawn_blocking(move || rounds.join()).await;
+            }
             served?;
             eprintln!("Stopped.");
             Ok(())

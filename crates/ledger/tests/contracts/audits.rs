@@ -7,7 +7,8 @@ use assay_chain::scratch::Failure;
 use assay_core::id::Hash;
 use assay_core::merkle;
 use assay_core::receipt::Receipt;
-use assay_ledger::contracts::{Audits, Objections};
+use assay_ledger::audits::{self, Seat};
+use assay_ledger::contracts::{Audits, Epochs, Objections};
 
 use crate::epochs::{Market, market};
 use crate::network::{AUDITOR, Actor, DOLLAR, Network, Posted, audit_tree, b, parameters, some, trace_root};
@@ -380,4 +381,72 @@ pub fn a_seat_counts_from_the_next_epoch_and_a_left_one_is_not_given_away_at_onc
     let epoch = n.epoch();
     let seat = n.chain.read(audits, &Audits::seatOfCall { slot: U256::from(0) }).unwrap();
     assert_eq!((seat.auditor, seat.since.to::<u64>()), (other.address, epoch + 1));
+}
+
+/// The formulas off the chain are the contracts', draw by draw.
+#[test]
+pub fn draws_off_the_chain_are_those_of_the_contracts() {
+    let mut n = network();
+    let p = panel(&mut n);
+    let (audits_at, epochs_at) = (n.parts.at.audits, n.parts.at.epochs);
+    let provider = p.m.provider.address;
+    let (beacon, _) = n.beacon(1);
+    let batch = n.batch(provider, 1);
+    let rates = n.p.rates.clone();
+    let mut drawn = [0, 0];
+    for sequence in 0..300u64 {
+        for fee in [0, 1, 1_000, 250_000, 40_000_000, u64::MAX] {
+            let call = Epochs::isDrawnCall { provider, epoch: 1, sequence, feeMicroUsd: fee };
+            let said = n.chain.read(epochs_at, &call).unwrap();
+            let own = audits::is_drawn(&beacon, provider, sequence, fee, batch.backing, &rates);
+            assert_eq!(own, said, "receipt {sequence} with fee {fee}");
+            drawn[usize::from(own)] += 1;
+        }
+    }
+    assert!(drawn.iter().all(|n| *n > 100), "{drawn:?}");
+    // Who executes a receipt, first or second.
+    let mut seconds = 0;
+    let some_receipt = p.posted.receipts.iter().flatten().next().unwrap().clone();
+    for sequence in 0..300 {
+        let receipt = &Receipt { sequence, ..some_receipt.clone() };
+        let is_drawn =
+            audits::is_drawn(&beacon, provider, sequence, receipt.fee_micro_usd, batch.backing, &rates);
+        let who = audits::assigned(&beacon, provider, sequence, batch.panel, rates.secondPpm).unwrap();
+        seconds += usize::from(who.second.is_some());
+        for member in 0..batch.panel {
+            let call =
+                Audits::isAssignedCall { epoch: 1, member: U256::from(member), receipt: receipt.into() };
+            let said = n.chain.read(audits_at, &call).unwrap();
+            assert_eq!(is_drawn && who.has(member), said, "receipt {sequence}, member {member}");
+        }
+    }
+    assert_eq!(audits::assigned(&beacon, provider, 0, 0, rates.secondPpm), None);
+    assert!(seconds > 0, "none has a second");
+    // Whose seats are drawn, of slots some of which do not count.
+    let leave = Audits::leaveSeatsCall { auditor: p.auditors[0].address, slots: vec![U256::ZERO] };
+    n.send(&p.auditors[0], audits_at, leave).unwrap();
+    let slots = n.chain.read(audits_at, &Audits::slotCountCall {}).unwrap().to::<u64>();
+    let seats: Vec<Seat> = (0..slots)
+        .map(|slot| {
+            let seat = n.chain.read(audits_at, &Audits::seatOfCall { slot: U256::from(slot) }).unwrap();
+            Seat { auditor: seat.auditor, since: seat.since.to(), until: seat.until.to() }
+        })
+        .collect();
+    for member in 0..batch.panel {
+        let call = Audits::auditorOfCall { provider, epoch: 1, member: U256::from(member) };
+        let said = n.chain.read(audits_at, &call).unwrap();
+        assert_eq!(audits::auditor_of(&beacon, provider, 1, member, &seats), Some(said));
+    }
+    assert_eq!(audits::auditor_of(&beacon, provider, 1, 0, &[]), None);
+    let late = Seat { since: 2, ..seats[1] };
+    assert_eq!(audits::auditor_of(&beacon, provider, 1, 0, &[late; 3]), None, "none counts yet");
+    // What is committed to.
+    let (root, salt) = (some("root").into(), some("salt").into());
+    for member in [0u8, 1, 15] {
+        let auditor = p.auditors[1].address;
+        let call =
+            Audits::commitmentOfCall { auditor, provider, epoch: 1, member: U256::from(member), root, salt };
+        let said = n.chain.read(audits_at, &call).unwrap();
+        assert_eq!(audits::commitment(auditor, provider, 1, member, root, salt), said);
+    }
 }

@@ -67,7 +67,7 @@ impl Provider {
             let paid = Paid::by(ticket.as_ref(), price.map_or(0, |p| p.fee(transcript.tokens(), 0)));
             let receipt = Receipt {
                 provider: key.address(),
-                sequence,
+                sequence: sequence.number(),
                 model_root: request.model,
                 request_hash,
                 transcript_root: transcript.root(),

@@ -159,6 +159,14 @@ impl Encoder {
         bytes
     }
 
+    /// Bytes of the way of the picked node; none where nothing was picked yet.
+    pub(super) fn way_bytes(&self) -> Option<usize> {
+        if self.nodes.is_empty() {
+            return Some(0);
+        }
+        merkle::prove(&self.nodes, self.picked)?.path.len().checked_mul(WORD)
+    }
+
     /// The way of the picked node under what the contract knows.
     fn way(&self, out: &mut Vec<u8>) -> Option<()> {
         hashes(out, &merkle::prove(&self.nodes, self.picked)?.path);

@@ -208,6 +208,11 @@ impl Referee {
         &self.roots
     }
 
+    /// Number of the program's operations, once they are known.
+    pub fn operations(&self) -> Option<usize> {
+        Some(usize::from(self.facts.as_ref()?.ops))
+    }
+
     /// Shapes of the picked step's parts.
     pub fn shapes(&self) -> &[Shape] {
         &self.shapes

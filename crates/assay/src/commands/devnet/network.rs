@@ -348,8 +348,8 @@ fn command(member: &Member, plan: &Plan, publisher: &str) -> Option<Vec<String>>
     let price = plan.price.to_string();
     let args: &[&str] = match member.part {
         Part::Operator | Part::Gateway => return None,
-        Part::Provider => &["up", "--listen", &listen, "--price", &price, "--settle"],
-        Part::Auditor => &["auditor", "--seats", "1"],
+        Part::Provider => &["up", "--listen", &listen, "--price", &price, "--settle", "--settle-every", "1"],
+        Part::Auditor => &["auditor", "--seats", "1", "--every", "1"],
         Part::Host => {
             &["host", "--listen", &listen, "--every", "2", "--pledge", "--collect", "0", "--peer", publisher]
         }

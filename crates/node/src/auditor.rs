@@ -1,0 +1,477 @@
+//! An auditor's part on the ledger: it watches what is posted, executes what beacons draw for its seats, commits to it and reveals it, disputes what
+//! does not stand, and is paid.
+//!
+//! [`due`] decides, without a clock, a chain, a disk or an engine; a round reads, decides, does, and tells. Invariant: a round may be cut off after any step
+//! and repeated, by this process or the next one: what was committed to is on disk, with its salt, before it is sent; what is disputed is on disk before
+//! it is said; everything else is read from the ledger. It refuses to commit to what it did not execute, and to dispute what a contract cannot decide.
+//!
+//! Executing takes the threads of the library's pool and no others, so that it can be kept out of the way of paid work.
+
+mod decide;
+mod event;
+mod journal;
+mod read;
+mod shown;
+mod told;
+mod work;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use alloy_primitives::{Address, B256, U256};
+use assay_api::audits::{AuditClient, AuditError};
+use assay_core::answer::AnswerRecord;
+use assay_core::id::{Hash, NodeAddress};
+use assay_core::merkle;
+use assay_ledger::amount::Amount;
+use assay_ledger::audits::{SEATS_PER_CALL, commitment, digest_leaf};
+use assay_ledger::client::ClientError;
+use assay_ledger::contracts::{Audits, Disputes, Objections, b256};
+use assay_ledger::docket::{DemandId, DemandKind, DisputeId, Docket};
+use assay_ledger::follow::FollowError;
+use assay_ledger::ledger::{Ledger, Phase, Role};
+use assay_ledger::sender::{SendError, Sender};
+use assay_verify::dispute::Party;
+use assay_verify::receipts::audit_digest;
+
+pub use self::decide::{
+    AccusationView, BatchId, BatchView, Bonds, DEMANDS_MAX, Duty, LAST_PART, MemberPhase, MemberView,
+    PATIENCE_PART, Refused, SeatsView, View, WorkView, due,
+};
+pub use self::event::{Event, Listener};
+pub use self::journal::{Commitment, Done, Journal, JournalError, Work};
+pub use self::told::{Draw, Drawn, TellError, check};
+use self::work::Audit;
+use crate::disputes::{self, Case, MoveError};
+use crate::execution::{Library, LibraryError};
+use crate::secret;
+use crate::settlement::{close, fix_beacon, once, once2, send_code};
+
+/// How an auditor works.
+#[derive(Clone, Debug)]
+pub struct AuditorOptions {
+    /// Folder of what is remembered between starts.
+    pub folder: PathBuf,
+    /// Seats that it should have at least.
+    pub seats: u64,
+    /// Receipts that are executed in a round, before anything else is looked at again.
+    pub executed_at_once: usize,
+}
+
+/// Why there is no auditor, or a round ended early. The next one tries again.
+#[derive(Debug, thiserror::Error)]
+pub enum AuditorError {
+    /// The chain could not be read.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// Its log could not be followed.
+    #[error(transparent)]
+    Follow(#[from] FollowError),
+    /// The journal cannot be used.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The ledger does not know the node as an auditor.
+    #[error(
+        "{node} is not enrolled as an auditor on this ledger: `assay stake AMOUNT --role auditor` enrols it; each seat needs {each} at stake"
+    )]
+    NotAuditor {
+        /// The node's key.
+        node: Address,
+        /// What a seat needs.
+        each: Amount,
+    },
+    /// A transaction of an earlier round waits.
+    #[error(transparent)]
+    Waiting(SendError),
+}
+
+impl AuditorError {
+    /// Stable code.
+    pub fn code(&self) -> &'static str {
+        match self {
+            AuditorError::Client(_) => "ledger_unread",
+            AuditorError::Follow(_) => "ledger_unfollowed",
+            AuditorError::Journal(e) => e.code(),
+            AuditorError::NotAuditor { .. } => "not_enrolled",
+            AuditorError::Waiting(_) => "transaction_waiting",
+        }
+    }
+}
+
+/// Why a duty was not done.
+#[derive(Debug, thiserror::Error)]
+enum Undone {
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error(transparent)]
+    Send(#[from] SendError),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error(transparent)]
+    Move(#[from] MoveError),
+    #[error(transparent)]
+    Ask(#[from] AuditError),
+    #[error(transparent)]
+    Told(#[from] TellError),
+    #[error("the record of the receipt that signs {0} is not here")]
+    Lost(B256),
+}
+
+impl From<LibraryError> for Undone {
+    fn from(error: LibraryError) -> Self {
+        Undone::Move(error.into())
+    }
+}
+
+impl Undone {
+    fn code(&self) -> &'static str {
+        match self {
+            Undone::Client(_) => "ledger_unread",
+            Undone::Send(e) => send_code(e),
+            Undone::Journal(e) => e.code(),
+            Undone::Move(e) => e.code(),
+            Undone::Ask(e) => e.code(),
+            Undone::Told(e) => e.code(),
+            Undone::Lost(_) => "record_lost",
+        }
+    }
+}
+
+/// An auditor.
+pub struct Auditor {
+    ledger: Ledger,
+    sender: Sender,
+    auditor: Address,
+    library: Arc<Library>,
+    http: AuditClient,
+    docket: Docket,
+    journal: Journal,
+    options: AuditorOptions,
+    listener: Listener,
+    /// Batches that are being audited.
+    audits: BTreeMap<BatchId, Audit>,
+    /// Batches of which nothing is left to do.
+    over: BTreeSet<BatchId>,
+    /// Seats as they were counted last, and in which epoch.
+    seats: Option<(u64, u64)>,
+    /// Disputes whose end was told.
+    ended: BTreeSet<DisputeId>,
+    /// For how many seats it was told that there is too little stake.
+    lacked: Option<u64>,
+}
+
+impl Auditor {
+    /// The auditor with the sender's key, which must be enrolled as one. Goes on where an earlier start ended. Needs a TLS provider to be
+    /// installed.
+    pub async fn open(
+        ledger: Ledger,
+        sender: Sender,
+        library: Arc<Library>,
+        options: AuditorOptions,
+        listener: Listener,
+    ) -> Result<Auditor, AuditorError> {
+        let auditor = sender.account();
+        let node = ledger.node(auditor).await?;
+        if node.is_none_or(|node| node.roles & Role::Auditor as u8 == 0) {
+            let each = Amount(ledger.parameters().stakes.seatStake.into());
+            return Err(AuditorError::NotAuditor { node: auditor, each });
+        }
+        let genesis = ledger.client().genesis().await?;
+        let folder = options.folder.join(format!("{genesis:x}-{:x}-{auditor:x}", ledger.parts().directory));
+        let journal = Journal::open(folder)?;
+        let docket = Docket::open(ledger.clone(), auditor, &options.folder).await?;
+        Ok(Auditor {
+            ledger,
+            sender,
+            auditor,
+            library,
+            http: AuditClient::new(),
+            docket,
+            journal,
+            options,
+            listener,
+            audits: BTreeMap::new(),
+            over: BTreeSet::new(),
+            seats: None,
+            ended: BTreeSet::new(),
+            lacked: None,
+        })
+    }
+
+    /// The auditor's address.
+    pub fn address(&self) -> Address {
+        self.auditor
+    }
+
+    /// One round: everything that is due, once. Says how many duties were done.
+    pub async fn round(&mut self) -> Result<usize, AuditorError> {
+        self.some(usize::MAX).await
+    }
+
+    /// At most `most` of the duties that are due.
+    pub async fn some(&mut self, most: usize) -> Result<usize, AuditorError> {
+        for (_, ended) in self.sender.resume().await {
+            match ended {
+                Err(error) if error.may_retry() => return Err(AuditorError::Waiting(error)),
+                // What failed for good is asked of the ledger like everything else.
+                _ => {}
+            }
+        }
+        self.docket.update().await?;
+        let view = self.read().await?;
+        let mut done = 0;
+        for duty in due(&view).into_iter().take(most) {
+            match self.perform(&duty, &view).await {
+                Ok(event) => {
+                    done += usize::from(event.is_some());
+                    event.into_iter().for_each(|event| self.say(event));
+                }
+                Err(e) => self.failed(&name(&duty), e.code(), &e),
+            }
+        }
+        self.tidy(&view);
+        Ok(done)
+    }
+
+    fn say(&self, event: Event) {
+        (self.listener)(event);
+    }
+
+    fn failed(&self, what: &str, code: &'static str, reason: &dyn std::fmt::Display) {
+        self.say(Event::Failed { what: what.to_owned(), code, reason: reason.to_string() });
+    }
+
+    async fn perform(&mut self, duty: &Duty, view: &View) -> Result<Option<Event>, Undone> {
+        match duty {
+            Duty::TakeSeats(seats) => self.take_seats(*seats).await,
+            Duty::Lack(seats) => {
+                let needed = view.seats.each.saturating_mul((*seats).into()).saturating_sub(view.seats.free);
+                let told = self.lacked.replace(*seats) == Some(*seats);
+                Ok((!told).then_some(Event::LacksStake { seats: *seats, needed: Amount(needed) }))
+            }
+            Duty::Close(epoch) => {
+                let closed = close(&self.ledger, &self.sender, *epoch).await?;
+                Ok(closed.then_some(Event::Closed { epoch: *epoch }))
+            }
+            Duty::FixBeacon(epoch) => {
+                let fixed = fix_beacon(&self.ledger, &self.sender, *epoch).await?;
+                Ok(fixed.then_some(Event::BeaconFixed { epoch: *epoch }))
+            }
+            Duty::Work(id) => self.work(*id).await.map(|()| None),
+            Duty::Commit(id, member) => self.commit(*id, *member).await,
+            Duty::Reveal(id, member) => self.reveal(*id, *member).await,
+            Duty::Collect(id, member) => {
+                let BatchId { epoch, provider } = *id;
+                let call = Audits::collectCall { provider, epoch, member: U256::from(*member) };
+                let audits = self.ledger.parts().at.audits;
+                let sent = self.sender.send(&format!("collect for epoch {epoch}"), audits, &call).await;
+                Ok(once::<Audits::WrongPhase>(sent)?
+                    .then_some(Event::Collected { batch: *id, member: *member }))
+            }
+            Duty::Demand(id, refused) => self.demand(*id, *refused).await,
+            Duty::ProveSilence(id) => {
+                let DemandId { provider, epoch, index, kind } = *id;
+                let call = Objections::proveSilenceCall { provider, epoch, index, kind: kind.number() };
+                let at = self.ledger.parts().at.objections;
+                let sent = self.sender.send(&format!("show the silence of {provider}"), at, &call).await;
+                Ok(once::<Objections::NothingDemanded>(sent)?.then_some(Event::Silent { demand: *id }))
+            }
+            Duty::Open(id, sequence) => self.open_dispute(*id, *sequence).await,
+            Duty::Move(id, party) => {
+                let case = self.case(id).await?;
+                let model = self.library.model(case.record.receipt.receipt.model_root)?;
+                let moved = disputes::move_on(&self.ledger, &self.sender, case, model, *party).await?;
+                Ok(moved.then_some(Event::Moved { dispute: *id }))
+            }
+            Duty::TimeOut(id) => {
+                let ended = disputes::time_out(&self.ledger, &self.sender, id).await;
+                once2::<Disputes::NotYourTurn, Disputes::TooEarly>(ended)?;
+                Ok(None)
+            }
+            Duty::Acquit(id) => self.acquit(*id).await,
+            Duty::Contest(id) => self.contest(*id).await,
+        }
+    }
+
+    async fn take_seats(&mut self, seats: u64) -> Result<Option<Event>, Undone> {
+        let audits = self.ledger.parts().at.audits;
+        let slots = self.ledger.client().read(audits, &Audits::slotCountCall {}).await?;
+        let many = seats.min(SEATS_PER_CALL as u64);
+        let slots = (0..many).map(|i| slots.saturating_add(U256::from(i))).collect();
+        let call = Audits::takeSeatsCall { auditor: self.auditor, slots };
+        self.seats = None;
+        // Who took the same slots at the same time leaves others for the next round.
+        let taken =
+            once::<Audits::SlotTaken>(self.sender.send(&format!("take {many} seats"), audits, &call).await)?;
+        Ok(taken.then_some(Event::Seated { seats: many }))
+    }
+
+    /// A member's digests, in rising order of sequence numbers.
+    fn digests(&self, id: BatchId, member: u8) -> Vec<(u64, Hash)> {
+        let Some(audit) = self.audits.get(&id) else { return vec![] };
+        let me = NodeAddress::from_bytes(self.auditor.into_array());
+        let of = |(sequence, done): (&u64, &Done)| {
+            let trace = done.trace.filter(|_| done.members.contains(&member))?;
+            Some((*sequence, audit_digest(me, &audit.beacon.0, done.receipt, &trace)))
+        };
+        audit.work.done.iter().filter_map(of).collect()
+    }
+
+    async fn commit(&mut self, id: BatchId, member: u8) -> Result<Option<Event>, Undone> {
+        let digests = self.digests(id, member);
+        let root =
+            b256(&merkle::root(digests.iter().map(|(sequence, digest)| digest_leaf(*sequence, digest))));
+        let Some(audit) = self.audits.get_mut(&id) else { return Ok(None) };
+        let kept = audit.work.commitments.get(&member).filter(|kept| kept.root == root).copied();
+        let said = kept.unwrap_or_else(|| Commitment { root, salt: B256::from(secret::draw()) });
+        // Before anybody hears of it: who loses the salt cannot reveal.
+        audit.work.commitments.insert(member, said);
+        self.journal.write(id, &audit.work)?;
+        let BatchId { epoch, provider } = id;
+        let commitment = commitment(self.auditor, provider, epoch, member, root, said.salt);
+        let call = Audits::commitCall { provider, epoch, member: U256::from(member), commitment };
+        let audits = self.ledger.parts().at.audits;
+        self.sender.send(&format!("commit for epoch {epoch}"), audits, &call).await?;
+        Ok(Some(Event::Committed { batch: id, member }))
+    }
+
+    async fn reveal(&mut self, id: BatchId, member: u8) -> Result<Option<Event>, Undone> {
+        let said = self.audits.get(&id).and_then(|audit| audit.work.commitments.get(&member)).copied();
+        let Some(Commitment { root, salt }) = said else { return Ok(None) };
+        let BatchId { epoch, provider } = id;
+        let call = Audits::revealCall { provider, epoch, member: U256::from(member), root, salt };
+        let audits = self.ledger.parts().at.audits;
+        let sent = self.sender.send(&format!("reveal for epoch {epoch}"), audits, &call).await;
+        Ok(once::<Audits::WrongPhase>(sent)?.then_some(Event::Revealed { batch: id, member }))
+    }
+
+    async fn demand(&mut self, id: BatchId, refused: Refused) -> Result<Option<Event>, Undone> {
+        let Some(audit) = self.audits.get_mut(&id) else { return Ok(None) };
+        let BatchId { epoch, provider } = id;
+        let Refused { sequence, kind } = refused;
+        let index = sequence.saturating_sub(audit.batch.first);
+        // Before it is asked, so that who starts again does not ask twice for the bond.
+        audit.work.demanded.push((sequence, kind == DemandKind::Record));
+        self.journal.write(id, &audit.work)?;
+        let at = self.ledger.parts().at.objections;
+        let sent = match kind {
+            DemandKind::Leaf => {
+                let call = Objections::demandLeafCall { provider, epoch, index };
+                self.sender.send(&format!("demand leaf {index} of epoch {epoch}"), at, &call).await
+            }
+            DemandKind::Record => {
+                let Some((call, what)) = audit.record_demand(epoch, sequence) else { return Ok(None) };
+                self.sender.send(&what, at, &call).await
+            }
+        };
+        let asked = once::<Objections::AlreadyDemanded>(sent)?;
+        let demand = DemandId { provider, epoch, index, kind };
+        Ok(asked.then_some(Event::Demanded { demand }))
+    }
+
+    async fn open_dispute(&mut self, id: BatchId, sequence: u64) -> Result<Option<Event>, Undone> {
+        let Some(record) = self.journal.kept(id, sequence)? else { return Ok(None) };
+        let signed = &record.receipt;
+        let call = Disputes::openCall {
+            stated: (&signed.receipt).into(),
+            signature: signed.signature.as_bytes().to_vec().into(),
+            epoch: id.epoch,
+        };
+        let disputes = self.ledger.parts().at.disputes;
+        let sent = self.sender.send(&format!("dispute receipt {sequence}"), disputes, &call).await;
+        let opened = once::<Disputes::AlreadyDisputed>(sent)?;
+        if let Some(audit) = self.audits.get_mut(&id) {
+            audit.work.disputed.push(sequence);
+            self.journal.write(id, &audit.work)?;
+        }
+        Ok(opened.then_some(Event::Opened { batch: id, sequence }))
+    }
+
+    /// What a dispute is about.
+    async fn case(&self, id: &DisputeId) -> Result<Case, Undone> {
+        let from = self.docket.entries().disputes.get(id).copied().unwrap_or(0);
+        if let Some(record) = self.kept_as(id.name)? {
+            return Ok(Case { id: *id, from, stated: None, record });
+        }
+        let call = Audits::accusationOfCall { id: id.name };
+        let about = self.ledger.client().read(self.ledger.parts().at.audits, &call).await?;
+        let record = self.kept_as(about.receiptHash)?.ok_or(Undone::Lost(id.name))?;
+        Ok(Case { id: *id, from, stated: Some(Hash::from_bytes(about.traceRoot.0)), record })
+    }
+
+    fn kept_as(&self, name: B256) -> Result<Option<AnswerRecord>, JournalError> {
+        Ok(self.journal.all_kept()?.into_iter().find(|record| disputes::name_of(record) == name))
+    }
+
+    async fn acquit(&mut self, id: B256) -> Result<Option<Event>, Undone> {
+        let audits = self.ledger.parts().at.audits;
+        let about = self.ledger.client().read(audits, &Audits::accusationOfCall { id }).await?;
+        let batch = BatchId { epoch: about.epoch, provider: about.provider };
+        let digests = self.digests(batch, about.member);
+        let place = digests.iter().position(|(sequence, _)| *sequence == about.sequence);
+        let leaves: Vec<Hash> =
+            digests.iter().map(|(sequence, digest)| digest_leaf(*sequence, digest)).collect();
+        let Some(proof) = place.and_then(|place| merkle::prove(&leaves, place)) else { return Ok(None) };
+        let call = Audits::acquitCall { id, proof: (&proof).into() };
+        let sent = self.sender.send("open a digest that is doubted", audits, &call).await;
+        Ok(once::<Audits::WrongPhase>(sent)?.then_some(Event::Acquitted))
+    }
+
+    async fn contest(&mut self, id: B256) -> Result<Option<Event>, Undone> {
+        let audits = self.ledger.parts().at.audits;
+        let about = self.ledger.client().read(audits, &Audits::accusationOfCall { id }).await?;
+        let batch = BatchId { epoch: about.epoch, provider: about.provider };
+        let record = match self.kept_as(about.receiptHash)? {
+            Some(record) => record,
+            // What stands was not kept, and has to be asked for again before it can be disputed.
+            None => self.fetch_again(batch, about.sequence).await?.ok_or(Undone::Lost(about.receiptHash))?,
+        };
+        let call = Disputes::contestCall { id, stated: (&record.receipt.receipt).into() };
+        let disputes = self.ledger.parts().at.disputes;
+        let sent = self.sender.send("contest a stated trace root", disputes, &call).await;
+        Ok(once::<Audits::WrongPhase>(sent)?.then_some(Event::Contested))
+    }
+
+    /// Forgets what is over.
+    fn tidy(&mut self, view: &View) {
+        for dispute in &view.disputes {
+            if let disputes::Standing::Over { winner } = dispute.standing {
+                if self.ended.insert(dispute.id) {
+                    self.say(Event::Ended { dispute: dispute.id, winner });
+                }
+                self.docket.forget_dispute(&dispute.id);
+            }
+        }
+        for batch in &view.batches {
+            let drawn = batch.phase == Phase::Final || read::is_audited(batch.phase);
+            let unpaid = |m: &MemberView| m.phase == MemberPhase::Revealed;
+            let over = batch.phase == Phase::Final && !batch.members.iter().any(unpaid);
+            if drawn && batch.members.is_empty() || over {
+                self.over.insert(batch.id);
+                self.audits.remove(&batch.id);
+            }
+        }
+    }
+}
+
+fn name(duty: &Duty) -> String {
+    match duty {
+        Duty::TakeSeats(seats) => format!("taking {seats} seats"),
+        Duty::Lack(seats) => format!("taking {seats} seats"),
+        Duty::Close(epoch) => format!("closing epoch {epoch}"),
+        Duty::FixBeacon(epoch) => format!("fixing the beacon of epoch {epoch}"),
+        Duty::Work(id) => format!("auditing {} in epoch {}", id.provider, id.epoch),
+        Duty::Commit(id, _) => format!("committing for epoch {}", id.epoch),
+        Duty::Reveal(id, _) => format!("revealing for epoch {}", id.epoch),
+        Duty::Collect(id, _) => format!("collecting for epoch {}", id.epoch),
+        Duty::Demand(id, refused) => format!("demanding {} of epoch {}", refused.sequence, id.epoch),
+        Duty::ProveSilence(id) => format!("showing the silence of {}", id.provider),
+        Duty::Open(id, sequence) => format!("disputing receipt {sequence} of {}", id.provider),
+        Duty::Move(id, Party::Challenger) => format!("picking in the dispute over {}", id.name),
+        Duty::Move(id, Party::Defender) => format!("claiming in the dispute over {}", id.name),
+        Duty::TimeOut(id) => format!("ending the dispute over {}", id.name),
+        Duty::Acquit(id) => format!("answering accusation {id}"),
+        Duty::Contest(id) => format!("contesting accusation {id}"),
+    }
+}

@@ -1,0 +1,248 @@
+//! Reading what an auditor's duties follow from: at one block of the chain, and from its journal.
+
+use alloy_eips::BlockId;
+use alloy_primitives::{Address, B256, U256};
+use alloy_sol_types::SolCall;
+use assay_ledger::client::ClientError;
+use assay_ledger::contracts::{Audits, Epochs, Objections, Registry, Vault};
+use assay_ledger::docket::DemandId;
+use assay_ledger::ledger::Phase;
+use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
+
+use super::told::Drawn;
+use super::work::Audit;
+use super::{
+    AccusationView, Auditor, AuditorError, BatchId, BatchView, Bonds, MemberPhase, MemberView, SeatsView,
+    View, WorkView,
+};
+use crate::disputes::{Standing, standing};
+use crate::execution::Verdict;
+use crate::settlement::{DisputeView, auditors_of, party};
+
+/// Questions to the node that wait for their answers at the same time.
+const READS_AT_ONCE: usize = 16;
+/// Epochs back for which batches are looked at: longer than any windows of sane parameters take.
+const EPOCHS_BACK: u64 = 64;
+
+impl Auditor {
+    async fn at<C: SolCall>(&self, block: BlockId, to: Address, call: &C) -> Result<C::Return, ClientError> {
+        self.ledger.client().read_at(block, Address::ZERO, to, call).await
+    }
+
+    /// Reads everything.
+    pub(super) async fn read(&mut self) -> Result<View, AuditorError> {
+        let header = self.ledger.client().latest().await?;
+        let block = BlockId::from(header.hash);
+        let at = self.ledger.parts().at.clone();
+        let epoch = self.at(block, at.epochs, &Epochs::currentCall {}).await?;
+        let vault = self.at(block, at.vault, &Vault::balanceOfCall { account: self.auditor }).await?;
+        let stakes = self.ledger.parameters().stakes.clone();
+        self.docket.forget_batches(epoch.saturating_sub(EPOCHS_BACK));
+        let ids: Vec<BatchId> = self
+            .docket
+            .entries()
+            .batches
+            .iter()
+            .map(|(epoch, provider)| BatchId { epoch: *epoch, provider: *provider })
+            .filter(|id| !self.over.contains(id))
+            .collect();
+        let mut batches = Vec::with_capacity(ids.len());
+        for id in ids {
+            batches.extend(self.batch(block, header.timestamp, id).await?);
+        }
+        Ok(View {
+            now: header.timestamp,
+            block: header.number,
+            seats: self.seats(block, epoch).await?,
+            vault: u128::try_from(vault).unwrap_or(u128::MAX),
+            bonds: Bonds {
+                dispute: stakes.disputeBond.into(),
+                accusation: stakes.accusationBond.into(),
+                demand: stakes.demandBond.into(),
+            },
+            batches,
+            demands: self.demands(block).await?,
+            disputes: self.disputes().await?,
+            accusations: self.accusations(block).await?,
+        })
+    }
+
+    /// A batch; nothing if there is none.
+    async fn batch(
+        &mut self,
+        block: BlockId,
+        now: u64,
+        id: BatchId,
+    ) -> Result<Option<BatchView>, AuditorError> {
+        let at = self.ledger.parts().at.clone();
+        let BatchId { epoch, provider } = id;
+        let beacon = self.at(block, at.epochs, &Epochs::beaconOfCall { epoch }).await?;
+        let phase = self.ledger.phase_at(epoch, now, beacon.number, beacon.fixedAt);
+        let commit = u64::from(self.ledger.parameters().times.commitSeconds);
+        let mut view = BatchView {
+            id,
+            phase,
+            fixed_at: beacon.fixedAt,
+            commit_until: beacon.fixedAt.saturating_add(commit),
+            struck: false,
+            members: vec![],
+            work: WorkView::default(),
+        };
+        if beacon.fixedAt == 0 {
+            return Ok(Some(view));
+        }
+        if self.audits.get(&id).is_none_or(|audit| audit.beacon != beacon.value) {
+            let batch = self.at(block, at.epochs, &Epochs::batchOfCall { provider, epoch }).await?;
+            if batch.state == 0 {
+                return Ok(None);
+            }
+            let auditors = auditors_of(&self.ledger, provider, epoch, batch.panel).await?;
+            let mine = (0u8..).zip(&auditors).filter(|(_, auditor)| **auditor == self.auditor);
+            let members: Vec<u8> = mine.map(|(member, _)| member).collect();
+            let work = if members.is_empty() { super::Work::default() } else { self.journal.read(id)? };
+            let drawn = work.drawn.iter().flatten();
+            let drawn =
+                drawn.map(|(s, members)| (*s, Drawn { leaf: None, members: members.clone() })).collect();
+            let audit = Audit {
+                batch,
+                beacon: beacon.value,
+                members,
+                leaves: None,
+                drawn,
+                receipts: Default::default(),
+                refused: Default::default(),
+                lacking: Default::default(),
+                work,
+            };
+            self.audits.insert(id, audit);
+        }
+        let Some(audit) = self.audits.get(&id) else { return Ok(None) };
+        if audit.members.is_empty() {
+            return Ok(Some(view));
+        }
+        let node = self.at(block, at.registry, &Registry::isStruckCall { node: provider }).await?;
+        view.struck = node;
+        for member in audit.members.iter().copied() {
+            let call = Audits::memberOfCall { provider, epoch, member: U256::from(member) };
+            let known = self.at(block, at.audits, &call).await?;
+            let phase = match known.phase {
+                0 => MemberPhase::None,
+                1 => MemberPhase::Committed,
+                2 => MemberPhase::Revealed,
+                _ => MemberPhase::Over,
+            };
+            let journalled = audit.work.commitments.contains_key(&member);
+            view.members.push(MemberView { member, phase, journalled, accusations: known.accusations });
+        }
+        view.work = work_view(audit);
+        Ok(Some(view))
+    }
+
+    /// The seats that this auditor has and has not left, counted once an epoch.
+    async fn seats(&mut self, block: BlockId, epoch: u64) -> Result<SeatsView, AuditorError> {
+        let at = self.ledger.parts().at.clone();
+        let node = self.at(block, at.registry, &Registry::nodeOfCall { node: self.auditor }).await?;
+        let have = match self.seats {
+            Some((of, have)) if of == epoch => have,
+            _ => {
+                let slots = self.at(block, at.audits, &Audits::slotCountCall {}).await?;
+                let slots = u64::try_from(slots).unwrap_or(0);
+                let this = &*self;
+                let read = stream::iter(0..slots).map(async |slot| {
+                    let call = Audits::seatOfCall { slot: U256::from(slot) };
+                    let seat = this.at(block, at.audits, &call).await?;
+                    Ok::<_, ClientError>(seat.auditor == this.auditor && seat.until.to::<u64>() == 0)
+                });
+                let found: Vec<bool> = read.buffered(READS_AT_ONCE).try_collect().await?;
+                let have = found.into_iter().filter(|own| *own).count() as u64;
+                self.seats = Some((epoch, have));
+                have
+            }
+        };
+        // A struck node takes no seats.
+        let wanted = if node.struck { 0 } else { self.options.seats };
+        Ok(SeatsView {
+            have,
+            wanted,
+            free: node.stake.saturating_sub(node.reserved),
+            each: self.ledger.parameters().stakes.seatStake.into(),
+        })
+    }
+
+    async fn demands(&mut self, block: BlockId) -> Result<Vec<(DemandId, u64)>, AuditorError> {
+        let at = self.ledger.parts().at.objections;
+        let asked: Vec<DemandId> =
+            self.docket.entries().demands.keys().filter(|id| id.provider != self.auditor).copied().collect();
+        let mut open = Vec::new();
+        for id in asked {
+            let kind = id.kind.number();
+            let call =
+                Objections::demandKeyCall { provider: id.provider, epoch: id.epoch, index: id.index, kind };
+            let key = self.at(block, at, &call).await?;
+            let demand = self.at(block, at, &Objections::demandOfCall { key }).await?;
+            let until = demand.until.to::<u64>();
+            // Names stay until their batch is over: what was shown is read from the block that says so.
+            if until != 0 && demand.from == self.auditor {
+                open.push((id, until));
+            }
+        }
+        Ok(open)
+    }
+
+    async fn disputes(&self) -> Result<Vec<DisputeView>, AuditorError> {
+        let mut found = Vec::new();
+        for id in self.docket.entries().disputes.keys().filter(|id| id.challenger == self.auditor) {
+            let standing = standing(&self.ledger, id).await?;
+            if standing != Standing::None {
+                found.push(DisputeView { id: *id, party: party(id, self.auditor), standing });
+            }
+        }
+        Ok(found)
+    }
+
+    async fn accusations(&mut self, block: BlockId) -> Result<Vec<AccusationView>, AuditorError> {
+        let at = self.ledger.parts().at.audits;
+        let named: Vec<B256> = self.docket.entries().accusations.keys().copied().collect();
+        let mut open = Vec::new();
+        for id in named {
+            let about = self.at(block, at, &Audits::accusationOfCall { id }).await?;
+            if about.state == 3 {
+                self.docket.forget_accusation(&id);
+                continue;
+            }
+            if about.state != 1 || about.accused != self.auditor {
+                continue;
+            }
+            let batch = BatchId { epoch: about.epoch, provider: about.provider };
+            let of = |work: &super::Work| work.done.get(&about.sequence).and_then(|done| done.trace);
+            let own = match self.audits.get(&batch) {
+                Some(audit) => of(&audit.work),
+                None => of(&self.journal.read(batch)?),
+            };
+            let stated_is_own = own.is_some_and(|own| *own.as_bytes() == about.traceRoot.0);
+            open.push(AccusationView { id, until: about.until.to(), stated_is_own });
+        }
+        Ok(open)
+    }
+}
+
+fn work_view(audit: &Audit) -> WorkView {
+    let is_open = |sequence: &u64| !audit.work.done.contains_key(sequence);
+    let left = audit.pending().filter(|s| !audit.refused.contains(s) && !audit.lacking.contains_key(s));
+    let wrong = audit.work.done.iter().filter(|(_, done)| done.verdict == Verdict::Wrong);
+    let wrong = wrong.map(|(sequence, _)| *sequence).filter(|s| !audit.work.disputed.contains(s));
+    WorkView {
+        known: audit.work.drawn.is_some(),
+        left: left.count(),
+        waiting: audit.refused.iter().filter(|s| is_open(s)).count(),
+        refused: audit.refusals(),
+        lacking: audit.lacking.len(),
+        wrong: wrong.collect(),
+        demanded: audit.work.demanded.len(),
+    }
+}
+
+/// Whether an epoch's digests can still be asked for.
+pub(super) fn is_audited(phase: Phase) -> bool {
+    matches!(phase, Phase::Committing | Phase::Revealing | Phase::Objecting)
+}

@@ -1,0 +1,118 @@
+//! What a provider showed on the ledger because it was demanded: a leaf, then the record.
+//!
+//! Invariant: what is read here hashes to what the receipt signs, or the contract would not have taken it. It is executed like any other record, and
+//! cannot be disputed by this auditor: a dispute needs the provider's signature, which a contract never saw.
+
+use assay_core::answer::{AnswerRecord, Format};
+use assay_core::digest::ExecutionDigests;
+use assay_core::id::{
+    ChannelId, DigestRoot, ModelRoot, NodeAddress, Nonce, RequestHash, SignatureBytes, TranscriptRoot,
+};
+use assay_core::receipt::{Receipt, SignedReceipt};
+use assay_core::request::Request;
+use assay_core::transcript::Transcript;
+use assay_ledger::contracts::Objections;
+use assay_ledger::docket::{DemandId, DemandKind};
+
+use super::told::Drawn;
+use super::{Auditor, BatchId, Undone};
+use crate::execution::Shown;
+
+/// A receipt as a contract has it.
+fn receipt(r: &Objections::Receipt) -> Receipt {
+    Receipt {
+        provider: NodeAddress::from_bytes(r.provider.into_array()),
+        sequence: r.sequence,
+        model_root: ModelRoot::from_bytes(r.modelRoot.0),
+        request_hash: RequestHash::from_bytes(r.requestHash.0),
+        transcript_root: TranscriptRoot::from_bytes(r.transcriptRoot.0),
+        digest_root: DigestRoot::from_bytes(r.digestRoot.0),
+        prompt_tokens: r.promptTokens,
+        completion_tokens: r.completionTokens,
+        fee_micro_usd: r.feeMicroUsd,
+        payer_channel: ChannelId::from_bytes(r.payerChannel.0),
+        client_nonce: Nonce::from_bytes(r.clientNonce.0),
+        epoch: r.epoch,
+    }
+}
+
+impl Auditor {
+    /// Reads what was shown of a batch since the last time, and executes it.
+    pub(super) async fn read_shown(&mut self, id: BatchId) -> Result<(), Undone> {
+        let Some(audit) = self.audits.get(&id) else { return Ok(()) };
+        let (first, asked) = (audit.batch.first, audit.work.demanded.clone());
+        for (sequence, is_record) in asked {
+            let Some(audit) = self.audits.get(&id) else { return Ok(()) };
+            let known = if is_record {
+                audit.work.done.contains_key(&sequence)
+            } else {
+                audit.receipts.contains_key(&sequence)
+            };
+            if known {
+                continue;
+            }
+            let kind = if is_record { DemandKind::Record } else { DemandKind::Leaf };
+            let index = sequence.saturating_sub(first);
+            let demand = DemandId { provider: id.provider, epoch: id.epoch, index, kind };
+            // A demand that the log has not named yet cannot have been answered.
+            let Some(from) = self.docket.entries().demands.get(&demand).copied() else { continue };
+            if is_record {
+                if let Some(call) = self.ledger.shown(&demand, from).await? {
+                    self.execute_shown(id, sequence, &call).await?;
+                }
+            } else if let Some(opening) = self.ledger.opened(&demand, from).await? {
+                self.learn(id, sequence, opening);
+            }
+        }
+        Ok(())
+    }
+
+    /// Learns a receipt from a leaf that was opened.
+    fn learn(&mut self, id: BatchId, sequence: u64, opening: Objections::Opening) {
+        let rates = self.ledger.parameters().rates.clone();
+        let Some(audit) = self.audits.get_mut(&id) else { return };
+        if opening.isVoid {
+            // Nothing was signed for it: there is nothing to execute.
+            audit.refused.remove(&sequence);
+            audit.drawn.remove(&sequence);
+            return;
+        }
+        let found = receipt(&opening.receipt);
+        let members = audit.draw(id.provider, &rates).members_for(sequence, found.fee_micro_usd);
+        audit.receipts.insert(sequence, (found, Some(opening.proof)));
+        if members.is_empty() {
+            audit.refused.remove(&sequence);
+        } else {
+            audit.drawn.entry(sequence).or_insert(Drawn { leaf: None, members });
+        }
+    }
+
+    async fn execute_shown(
+        &mut self,
+        id: BatchId,
+        sequence: u64,
+        call: &Objections::answerRecordCall,
+    ) -> Result<(), Undone> {
+        let Some(audit) = self.audits.get(&id) else { return Ok(()) };
+        let Some((receipt, _)) = audit.receipts.get(&sequence).cloned() else { return Ok(()) };
+        let request: Vec<&[u8]> = call.request.iter().map(|item| item.as_ref()).collect();
+        let transcript: Vec<&[u8]> = call.transcript.iter().map(|item| item.as_ref()).collect();
+        let (Some(request), Some(transcript)) =
+            (Request::from_items(&request), Transcript::from_items(&transcript))
+        else {
+            // Embeddings, or what hashes right and is nothing: nobody can execute it from this.
+            let what = format!("reading what was shown of receipt {sequence} of {}", id.provider);
+            self.failed(&what, "record_unreadable", &"it is no request and answer");
+            return Ok(());
+        };
+        let record = AnswerRecord {
+            format: Format::V1,
+            receipt: SignedReceipt { receipt, domain: self.domain(), signature: SignatureBytes::ZERO },
+            request,
+            transcript,
+            digests: ExecutionDigests::default(),
+            generation: None,
+        };
+        self.execute(id, sequence, Shown::OnLedger(Box::new(record))).await
+    }
+}
