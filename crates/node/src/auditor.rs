@@ -46,7 +46,7 @@ use self::work::Audit;
 use crate::disputes::{self, Case, MoveError};
 use crate::execution::{Library, LibraryError};
 use crate::secret;
-use crate::settlement::{close, fix_beacon, once, once2, send_code};
+use crate::sending::{close, fix_beacon, once, once2, send_code};
 
 /// How an auditor works.
 #[derive(Clone, Debug)]
@@ -269,6 +269,14 @@ impl Auditor {
                 Ok(once::<Audits::WrongPhase>(sent)?
                     .then_some(Event::Collected { batch: *id, member: *member }))
             }
+            Duty::ProveAbsence(id, member) => {
+                let BatchId { epoch, provider } = *id;
+                let call = Audits::proveAbsenceCall { provider, epoch, member: U256::from(*member) };
+                let audits = self.ledger.parts().at.audits;
+                let sent =
+                    self.sender.send(&format!("show an absence in epoch {epoch}"), audits, &call).await;
+                Ok(once::<Audits::WrongPhase>(sent)?.then_some(Event::Absent { batch: *id, member: *member }))
+            }
             Duty::Demand(id, refused) => self.demand(*id, *refused).await,
             Duty::ProveSilence(id) => {
                 let DemandId { provider, epoch, index, kind } = *id;
@@ -286,8 +294,8 @@ impl Auditor {
             }
             Duty::TimeOut(id) => {
                 let ended = disputes::time_out(&self.ledger, &self.sender, id).await;
-                once2::<Disputes::NotYourTurn, Disputes::TooEarly>(ended)?;
-                Ok(None)
+                let done = once2::<Disputes::NotYourTurn, Disputes::TooEarly>(ended)?;
+                Ok(done.then_some(Event::TimedOut { dispute: *id }))
             }
             Duty::Acquit(id) => self.acquit(*id).await,
             Duty::Contest(id) => self.contest(*id).await,
@@ -446,7 +454,8 @@ impl Auditor {
         for batch in &view.batches {
             let drawn = batch.phase == Phase::Final || read::is_audited(batch.phase);
             let unpaid = |m: &MemberView| m.phase == MemberPhase::Revealed;
-            let over = batch.phase == Phase::Final && !batch.members.iter().any(unpaid);
+            let settled = !batch.members.iter().any(unpaid) && batch.absent.is_empty();
+            let over = batch.phase == Phase::Final && settled;
             if drawn && batch.members.is_empty() || over {
                 self.over.insert(batch.id);
                 self.audits.remove(&batch.id);
@@ -465,6 +474,9 @@ fn name(duty: &Duty) -> String {
         Duty::Commit(id, _) => format!("committing for epoch {}", id.epoch),
         Duty::Reveal(id, _) => format!("revealing for epoch {}", id.epoch),
         Duty::Collect(id, _) => format!("collecting for epoch {}", id.epoch),
+        Duty::ProveAbsence(id, member) => {
+            format!("showing that member {member} of epoch {} is absent", id.epoch)
+        }
         Duty::Demand(id, refused) => format!("demanding {} of epoch {}", refused.sequence, id.epoch),
         Duty::ProveSilence(id) => format!("showing the silence of {}", id.provider),
         Duty::Open(id, sequence) => format!("disputing receipt {sequence} of {}", id.provider),

@@ -12,6 +12,7 @@ pub mod host;
 pub mod key;
 pub mod provider;
 pub mod secret;
+mod sending;
 pub mod serving;
 pub mod settlement;
 pub mod store;

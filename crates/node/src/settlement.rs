@@ -11,6 +11,7 @@
 mod decide;
 mod desk;
 mod event;
+mod perform;
 mod read;
 mod records;
 mod shares;
@@ -25,15 +26,12 @@ use assay_core::id::{ModelRoot, NodeAddress};
 use assay_core::receipt::{Domain, SignedReceipt};
 use assay_ledger::amount::Amount;
 use assay_ledger::client::ClientError;
-use assay_ledger::contracts::{Audits, Channels, Disputes, Epochs, Objections, Registry};
-use assay_ledger::docket::{DemandId, DemandKind, DisputeId, Docket};
-use assay_ledger::epochs::{AppendError, Builder, Identity, OpenError, ProgressError, SealError};
+use assay_ledger::docket::{DisputeId, Docket};
+use assay_ledger::epochs::{AppendError, Builder, Identity, OpenError, ProgressError};
 use assay_ledger::follow::FollowError;
 use assay_ledger::ledger::{Ledger, Role};
-use assay_ledger::posting::{PostError, post};
+use assay_ledger::posting::PostError;
 use assay_ledger::sender::{SendError, Sender};
-use assay_ledger::voucher;
-use assay_verify::dispute::Party;
 use axum::Router;
 
 pub use self::decide::{
@@ -42,8 +40,10 @@ pub use self::decide::{
 };
 pub use self::desk::{AuditDesk, DeskError};
 pub use self::event::{Event, Listener};
-use crate::disputes::{self, Case, MoveError};
+use self::perform::name;
+use crate::disputes::{self, MoveError};
 use crate::execution::Library;
+use crate::sending::send_code;
 use crate::store::{ReceiptStore, StoreError};
 
 /// Records that are read at once.
@@ -147,16 +147,6 @@ impl Undone {
     }
 }
 
-/// A stable code for a transaction that failed.
-pub(crate) fn send_code(error: &SendError) -> &'static str {
-    match error {
-        SendError::NoGas { .. } => "no_gas",
-        SendError::Waiting { .. } | SendError::TooManyWaiting => "transaction_waiting",
-        SendError::Client(_) => "ledger_unread",
-        _ => "transaction_failed",
-    }
-}
-
 /// A provider's settlement.
 pub struct Settlement {
     ledger: Ledger,
@@ -206,13 +196,6 @@ impl Settlement {
         // Two ledgers may be on one chain, and two chains may share an id.
         let genesis = ledger.client().genesis().await?;
         let folder = options.folder.join(format!("{genesis:x}-{contract}-{provider:x}"));
-        std::fs::create_dir_all(&folder).map_err(|e| {
-            SettlementError::Open(OpenError::Storage(assay_ledger::epochs::StorageError::Disk {
-                file: folder.display().to_string(),
-                act: "make",
-                source: e,
-            }))
-        })?;
         let (builder, opened) = Builder::open(&folder, identity)?;
         let docket = Docket::open(ledger.clone(), provider, &options.folder).await?;
         let desk = Arc::new(AuditDesk::new(&ledger, identity, Arc::clone(&store), Arc::clone(&listener)));
@@ -372,163 +355,6 @@ impl Settlement {
         Ok(())
     }
 
-    async fn perform(&mut self, duty: &Duty) -> Result<Option<Event>, Undone> {
-        let at = self.ledger.parts().at.clone();
-        let provider = self.provider;
-        match duty {
-            Duty::Answer(id) => self.answer(id).await,
-            Duty::Move(id, party) => self.move_on(id, *party).await,
-            Duty::TimeOut(id) => {
-                let ended = disputes::time_out(&self.ledger, &self.sender, id).await;
-                once2::<Disputes::NotYourTurn, Disputes::TooEarly>(ended)?;
-                Ok(None)
-            }
-            Duty::Claim(channels) => self.claim(channels).await,
-            Duty::SettleIncome => {
-                let call = Channels::settleCall { receiver: provider };
-                let settled = self.sender.send("settle what was claimed", at.channels, &call).await;
-                Ok(once::<Channels::NothingToDo>(settled)?.then_some(Event::Income))
-            }
-            Duty::Missed(epoch) => {
-                self.builder.missed(*epoch)?;
-                Ok(Some(Event::Missed { epoch: *epoch }))
-            }
-            Duty::Post(epoch) => self.post(*epoch).await,
-            Duty::Close(epoch) => {
-                let closed = close(&self.ledger, &self.sender, *epoch).await?;
-                Ok(closed.then_some(Event::Closed { epoch: *epoch }))
-            }
-            Duty::FixBeacon(epoch) => {
-                let fixed = fix_beacon(&self.ledger, &self.sender, *epoch).await?;
-                Ok(fixed.then_some(Event::BeaconFixed { epoch: *epoch }))
-            }
-            Duty::Settle(epoch) => {
-                let call = Epochs::settleCall { provider, epoch: *epoch };
-                let settled = self.sender.send(&format!("settle epoch {epoch}"), at.epochs, &call).await;
-                if !once::<Epochs::AlreadyDone>(settled)? {
-                    return Ok(None);
-                }
-                let call = Epochs::batchOfCall { provider, epoch: *epoch };
-                let earned = self.ledger.client().read(at.epochs, &call).await?.providerPart;
-                Ok(Some(Event::Settled { epoch: *epoch, earned: Amount(earned.into()) }))
-            }
-            Duty::Release(epoch, bit) => self.release(*epoch, *bit).await,
-            Duty::Describe => {
-                let Some(node) = self.ledger.node(provider).await? else { return Ok(None) };
-                let described = &self.options.described;
-                let call = Registry::describeCall {
-                    node: provider,
-                    endpoint: described.endpoint.clone().unwrap_or(node.endpoint),
-                    priceList: described.price_list.unwrap_or(node.priceList),
-                };
-                self.sender.send("describe the node", at.registry, &call).await?;
-                Ok(Some(Event::Described))
-            }
-            Duty::Heartbeat => {
-                let call = Registry::heartbeatCall { node: provider };
-                self.sender.send("give a heartbeat", at.registry, &call).await?;
-                Ok(Some(Event::Heartbeat))
-            }
-        }
-    }
-
-    async fn claim(&mut self, channels: &[B256]) -> Result<Option<Event>, Undone> {
-        let domain = voucher::domain(self.ledger.client().chain_id(), self.ledger.parts().at.channels);
-        let mut claims = Vec::with_capacity(channels.len());
-        for claim in self.store.claims()? {
-            let id = voucher::channel_id(&claim.voucher.channel, &domain);
-            if !channels.contains(&id) {
-                continue;
-            }
-            let channel = self.ledger.channel(id).await?;
-            let total = claim.totalClaimed.min(channel.balance.into());
-            if total > u128::from(channel.claimed) {
-                claims.push(Channels::VoucherClaim { totalClaimed: total, ..claim });
-            }
-        }
-        if claims.is_empty() {
-            return Ok(None);
-        }
-        let at = self.ledger.parts().at.channels;
-        let what = format!("claim from {} channels", claims.len());
-        let together = self.sender.send(&what, at, &Channels::claimCall { claims: claims.clone() }).await;
-        let channels = match together {
-            Ok(_) => claims.len(),
-            Err(SendError::Reverted { .. }) if claims.len() > 1 => {
-                // A payer that is a contract can deny its voucher: the others are claimed without it.
-                let mut claimed = 0;
-                for claim in claims {
-                    let payer = claim.voucher.channel.payer;
-                    let call = Channels::claimCall { claims: vec![claim] };
-                    match self.sender.send("claim from a channel", at, &call).await {
-                        Ok(_) => claimed += 1,
-                        Err(e) => self.failed(&format!("claiming from {payer}"), send_code(&e), &e),
-                    }
-                }
-                claimed
-            }
-            Err(e) => return Err(e.into()),
-        };
-        Ok((channels > 0).then_some(Event::Claimed { channels }))
-    }
-
-    async fn post(&mut self, epoch: u64) -> Result<Option<Event>, Undone> {
-        let owners = self.options.owners.clone();
-        let before = assay_ledger::posting::listings(&self.ledger, &owners).await?;
-        let posted =
-            post(&self.ledger, &self.sender, &mut self.builder, epoch, &owners, Some(self.in_flight)).await;
-        let batch = match posted {
-            Ok(batch) => batch,
-            // Nothing can stand in it yet.
-            Err(PostError::Seal(SealError::Nothing { .. })) => return Ok(None),
-            Err(e) => return Err(e.into()),
-        };
-        self.keep_listings(epoch, &batch, before).await?;
-        Ok(Some(Event::Posted { epoch, count: batch.count, total: Amount(batch.total().into()) }))
-    }
-
-    async fn release(&mut self, epoch: u64, bit: u8) -> Result<Option<Event>, Undone> {
-        let Some(tree) = self.share_tree(epoch).await? else { return Ok(None) };
-        let Some(leaf) = tree.leaves.get(usize::from(bit)) else { return Ok(None) };
-        let model = ModelRoot::from_bytes(leaf.modelRoot.0);
-        let Some(call) = tree.release_call(self.identity.provider, epoch, &model) else { return Ok(None) };
-        let epochs = self.ledger.parts().at.epochs;
-        let released = self.sender.send(&format!("release a share of epoch {epoch}"), epochs, &call).await;
-        Ok(once::<Epochs::AlreadyDone>(released)?.then_some(Event::Released { epoch, model }))
-    }
-
-    async fn answer(&mut self, id: &DemandId) -> Result<Option<Event>, Undone> {
-        let objections = self.ledger.parts().at.objections;
-        let DemandId { provider, epoch, index, kind } = *id;
-        let sent = match kind {
-            DemandKind::Leaf => {
-                let opening = self.opening(epoch, index).await?;
-                let call = Objections::answerLeafCall { provider, epoch, index, opening };
-                self.sender.send(&format!("open leaf {index} of epoch {epoch}"), objections, &call).await
-            }
-            DemandKind::Record => {
-                let (request, transcript) = self.items(epoch, index)?;
-                let call = Objections::answerRecordCall { provider, epoch, index, request, transcript };
-                self.sender.send(&format!("show record {index} of epoch {epoch}"), objections, &call).await
-            }
-        };
-        Ok(once::<Objections::NothingDemanded>(sent)?.then_some(Event::Answered { demand: *id }))
-    }
-
-    async fn move_on(&mut self, id: &DisputeId, party: Party) -> Result<Option<Event>, Undone> {
-        let Some(record) = self.signed(id.name)? else {
-            return Err(Undone::Lost(format!(
-                "the record of the receipt that signs {} is not here",
-                id.name
-            )));
-        };
-        let model = self.library.model(record.receipt.receipt.model_root).map_err(MoveError::from)?;
-        let from = self.docket.entries().disputes.get(id).copied().unwrap_or(0);
-        let case = Case { id: *id, from, stated: None, record };
-        let moved = disputes::move_on(&self.ledger, &self.sender, case, model, party).await?;
-        Ok(moved.then_some(Event::Moved { dispute: *id }))
-    }
-
     /// Forgets what is over, and tells the builder what the ledger has done.
     fn tidy(&mut self, view: &View) -> Result<(), SettlementError> {
         for dispute in &view.disputes {
@@ -561,80 +387,4 @@ impl Settlement {
     fn failed(&self, what: &str, code: &'static str, reason: &dyn std::fmt::Display) {
         (self.listener)(Event::Failed { what: what.to_owned(), code, reason: reason.to_string() });
     }
-}
-
-fn name(duty: &Duty) -> String {
-    match duty {
-        Duty::Answer(id) => {
-            format!("answering a demand for {:?} {} of epoch {}", id.kind, id.index, id.epoch)
-        }
-        Duty::Move(id, _) => format!("moving in the dispute over {}", id.name),
-        Duty::TimeOut(id) => format!("ending the dispute over {}", id.name),
-        Duty::Claim(channels) => format!("claiming from {} channels", channels.len()),
-        Duty::SettleIncome => "settling what was claimed".into(),
-        Duty::Missed(epoch) => format!("taking back the batch of epoch {epoch}"),
-        Duty::Post(epoch) => format!("posting epoch {epoch}"),
-        Duty::Close(epoch) => format!("closing epoch {epoch}"),
-        Duty::FixBeacon(epoch) => format!("fixing the beacon of epoch {epoch}"),
-        Duty::Settle(epoch) => format!("settling epoch {epoch}"),
-        Duty::Release(epoch, bit) => format!("releasing share {bit} of epoch {epoch}"),
-        Duty::Describe => "describing the node".into(),
-        Duty::Heartbeat => "giving a heartbeat".into(),
-    }
-}
-
-/// Whether something was done now: a refusal that says that it stands is no error.
-pub(crate) fn once<E: alloy_sol_types::SolError>(
-    sent: Result<assay_ledger::sender::Mined, SendError>,
-) -> Result<bool, SendError> {
-    match sent {
-        Ok(_) => Ok(true),
-        Err(SendError::Reverted { reason, .. }) if reason.is::<E>() => Ok(false),
-        Err(e) => Err(e),
-    }
-}
-
-/// Likewise with two refusals that say so.
-pub(crate) fn once2<E: alloy_sol_types::SolError, F: alloy_sol_types::SolError>(
-    sent: Result<(), SendError>,
-) -> Result<bool, SendError> {
-    match sent {
-        Ok(()) => Ok(true),
-        Err(SendError::Reverted { reason, .. }) if reason.is::<E>() || reason.is::<F>() => Ok(false),
-        Err(e) => Err(e),
-    }
-}
-
-/// Ends an epoch's posting. Says whether that was done now.
-pub(crate) async fn close(ledger: &Ledger, sender: &Sender, epoch: u64) -> Result<bool, SendError> {
-    let call = Epochs::closeCall { epoch };
-    let sent = sender.send(&format!("close epoch {epoch}"), ledger.parts().at.epochs, &call).await;
-    once2::<Epochs::BeaconPending, Epochs::BeaconAlreadyFixed>(sent.map(drop))
-}
-
-/// Fixes an epoch's beacon, or names another block if the chain has forgotten the one that was named. Says whether it is fixed now.
-pub(crate) async fn fix_beacon(ledger: &Ledger, sender: &Sender, epoch: u64) -> Result<bool, SendError> {
-    match ledger.fix_beacon(sender, epoch).await {
-        Ok(_) => Ok(true),
-        Err(SendError::Reverted { reason, .. }) if reason.is::<Epochs::BeaconAlreadyFixed>() => Ok(false),
-        Err(SendError::Reverted { reason, .. }) if reason.is::<Epochs::WrongHeader>() => {
-            close(ledger, sender, epoch).await.map(|_| false)
-        }
-        Err(e) => Err(e),
-    }
-}
-
-/// Whose seat was drawn for each member of a panel, as the contract says.
-pub(crate) async fn auditors_of(
-    ledger: &Ledger,
-    provider: Address,
-    epoch: u64,
-    panel: u8,
-) -> Result<Vec<Address>, ClientError> {
-    let mut auditors = Vec::with_capacity(panel.into());
-    for member in 0..panel {
-        let call = Audits::auditorOfCall { provider, epoch, member: alloy_primitives::U256::from(member) };
-        auditors.push(ledger.client().read(ledger.parts().at.audits, &call).await?);
-    }
-    Ok(auditors)
 }

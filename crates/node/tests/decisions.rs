@@ -196,6 +196,7 @@ fn audits(phase: Phase, member: MemberPhase, work: WorkView) -> auditor::View {
             commit_until: FIXED + 800,
             struck: false,
             members: vec![member],
+            absent: vec![],
             work,
         }],
         demands: vec![],
@@ -235,6 +236,9 @@ fn an_auditor_executes_commits_reveals_and_collects() {
     let mut doubted = audits(Phase::Final, MemberPhase::Revealed, done());
     doubted.batches[0].members[0].accusations = 1;
     assert_eq!(auditor::due(&doubted), []);
+    let mut beside = audits(Phase::Objecting, MemberPhase::Revealed, done());
+    beside.batches[0].absent = vec![0];
+    assert_eq!(auditor::due(&beside), [Duty::ProveAbsence(ID, 0)]);
     let mut elsewhere = audits(committing, none, WorkView::default());
     elsewhere.batches[0].members.clear();
     assert_eq!(auditor::due(&elsewhere), [], "another's panel");

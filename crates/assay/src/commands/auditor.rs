@@ -149,12 +149,16 @@ fn listener() -> Listener {
         Event::Collected { batch, member } => {
             tracing::info!(provider = %batch.provider, epoch = batch.epoch, member, "collected")
         }
+        Event::Absent { batch, member } => {
+            tracing::info!(provider = %batch.provider, epoch = batch.epoch, member, "showed that a member is absent")
+        }
         Event::Closed { epoch } => tracing::info!(epoch, "closed"),
         Event::BeaconFixed { epoch } => tracing::info!(epoch, "beacon fixed"),
         Event::Opened { batch, sequence } => {
             tracing::warn!(provider = %batch.provider, epoch = batch.epoch, sequence, "disputed")
         }
         Event::Moved { dispute } => tracing::info!(name = %dispute.name, "moved in a dispute"),
+        Event::TimedOut { dispute } => tracing::info!(name = %dispute.name, "the other party was late"),
         Event::Ended { dispute, winner } => tracing::info!(name = %dispute.name, ?winner, "a dispute ended"),
         Event::Acquitted => tracing::info!("a doubt was answered with the digest"),
         Event::Contested => tracing::info!("a stated trace root is contested"),

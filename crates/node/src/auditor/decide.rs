@@ -88,6 +88,8 @@ pub struct BatchView {
     pub struck: bool,
     /// This auditor's places on its panel.
     pub members: Vec<MemberView>,
+    /// Others' places of which nothing was revealed in time.
+    pub absent: Vec<u8>,
     /// How far its work is.
     pub work: WorkView,
 }
@@ -176,6 +178,8 @@ pub enum Duty {
     Reveal(BatchId, u8),
     /// Collect a member's part.
     Collect(BatchId, u8),
+    /// Show that another member has revealed nothing: its part would be nobody's for ever.
+    ProveAbsence(BatchId, u8),
     /// Ask on the ledger for what a provider refuses.
     Demand(BatchId, Refused),
     /// Show that a demand was not answered.
@@ -253,6 +257,9 @@ pub fn due(view: &View) -> Vec<Duty> {
             Some(Common::FixBeacon(epoch)) => duties.push(Duty::FixBeacon(epoch)),
             _ => {}
         }
+    }
+    for batch in view.batches.iter().filter(|b| matches!(b.phase, Phase::Objecting | Phase::Final)) {
+        duties.extend(batch.absent.iter().map(|member| Duty::ProveAbsence(batch.id, *member)));
     }
     for batch in view.batches.iter().filter(|b| b.phase == Phase::Final) {
         let paid = batch.members.iter().filter(|m| m.phase == MemberPhase::Revealed && m.accusations == 0);

@@ -85,6 +85,13 @@ pub enum Event {
         /// As which member.
         member: u8,
     },
+    /// The absence of another member was shown.
+    Absent {
+        /// From the panel of which batch.
+        batch: BatchId,
+        /// Which member.
+        member: u8,
+    },
     /// An epoch's posting was closed.
     Closed {
         /// Which.
@@ -105,6 +112,11 @@ pub enum Event {
     /// A move was made in a dispute.
     Moved {
         /// In which.
+        dispute: DisputeId,
+    },
+    /// A dispute was ended in which the other party's move was late.
+    TimedOut {
+        /// Which.
         dispute: DisputeId,
     },
     /// A dispute ended.
@@ -144,10 +156,12 @@ impl Event {
             Event::Committed { .. } => "committed",
             Event::Revealed { .. } => "revealed",
             Event::Collected { .. } => "collected",
+            Event::Absent { .. } => "absent",
             Event::Closed { .. } => "closed",
             Event::BeaconFixed { .. } => "beacon_fixed",
             Event::Opened { .. } => "opened",
             Event::Moved { .. } => "moved",
+            Event::TimedOut { .. } => "timed_out",
             Event::Ended { .. } => "ended",
             Event::Acquitted => "acquitted",
             Event::Contested => "contested",

@@ -17,7 +17,8 @@ use super::{
 };
 use crate::disputes::{Standing, standing};
 use crate::execution::Verdict;
-use crate::settlement::{DisputeView, auditors_of, party};
+use crate::sending::auditors_of;
+use crate::settlement::{DisputeView, party};
 
 /// Questions to the node that wait for their answers at the same time.
 const READS_AT_ONCE: usize = 16;
@@ -86,6 +87,7 @@ impl Auditor {
             commit_until: beacon.fixedAt.saturating_add(commit),
             struck: false,
             members: vec![],
+            absent: vec![],
             work: WorkView::default(),
         };
         if beacon.fixedAt == 0 {
@@ -99,6 +101,7 @@ impl Auditor {
             let auditors = auditors_of(&self.ledger, provider, epoch, batch.panel).await?;
             let mine = (0u8..).zip(&auditors).filter(|(_, auditor)| **auditor == self.auditor);
             let members: Vec<u8> = mine.map(|(member, _)| member).collect();
+            let panel = batch.panel;
             let work = if members.is_empty() { super::Work::default() } else { self.journal.read(id)? };
             let drawn = work.drawn.iter().flatten();
             let drawn =
@@ -106,6 +109,7 @@ impl Auditor {
             let audit = Audit {
                 batch,
                 beacon: beacon.value,
+                panel,
                 members,
                 leaves: None,
                 drawn,
@@ -122,7 +126,12 @@ impl Auditor {
         }
         let node = self.at(block, at.registry, &Registry::isStruckCall { node: provider }).await?;
         view.struck = node;
-        for member in audit.members.iter().copied() {
+        for member in 0..audit.panel {
+            let own = audit.members.contains(&member);
+            // What others have revealed is of interest when their time is over.
+            if !own && !matches!(phase, Phase::Objecting | Phase::Final) {
+                continue;
+            }
             let call = Audits::memberOfCall { provider, epoch, member: U256::from(member) };
             let known = self.at(block, at.audits, &call).await?;
             let phase = match known.phase {
@@ -131,8 +140,12 @@ impl Auditor {
                 2 => MemberPhase::Revealed,
                 _ => MemberPhase::Over,
             };
-            let journalled = audit.work.commitments.contains_key(&member);
-            view.members.push(MemberView { member, phase, journalled, accusations: known.accusations });
+            if own {
+                let journalled = audit.work.commitments.contains_key(&member);
+                view.members.push(MemberView { member, phase, journalled, accusations: known.accusations });
+            } else if matches!(phase, MemberPhase::None | MemberPhase::Committed) {
+                view.absent.push(member);
+            }
         }
         view.work = work_view(audit);
         Ok(Some(view))

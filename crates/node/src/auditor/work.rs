@@ -24,7 +24,8 @@ use crate::execution::{Executed, ExecutionError, LibraryError, Shown, Verdict};
 pub(super) struct Audit {
     pub(super) batch: Epochs::Batch,
     pub(super) beacon: B256,
-    /// The auditor's places on the panel.
+    /// How many places the panel has, and which are the auditor's.
+    pub(super) panel: u8,
     pub(super) members: Vec<u8>,
     /// All leaves, once the provider has told them.
     pub(super) leaves: Option<Vec<Option<AuditLeaf>>>,

@@ -44,6 +44,27 @@ pub struct View {
     pub own: OwnView,
 }
 
+impl View {
+    /// A provider that is enrolled and has nothing, at a time.
+    pub fn at(now: u64, block: u64) -> View {
+        View {
+            now,
+            block,
+            epoch_began: 0,
+            node: NodeView { struck: false, heartbeat: now, endpoint: String::new(), price_list: B256::ZERO },
+            unsettled: 0,
+            last_posted: None,
+            last_settled: None,
+            channels: vec![],
+            epochs: vec![],
+            batches: vec![],
+            demands: vec![],
+            disputes: vec![],
+            own: OwnView::default(),
+        }
+    }
+}
+
 /// The provider's node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeView {
@@ -274,28 +295,6 @@ fn claims(view: &View, posts: bool) -> Vec<B256> {
 
 fn is_payable(batch: &BatchView, view: &View) -> bool {
     !batch.settled && view.now > batch.open_until && batch.previous == view.last_settled
-}
-
-/// What a view of nothing is: for tests and simulations to begin with.
-impl View {
-    /// A provider that is enrolled and has nothing, at a time.
-    pub fn at(now: u64, block: u64) -> View {
-        View {
-            now,
-            block,
-            epoch_began: 0,
-            node: NodeView { struck: false, heartbeat: now, endpoint: String::new(), price_list: B256::ZERO },
-            unsettled: 0,
-            last_posted: None,
-            last_settled: None,
-            channels: vec![],
-            epochs: vec![],
-            batches: vec![],
-            demands: vec![],
-            disputes: vec![],
-            own: OwnView::default(),
-        }
-    }
 }
 
 /// Whose word a dispute is about, from the addresses of its parties.

@@ -75,6 +75,11 @@ pub enum Event {
         /// In which.
         dispute: DisputeId,
     },
+    /// A dispute was ended in which the other party's move was late.
+    TimedOut {
+        /// Which.
+        dispute: DisputeId,
+    },
     /// A dispute ended.
     Ended {
         /// Which.
@@ -123,6 +128,7 @@ impl Event {
             Event::Released { .. } => "released",
             Event::Answered { .. } => "answered",
             Event::Moved { .. } => "moved",
+            Event::TimedOut { .. } => "timed_out",
             Event::Ended { .. } => "ended",
             Event::Described => "described",
             Event::Heartbeat => "heartbeat",

@@ -16,9 +16,10 @@ use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use super::desk::Panel;
 use super::{
     BatchView, ChannelView, DemandView, DisputeView, EpochView, NodeView, OwnView, Settlement,
-    SettlementError, View, auditors_of, party,
+    SettlementError, View, party,
 };
 use crate::disputes::{Standing, standing};
+use crate::sending::auditors_of;
 
 /// Questions to the node that wait for their answers at the same time.
 const READS_AT_ONCE: usize = 16;

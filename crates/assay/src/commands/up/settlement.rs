@@ -86,6 +86,7 @@ fn listener() -> Listener {
             tracing::info!(epoch = demand.epoch, index = demand.index, "answered a demand")
         }
         Event::Moved { dispute } => tracing::info!(name = %dispute.name, "moved in a dispute"),
+        Event::TimedOut { dispute } => tracing::info!(name = %dispute.name, "the other party was late"),
         Event::Ended { dispute, winner } => tracing::info!(name = %dispute.name, ?winner, "a dispute ended"),
         Event::Described => tracing::info!("described on the ledger"),
         Event::Heartbeat => tracing::debug!("heartbeat"),
