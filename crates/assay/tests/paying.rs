@@ -197,7 +197,8 @@ async fn a_gateway_pays_a_provider_and_the_books_agree() {
     assert_eq!(early["balance"], held["balance"], "the provider has an hour");
     for call in [json!(["evm_increaseTime", [3_601]]), json!(["evm_mine", []])] {
         let call = json!({"jsonrpc": "2.0", "id": 1, "method": call[0], "params": call[1]});
-        let done: Value = asker.client.post(&chain.url).json(&call).send().await.unwrap().json().await.unwrap();
+        let done: Value =
+            asker.client.post(&chain.url).json(&call).send().await.unwrap().json().await.unwrap();
         assert_eq!(done.get("error"), None, "{done}");
     }
     let back = lanes(&["--collect"]);
