@@ -19,7 +19,7 @@ use serde_json::{Map, Value, json};
 use tokio::time::timeout;
 
 use crate::metrics::{Finish, Metrics};
-use crate::{Event, Generation, Logprob, Refusal};
+use crate::{Event, Generation, Logprob, Refusal, Source};
 
 /// Parts of a stream that are ready to be sent.
 pub(crate) type Ready = VecDeque<String>;
@@ -203,6 +203,11 @@ impl Choices {
     /// Ids of the receipts that complete answers will have, in order of index.
     pub(crate) fn receipts(&self) -> Vec<ReceiptId> {
         self.running.iter().filter_map(|r| r.generation.as_ref().map(|g| g.receipt_id)).collect()
+    }
+
+    /// Who answers, in order of index.
+    pub(crate) fn sources(&self) -> Vec<Source> {
+        self.running.iter().filter_map(|r| r.generation.as_ref()?.source).collect()
     }
 
     fn len(&self) -> usize {

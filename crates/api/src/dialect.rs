@@ -20,9 +20,9 @@ use tokio::time::timeout;
 use crate::answer::{Meter, stopped};
 use crate::metrics::Finish;
 pub(crate) use crate::parameters::body_object as object;
-use crate::server::{RECEIPT_HEADER, RequestId, Shared};
+use crate::server::{RECEIPT_HEADER, RequestId, Shared, with_sources};
 pub(crate) use crate::server::{Received, receive};
-use crate::{Event, Generation, Inference, ModelCard, Order, Refusal, Task};
+use crate::{Event, Generation, Inference, ModelCard, Order, Refusal, Source, Task};
 
 /// The name that the server gave this request.
 pub(crate) fn request_id(request: &Request) -> String {
@@ -163,13 +163,32 @@ pub(crate) async fn stream<D: Dialect>(
 }
 
 /// A streamed response of this type, with its receipt's id.
-pub(crate) fn streamed(body: Body, content_type: &'static str, receipt: ReceiptId) -> Response {
+pub(crate) fn streamed(body: Body, content_type: &'static str, promised: Promised) -> Response {
     let headers = [
         (header::CONTENT_TYPE, content_type),
         (header::CACHE_CONTROL, "no-cache"),
         (HeaderName::from_static("x-accel-buffering"), "no"),
     ];
-    with_receipt((headers, body).into_response(), receipt)
+    promised.on((headers, body).into_response())
+}
+
+/// What is known of an answer before it ends.
+#[derive(Clone, Copy)]
+pub(crate) struct Promised {
+    receipt: ReceiptId,
+    source: Option<Source>,
+}
+
+impl Promised {
+    /// Of an answer that has begun.
+    pub(crate) fn by(generation: &Generation) -> Promised {
+        Promised { receipt: generation.receipt_id, source: generation.source }
+    }
+
+    /// Says it in the response's headers.
+    pub(crate) fn on(self, response: Response) -> Response {
+        with_sources(with_receipt(response, self.receipt), self.source.as_slice())
+    }
 }
 
 /// Adds the receipt's id.

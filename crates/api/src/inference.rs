@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use assay_core::answer::AnswerRecord;
 use assay_core::embedding::{EmbeddingRecord, EmbeddingRequest, Record};
-use assay_core::id::{ChannelId, ModelRoot, Nonce, ReceiptId};
+use assay_core::id::{ChannelId, ModelRoot, NodeAddress, Nonce, ReceiptId};
 use assay_core::payment::Payment;
 use assay_core::price::Price;
 use assay_core::receipt::Domain;
@@ -187,8 +187,19 @@ pub struct Generation {
     pub receipt_id: ReceiptId,
     /// Tokens of the rendered prompt.
     pub prompt_tokens: u32,
+    /// Who answers, if that is known.
+    pub source: Option<Source>,
     /// What happens; ends with [`Event::End`] or [`Event::Failed`].
     pub events: mpsc::Receiver<Event>,
+}
+
+/// Who answers, and what it asks for that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// The provider that signs the receipt.
+    pub provider: NodeAddress,
+    /// Its price; nothing if it is free.
+    pub price: Option<Price>,
 }
 
 /// A step of an answer.

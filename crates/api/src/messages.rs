@@ -78,7 +78,7 @@ async fn answer<I: Inference>(s: &Shared<I>, request: Request) -> Result<Respons
     let parsed = parse::message(&body)?;
     let card = find(s.inference.as_ref(), &parsed.model)?;
     let (generation, meter) = dialect::generate(s, &received, &card, parsed.request(card.root)).await?;
-    let receipt = generation.receipt_id;
+    let (receipt, promised) = (generation.receipt_id, dialect::Promised::by(&generation));
     let frame = Frame {
         id: format!("msg_{}", receipt.to_string().get(2..34).unwrap_or_default()),
         model: parsed.model,
@@ -90,10 +90,10 @@ async fn answer<I: Inference>(s: &Shared<I>, request: Request) -> Result<Respons
         let prompt_tokens = generation.prompt_tokens;
         let events = Events { frame, prompt_tokens, open: None, blocks: 0, pinged: false, called: false };
         let body = dialect::stream(generation, events, meter, s.options.keep_alive).await?;
-        return Ok(dialect::streamed(body, "text/event-stream; charset=utf-8", receipt));
+        return Ok(dialect::streamed(body, "text/event-stream; charset=utf-8", promised));
     }
     let whole = dialect::collect(generation, meter).await?;
-    Ok(dialect::with_receipt(Json(frame.whole(whole)).into_response(), receipt))
+    Ok(promised.on(Json(frame.whole(whole)).into_response()))
 }
 
 async fn count_tokens<I: Inference>(s: &Shared<I>, request: Request) -> Result<Response, Refusal> {

@@ -120,12 +120,12 @@ async fn answer<I: Inference>(s: &Shared<I>, shape: Shape, request: Request) -> 
         return Ok(Json(line).into_response());
     };
     let (generation, meter) = dialect::generate(s, &received, &card, request).await?;
-    let receipt = generation.receipt_id;
+    let promised = dialect::Promised::by(&generation);
     let frame = Frame::new(shape, parsed.model, received.started, received.inline);
     if parsed.stream {
         let lines = Lines { frame, call: None, first: None };
         let body = dialect::stream(generation, lines, meter, s.options.keep_alive).await?;
-        return Ok(dialect::streamed(body, "application/x-ndjson", receipt));
+        return Ok(dialect::streamed(body, "application/x-ndjson", promised));
     }
     let whole = dialect::collect(generation, meter).await?;
     let (mut text, mut calls) = (String::new(), Vec::new());
@@ -145,7 +145,7 @@ async fn answer<I: Inference>(s: &Shared<I>, shape: Shape, request: Request) -> 
     if frame.inline {
         line["assay_receipt"] = json!(*whole.record);
     }
-    Ok(dialect::with_receipt(Json(line).into_response(), receipt))
+    Ok(promised.on(Json(line).into_response()))
 }
 
 /// A call as Ollama shows it, or nothing if it was cut off: nobody should execute half of one.

@@ -10,7 +10,9 @@ use axum::Json;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse as _, Response};
 
-use crate::server::{Shared, answer_id, events, generator, now_s, receive, start, with_receipts};
+use crate::server::{
+    Shared, answer_id, events, generator, now_s, receive, start, with_receipts, with_sources,
+};
 use crate::{Inference, Refusal, answer};
 use object::Frame;
 pub(crate) use parse::parse;
@@ -25,7 +27,7 @@ pub(crate) async fn route<I: Inference>(
     let asked = parse(&received.body)?;
     let card = generator(s.inference.as_ref(), &asked.parsed.model)?;
     let choices = start(&s, &received, &card, asked.parsed.requests(card.root)).await?;
-    let receipts = choices.receipts();
+    let (receipts, sources) = (choices.receipts(), choices.sources());
     let frame =
         Frame { hex: answer_id("", &receipts), created: now_s(), inline: received.inline, echo: asked.echo };
     let stream = asked.parsed.stream;
@@ -37,5 +39,5 @@ pub(crate) async fn route<I: Inference>(
         let answers = answer::collect(choices).await?;
         Json(frame.whole(&answers)).into_response()
     };
-    Ok(with_receipts(response, &receipts))
+    Ok(with_sources(with_receipts(response, &receipts), &sources))
 }

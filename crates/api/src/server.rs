@@ -31,11 +31,13 @@ use crate::parameters::{Route, parse};
 use crate::refusal::Refused;
 use crate::x402::{self, Paid};
 use crate::{
-    ApiKey, Arriving, Caller, Inference, ModelCard, Order, Refusal, Task, batches, embeddings, messages,
-    ollama, responses,
+    ApiKey, Arriving, Caller, Inference, ModelCard, Order, Refusal, Source, Task, batches, embeddings,
+    messages, ollama, responses,
 };
 
 pub(crate) const RECEIPT_HEADER: HeaderName = HeaderName::from_static("x-assay-receipt");
+const PROVIDER_HEADER: HeaderName = HeaderName::from_static("x-assay-provider");
+const ASKED_HEADER: HeaderName = HeaderName::from_static("x-assay-price");
 const NONCE_HEADER: &str = "x-assay-nonce";
 const PRICE_HEADER: &str = "x-assay-price-max";
 /// What OpenAI's clients count their retries in.
@@ -165,12 +167,9 @@ fn shared<I: Inference>(inference: Arc<I>, options: ServerOptions) -> Shared<I> 
 }
 
 fn routes<I: Inference>(server: Shared<I>, desk: MaybeDesk, more: Router) -> Router {
-    let cors = CorsLayer::permissive().expose_headers([
-        RECEIPT_HEADER,
-        REQUEST_ID_HEADER,
-        x402::REQUIRED,
-        x402::RESPONSE,
-    ]);
+    let exposed =
+        [RECEIPT_HEADER, REQUEST_ID_HEADER, PROVIDER_HEADER, ASKED_HEADER, x402::REQUIRED, x402::RESPONSE];
+    let cors = CorsLayer::permissive().expose_headers(exposed);
     Router::new()
         .route("/v1/chat/completions", post(chat::<I>))
         .route("/v1/completions", post(completions::<I>))
@@ -283,6 +282,7 @@ async fn answer_route<I: Inference>(
     let parsed = parse(route, &received.body)?;
     let card = generator(s.inference.as_ref(), &parsed.model)?;
     let choices = start(&s, &received, &card, parsed.requests(card.root)).await?;
+    let sources = choices.sources();
     let (receipts, count) = (choices.receipts(), parsed.prompts.len() * parsed.n as usize);
     let frame = Frame {
         id: answer_id(if route == Route::Chat { "chatcmpl-" } else { "cmpl-" }, &receipts),
@@ -314,7 +314,7 @@ async fn answer_route<I: Inference>(
             Json(answer::completions::whole(&frame, logprobs, &answers)).into_response()
         }
     };
-    Ok(with_receipts(response, &receipts))
+    Ok(with_sources(with_receipts(response, &receipts), &sources))
 }
 
 /// Seconds since 1970.
@@ -343,6 +343,21 @@ pub(crate) fn with_receipts(mut response: Response, receipts: &[ReceiptId]) -> R
     let all: Vec<String> = receipts.iter().map(ReceiptId::to_string).collect();
     if let Ok(value) = HeaderValue::from_str(&all.join(", ")) {
         response.headers_mut().insert(RECEIPT_HEADER, value);
+    }
+    response
+}
+
+/// Names who answers, and their prices, in the order of the receipts.
+pub(crate) fn with_sources(mut response: Response, sources: &[Source]) -> Response {
+    let providers: Vec<String> = sources.iter().map(|s| s.provider.to_string()).collect();
+    let price = |s: &Source| s.price.map_or_else(|| "0.00/0.00".to_owned(), |price| price.to_string());
+    let prices: Vec<String> = sources.iter().map(price).collect();
+    for (name, values) in [(PROVIDER_HEADER, providers), (ASKED_HEADER, prices)] {
+        if !values.is_empty()
+            && let Ok(value) = HeaderValue::from_str(&values.join(", "))
+        {
+            response.headers_mut().insert(name, value);
+        }
     }
     response
 }

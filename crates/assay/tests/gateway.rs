@@ -43,6 +43,8 @@ impl Gateway {
         let response = self.ask(body).await;
         assert_eq!(response.status(), 200, "{}", response.text().await.unwrap());
         let receipt = response.headers()["x-assay-receipt"].to_str().unwrap().to_owned();
+        assert_eq!(response.headers()["x-assay-price"], "100.00/100.00");
+        assert_eq!(response.headers()["x-assay-provider"].len(), 42);
         let answer: Value = response.json().await.unwrap();
         let text = answer["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
         (text, receipt, answer["usage"]["total_tokens"].as_u64().unwrap())

@@ -8,9 +8,14 @@ use std::path::Path;
 use std::process::{Child, Output, Stdio};
 
 use assay_core::id::ReceiptId;
+use assay_ledger::client::Client;
+use assay_ledger::contracts::Channels;
+use assay_ledger::ledger::Ledger;
+use assay_ledger::sender::{Policy, Sender};
+use assay_node::key::NodeKey;
 use assay_node::store::ReceiptStore;
 use harness::{Node, assay, chat, client, command, stderr, stdout};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const PRICE: &str = "100/100";
 
@@ -48,7 +53,7 @@ fn fine(home: &Path, args: &[&str]) -> Output {
     output
 }
 
-fn json(home: &Path, args: &[&str]) -> Value {
+fn told(home: &Path, args: &[&str]) -> Value {
     serde_json::from_str(&stdout(&fine(home, &[args, &["--json"]].concat()))).unwrap()
 }
 
@@ -86,7 +91,7 @@ async fn a_gateway_pays_a_provider_and_the_books_agree() {
     let [operator, seller, buyer] = [homes[0].path(), homes[1].path(), homes[2].path()];
     let chain = Chain::start(operator);
     let directory = {
-        let deployed = json(operator, &["ledger", "deploy", "--rpc", &chain.url]);
+        let deployed = told(operator, &["ledger", "deploy", "--rpc", &chain.url]);
         deployed["directory"].as_str().unwrap().to_owned()
     };
     for home in [seller, buyer] {
@@ -110,7 +115,7 @@ async fn a_gateway_pays_a_provider_and_the_books_agree() {
     assert_eq!(unpaid["error"]["code"], "payment_required");
 
     fine(buyer, &["deposit", "20"]);
-    let made = json(buyer, &["keys", "create", "test", "--credit", "5"]);
+    let made = told(buyer, &["keys", "create", "test", "--credit", "5"]);
     let asker = Asker { client: http, secret: made["secret"].as_str().unwrap().to_owned() };
     let start = |at: &str, url: &str| {
         let mut gateway = command(buyer);
@@ -168,5 +173,35 @@ async fn a_gateway_pays_a_provider_and_the_books_agree() {
     assert!((1..=2).contains(&claims.len()));
     // The one that was cut off may have been completed; nothing else was charged beside what was answered.
     assert!([receipts.len(), receipts.len() + 1].contains(&all.len()));
-    drop(chain);
+
+    // The provider claims it; the gateway's owner takes the rest back, when the provider has had its time.
+    let rpc = Client::connect(&chain.url).await.unwrap();
+    let ledger = Ledger::at(rpc.clone(), directory.parse().unwrap()).await.unwrap();
+    let key = NodeKey::load_or_create(&seller.join("node/key")).unwrap().signer().clone();
+    let sender = Sender::open(rpc, key, &seller.join("claims"), Policy::DEVELOPMENT).await.unwrap();
+    let channels = ledger.parts().at.channels;
+    sender.send("claim", channels, &Channels::claimCall { claims }).await.unwrap();
+    let lanes = |args: &[&str]| told(buyer, &[&["gateway", "lanes"], args].concat());
+    let held = lanes(&[]);
+    let sum = |lanes: &Value, what: &str| {
+        let all = lanes["channels"].as_array().unwrap().iter();
+        all.map(|channel| u128::from(channel[what].as_u64().unwrap())).sum::<u128>()
+    };
+    assert_eq!(held["channels"].as_array().unwrap().len(), 2);
+    assert_eq!(sum(&held, "claimed"), fees);
+    let beside = u128::from(held["balance"].as_u64().unwrap());
+    assert_eq!(beside + sum(&held, "balance"), 20_000_000);
+    let closing = lanes(&["--close"]);
+    assert!(closing["channels"].as_array().unwrap().iter().all(|channel| channel["leaves_at"].is_u64()));
+    let early = lanes(&["--collect"]);
+    assert_eq!(early["balance"], held["balance"], "the provider has an hour");
+    for call in [json!(["evm_increaseTime", [3_601]]), json!(["evm_mine", []])] {
+        let call = json!({"jsonrpc": "2.0", "id": 1, "method": call[0], "params": call[1]});
+        let done: Value =
+            asker.client.post(&chain.url).json(&call).send().await.unwrap().json().await.unwrap();
+        assert_eq!(done.get("error"), None, "{done}");
+    }
+    let back = lanes(&["--collect"]);
+    assert_eq!(u128::from(back["balance"].as_u64().unwrap()), 20_000_000 - fees);
+    assert_eq!((sum(&back, "balance"), sum(&back, "claimed")), (fees, fees));
 }

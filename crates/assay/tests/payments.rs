@@ -7,15 +7,21 @@ mod anvil;
 mod chains;
 
 use std::path::Path;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use alloy_primitives::aliases::U40;
 use alloy_primitives::{Address, B256, Bytes};
+use alloy_signer::SignerSync as _;
 use alloy_signer_local::PrivateKeySigner;
-use assay_api::{Caller, EmbeddingOrder, Event, Inference as _, Order, Refusal, ServerOptions, router};
-use assay_core::embedding::{EmbeddingInput, EmbeddingRequest};
-use assay_core::id::ReceiptId;
+use assay_api::relay::{OfferSigner, Relay, RelayOptions};
+use assay_api::{
+    Caller, EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Refusal, ServerOptions,
+    router,
+};
+use assay_core::embedding::{EmbeddingInput, EmbeddingRecord, EmbeddingRequest, Record};
+use assay_core::id::{ChannelId, ModelRoot, ReceiptId, SignatureBytes};
+use assay_core::receipt::{Domain, SignedReceipt};
 use assay_core::request::{Prompt, Request, Sampling};
 use assay_engine::artifact::Artifact;
 use assay_engine::batch::BatchLimits;
@@ -40,6 +46,7 @@ use chains::{DOLLAR, Node, parameters};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 
 /// 100 dollars for a million tokens.
@@ -458,4 +465,97 @@ async fn a_client_with_a_channel_pays_a_node_by_x402() {
     let two: Value = client.ask(&body, Some(500_000)).await.json().await.unwrap();
     assert_eq!(two["error"]["code"], "channel_busy");
     shop.serving.abort();
+}
+
+/// A provider that signs something else about money than was agreed.
+struct Liar {
+    honest: Arc<Provider>,
+    key: NodeKey,
+    lie: Mutex<fn(&mut SignedReceipt)>,
+}
+
+impl Inference for Liar {
+    fn models(&self) -> Vec<ModelCard> {
+        self.honest.models()
+    }
+
+    async fn generate(&self, order: Order) -> Result<Generation, Refusal> {
+        let mut honest = self.honest.generate(order).await?;
+        let (lie, key) = (*self.lie.lock().unwrap(), self.key.signer().clone());
+        let (events, receiver) = mpsc::channel(64);
+        let mut told = std::mem::replace(&mut honest.events, receiver);
+        tokio::spawn(async move {
+            while let Some(mut event) = told.recv().await {
+                if let Event::End { record, .. } = &mut event {
+                    let signed = &mut Arc::make_mut(record).receipt;
+                    lie(signed);
+                    let hash = signed.receipt.signing_hash(&signed.domain);
+                    let signature = key.sign_hash_sync(&B256::from(*hash.as_bytes())).unwrap();
+                    signed.signature = SignatureBytes::from_bytes(signature.as_bytes());
+                }
+                if events.send(event).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(honest)
+    }
+
+    async fn embed(&self, order: EmbeddingOrder) -> Result<Arc<EmbeddingRecord>, Refusal> {
+        self.honest.embed(order).await
+    }
+
+    async fn count_tokens(&self, model: ModelRoot, prompt: Prompt) -> Result<u32, Refusal> {
+        self.honest.count_tokens(model, prompt).await
+    }
+
+    async fn receipt(&self, id: ReceiptId) -> Result<Option<Record>, Refusal> {
+        self.honest.receipt(id).await
+    }
+
+    fn load(&self) -> Load {
+        self.honest.load()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_receipt_for_another_fee_channel_or_ledger_is_no_answer() {
+    let market = market().await;
+    let shop = shop(&market.ledger, market.homes[0].path()).await;
+    let key = NodeKey::load_or_create(&market.homes[0].path().join("key")).unwrap();
+    let address = key.address();
+    let sign = key.signer().clone();
+    let sign: OfferSigner = Box::new(move |hash| {
+        let signature = sign.sign_hash_sync(&B256::from(*hash.as_bytes())).ok()?;
+        Some(SignatureBytes::from_bytes(signature.as_bytes()))
+    });
+    let honest: fn(&mut SignedReceipt) = |_| {};
+    let liar = Arc::new(Liar { honest: Arc::clone(&shop.provider), key, lie: Mutex::new(honest) });
+    let options = RelayOptions { settles: shop.provider.settles(), ..RelayOptions::default() };
+    let relay = Relay::new(Arc::clone(&liar), address, sign, options);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let serving = tokio::spawn(async move { axum::serve(listener, relay.routes()).await.unwrap() });
+    let gateway = market.gateway(&url).await;
+    let network = &gateway.network;
+    assert!(fee(network, order(network, "Hello", 3)).await.unwrap() > 0);
+    let lies: [(&str, fn(&mut SignedReceipt)); 5] = [
+        ("more", |signed| signed.receipt.fee_micro_usd += 1),
+        ("less", |signed| signed.receipt.fee_micro_usd -= 1),
+        ("another channel", |signed| signed.receipt.payer_channel = ChannelId::from_bytes([7; 32])),
+        ("no channel", |signed| signed.receipt.payer_channel = ChannelId::ZERO),
+        ("another ledger", |signed| signed.domain = Domain::DEVELOPMENT),
+    ];
+    for (what, lie) in lies {
+        *liar.lie.lock().unwrap() = lie;
+        assert_eq!(fee(network, order(network, what, 3)).await, Err("provider_lost"), "{what}");
+    }
+    // It has failed as often as it lied. What it charged meanwhile it can prove, and is believed as far as that was signed for.
+    let (.., standing) = network.providers().remove(0);
+    assert_eq!((standing.completed, standing.failed), (1, 5));
+    *liar.lie.lock().unwrap() = honest;
+    assert!(fee(network, order(network, "Hello again", 3)).await.is_ok());
+    let Sums { receipts, charged } = sums(&shop);
+    assert_eq!(receipts, charged);
+    serving.abort();
 }

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use alloy_primitives::{B128, B256};
 use assay_api::relay::{Destination, Frame, RelayClient, Work};
 use assay_api::{
-    Caller, EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Refusal, Task,
+    Caller, EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Refusal, Source, Task,
 };
 use assay_core::embedding::{EmbeddingRecord, EmbeddingRequest, Record};
 use assay_core::id::{Hash, ModelRoot, NodeAddress, Nonce, ReceiptId};
@@ -365,6 +365,8 @@ impl Inference for Network {
         };
         let (events, receiver) = mpsc::channel(PIECES);
         let (receipt_id, prompt_tokens) = (first.receipt_id, first.prompt_tokens);
+        let Candidate { provider, price, .. } = first.candidate;
+        let source = Some(Source { provider, price });
         let telling = Telling {
             inner: Arc::clone(inner),
             want,
@@ -382,7 +384,7 @@ impl Inference for Network {
         };
         // Owned by the request: it ends with the answer, or when the client's receiver is gone.
         tokio::spawn(telling.forward(first, events));
-        Ok(Generation { receipt_id, prompt_tokens, events: receiver })
+        Ok(Generation { receipt_id, prompt_tokens, source, events: receiver })
     }
 
     async fn embed(&self, order: EmbeddingOrder) -> Result<Arc<EmbeddingRecord>, Refusal> {
@@ -514,13 +516,15 @@ impl Network {
             _ => return None,
         };
         let (stop, usage) = (record.transcript.stop, record.transcript.usage());
+        let (provider, model) = (record.receipt.receipt.provider, record.receipt.receipt.model_root);
         let (events, receiver) = mpsc::channel(told.len() + 1);
         let end = Event::End { stop, usage, record: Arc::new(*record) };
         for event in told.into_iter().chain([end]) {
             // There is room for all of them.
             let _ = events.try_send(event);
         }
-        Some(Generation { receipt_id: receipt, prompt_tokens: usage.prompt_tokens, events: receiver })
+        let source = Some(Source { provider, price: self.inner.price(provider, model).flatten() });
+        Some(Generation { receipt_id: receipt, prompt_tokens: usage.prompt_tokens, source, events: receiver })
     }
 }
 

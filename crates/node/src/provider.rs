@@ -12,7 +12,8 @@ use std::time::Instant;
 
 use assay_api::relay::{OfferSigner, Relay, RelayOptions};
 use assay_api::{
-    Caller, ChannelState, EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Refusal, Task,
+    Caller, ChannelState, EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Refusal,
+    Source, Task,
 };
 use assay_core::answer::{AnswerRecord, Format, GenerationCost};
 use assay_core::embedding::{EmbeddingRecord, Record};
@@ -213,7 +214,8 @@ impl Provider {
         let (events, receiver) = mpsc::channel(PIECES);
         // Owned by the request: it ends with the answer, or when the client's receiver is gone.
         tokio::spawn(answering.forward(running, events));
-        Ok(Generation { receipt_id, prompt_tokens, events: receiver })
+        let source = Some(Source { provider: self.key.address(), price: self.price });
+        Ok(Generation { receipt_id, prompt_tokens, source, events: receiver })
     }
 }
 

@@ -204,7 +204,7 @@ impl Inference for SharedMock {
                 let _ = events.send(Event::End { stop, usage: record.transcript.usage(), record }).await;
             }
         });
-        Ok(Generation { receipt_id: RECEIPT, prompt_tokens: 3, events: receiver })
+        Ok(Generation { receipt_id: RECEIPT, prompt_tokens: 3, source: None, events: receiver })
     }
 
     async fn embed(&self, order: EmbeddingOrder) -> Result<Arc<EmbeddingRecord>, Refusal> {

@@ -207,7 +207,7 @@ impl Inference for SharedMock {
                 }
             }
         });
-        Ok(Generation { receipt_id: receipt_id(choice), prompt_tokens: 3, events: receiver })
+        Ok(Generation { receipt_id: receipt_id(choice), prompt_tokens: 3, source: None, events: receiver })
     }
 
     async fn embed(&self, order: EmbeddingOrder) -> Result<Arc<EmbeddingRecord>, Refusal> {

@@ -239,10 +239,19 @@ impl Payer {
         Ok(Mutex::new(Lanes::new(terms, &seen)))
     }
 
-    /// A lane to `provider` for a request that costs `most` at the most. Waits for one, if none is free, and has more opened.
-    pub async fn lane(self: &Arc<Self>, provider: NodeAddress, most: u64) -> Result<Paying, NoLane> {
+    /// How long a request waits for lanes.
+    pub fn wait(&self) -> Duration {
+        self.options.wait
+    }
+
+    /// A lane to `provider` for a request that costs `most` at the most. Waits for one until the given time, if none is free, and has more opened.
+    pub async fn lane(
+        self: &Arc<Self>,
+        provider: NodeAddress,
+        most: u64,
+        until: tokio::time::Instant,
+    ) -> Result<Paying, NoLane> {
         let way = self.way(provider);
-        let deadline = tokio::time::Instant::now() + self.options.wait;
         way.waiting.fetch_add(1, Relaxed);
         let waiting = Waiting(&way.waiting);
         loop {
@@ -263,7 +272,7 @@ impl Payer {
                 drop(waiting);
                 return self.paying(Arc::clone(&way), taken);
             }
-            if tokio::time::Instant::now() >= deadline {
+            if tokio::time::Instant::now() >= until {
                 return Err(NoLane::InTime);
             }
             // A lane that rests comes back without a word.

@@ -199,20 +199,28 @@ struct Asked {
     frame: Frame,
 }
 
-async fn lane(inner: &Inner, candidate: &Candidate, most: u64) -> Result<Option<Paying>, Nothing> {
+/// A lane to a provider that is paid; waits for one until the given time.
+async fn lane(
+    inner: &Inner,
+    candidate: &Candidate,
+    most: u64,
+    until: tokio::time::Instant,
+) -> Result<Option<Paying>, Nothing> {
     match (&inner.payer, candidate.paid) {
         (Some(payer), true) => {
-            let lane = payer.lane(candidate.provider, most).await;
+            let lane = payer.lane(candidate.provider, most, until).await;
             lane.map(Some).map_err(|e| Nothing::Unpaid(e.to_string()))
         }
         _ => Ok(None),
     }
 }
 
-/// Asks a provider, with a voucher if it is paid. If it does not take that one, with the one that it must take.
+/// Asks a provider, with a voucher if it is paid. If it does not take that one, with the one that it must take, or out of another lane.
 async fn ask(inner: &Inner, candidate: &Candidate, asked: &Question<'_>) -> Result<Asked, Nothing> {
-    let (most, ever) = asked.most(candidate.price);
-    let mut paying = lane(inner, candidate, most).await?;
+    let (mut most, ever) = asked.most(candidate.price);
+    let wait = inner.payer.as_ref().map(|payer| payer.wait()).unwrap_or_default();
+    let until = tokio::time::Instant::now() + wait;
+    let mut paying = lane(inner, candidate, most, until).await?;
     let mut corrected = false;
     for _ in 0..LANES_TRIED_MAX {
         let mut running = send(inner, candidate, paying.as_ref(), asked).await?;
@@ -226,25 +234,27 @@ async fn ask(inner: &Inner, candidate: &Candidate, asked: &Question<'_>) -> Resu
         let PaymentRefused { problem, terms } = *refused;
         match (&problem, &mut paying) {
             (PaymentProblem::Stale(shown), Some(paying)) if !corrected => {
-                corrected = true;
-                paying.correct(shown, terms.most.min(ever)).map_err(|mistrust| match mistrust {
-                    Mistrust::Short { .. } => Nothing::Unpaid(mistrust.to_string()),
-                    _ => Nothing::Failed(mistrust.to_string()),
-                })?;
+                match paying.correct(shown, terms.most.min(ever)) {
+                    Ok(()) => {
+                        corrected = true;
+                        continue;
+                    }
+                    // Now it is known how little is left; another lane may hold enough.
+                    Err(Mistrust::Short { .. }) => most = most.max(terms.most.min(ever)),
+                    Err(mistrust) => return Err(Nothing::Failed(mistrust.to_string())),
+                }
             }
-            (PaymentProblem::Busy, _) => {
-                // What was under way there may not have ended yet. The lane rests, and another one is taken.
-                drop(paying.take());
-                paying = lane(inner, candidate, most).await?;
-            }
-            (PaymentProblem::Unfunded { .. } | PaymentProblem::Closing, Some(paying)) => {
-                paying.reread();
-                return Err(Nothing::Unpaid(problem.to_string()));
-            }
+            // What was under way there may not have ended yet.
+            (PaymentProblem::Busy, _) => {}
+            (PaymentProblem::Unfunded { .. } | PaymentProblem::Closing, Some(paying)) => paying.reread(),
             _ => return Err(Nothing::Failed(problem.to_string())),
         }
+        // The lane rests, and another one is taken.
+        drop(paying.take());
+        corrected = false;
+        paying = lane(inner, candidate, most, until).await?;
     }
-    Err(Nothing::Unpaid("its lanes are busy".into()))
+    Err(Nothing::Unpaid("none of its lanes is taken".into()))
 }
 
 /// One provider's first words.

@@ -1,6 +1,8 @@
 //! Telling an answer: passes on what a provider says, and ends only when the record was checked, paid for and charged.
 
+use std::future::pending;
 use std::sync::Arc;
+use std::time::Duration;
 
 use assay_api::relay::{Frame, Running, Work};
 use assay_api::{Event, Refusal};
@@ -11,6 +13,7 @@ use assay_core::payment;
 use assay_core::receipt::SignedReceipt;
 use assay_core::request::Request;
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Inner;
 use super::attempt::{Candidate, First, Question, race};
@@ -20,6 +23,10 @@ use super::resume::{Place, Told};
 use crate::lanes::payer::Paying;
 use crate::queue::Turn;
 use crate::routing::{Outcome, Want};
+
+/// How long an answer is waited for whose client has left. Its provider may have completed and charged it before it could know that: then it is
+/// an answer, which the client finds when it asks again.
+const GRACE: Duration = Duration::from_millis(500);
 
 /// One answer on its way from providers to a client.
 pub(super) struct Telling {
@@ -108,12 +115,12 @@ impl Telling {
         let First { candidate, began, first_ms, mut running, frame, .. } = first;
         let Candidate { provider, price, .. } = candidate;
         let failed = |reason: String| (Ended::Lost(reason), Outcome::Failed);
-        let mut next = Some(frame);
+        let (mut next, mut until) = (Some(frame), None);
         let mut place = Place::default();
         loop {
             let frame = match next.take() {
                 Some(frame) => frame,
-                None => match self.next(&mut running, events).await {
+                None => match self.next(&mut running, events, &mut until).await {
                     Next::Frame(frame) => frame,
                     Next::Gone => return (Ended::Over, Outcome::Neither),
                     Next::Lost(reason) => return failed(reason),
@@ -163,7 +170,7 @@ impl Telling {
                 self.kept.push(event.clone());
             }
             if events.send(event).await.is_err() {
-                return (Ended::Over, Outcome::Neither);
+                until.get_or_insert_with(|| Instant::now() + GRACE);
             }
         }
     }
@@ -193,15 +200,30 @@ impl Telling {
         Ok(())
     }
 
-    async fn next(&self, running: &mut Running, events: &mpsc::Sender<Event>) -> Next {
-        tokio::select! {
-            () = events.closed() => Next::Gone,
-            frame = tokio::time::timeout(self.inner.options.silence, running.frame()) => match frame {
-                Err(_) => Next::Lost("it says nothing any more".into()),
-                Ok(Err(e)) => Next::Lost(e.to_string()),
-                Ok(Ok(None)) => Next::Lost("it ended without an end".into()),
-                Ok(Ok(Some(frame))) => Next::Frame(frame),
-            },
+    /// The next frame. When the client leaves, `until` is set: what ends by then is still an answer.
+    async fn next(
+        &self,
+        running: &mut Running,
+        events: &mpsc::Sender<Event>,
+        until: &mut Option<Instant>,
+    ) -> Next {
+        loop {
+            let left = *until;
+            let (leaves, over) =
+                (async { if left.is_none() { events.closed().await } else { pending().await } }, async {
+                    if let Some(until) = left { sleep_until(until).await } else { pending().await }
+                });
+            tokio::select! {
+                biased;
+                () = over => return Next::Gone,
+                () = leaves => *until = Some(Instant::now() + GRACE),
+                frame = timeout(self.inner.options.silence, running.frame()) => return match frame {
+                    Err(_) => Next::Lost("it says nothing any more".into()),
+                    Ok(Err(e)) => Next::Lost(e.to_string()),
+                    Ok(Ok(None)) => Next::Lost("it ended without an end".into()),
+                    Ok(Ok(Some(frame))) => Next::Frame(frame),
+                },
+            }
         }
     }
 

@@ -180,7 +180,7 @@ impl Inference for Shared {
                 }
             }
         });
-        Ok(Generation { receipt_id: id, prompt_tokens: 10, events: receiver })
+        Ok(Generation { receipt_id: id, prompt_tokens: 10, source: None, events: receiver })
     }
 
     async fn embed(&self, _: EmbeddingOrder) -> Result<Arc<EmbeddingRecord>, Refusal> {
