@@ -193,7 +193,8 @@ impl Economy {
             }
         }
         let mut from = Random::stream(self.plan.seed, "fetched", &name);
-        let disks = self.keepers[..self.hosts].iter().filter(|k| k.model == plan.model);
+        let has_it = |k: &&Keeper| k.model == plan.model && k.keeps != Keeps::Nothing;
+        let disks = self.keepers[..self.hosts].iter().filter(has_it);
         let hosts: Vec<Who> = disks.map(|k| k.who).collect();
         if !hosts.is_empty() {
             let host = hosts[from.below(hosts.len() as u64) as usize];

@@ -1,6 +1,6 @@
 //! The formulas by which the contracts count, over the same whole numbers (`docs/ledger.md`, sections 4, 7, 9 and 10).
 //!
-//! Invariant: for every input that the contracts accept, the result is theirs to the unit; `tests/contracts.rs` compares in revm. Nothing
+//! Invariant: for every input that the contracts accept, the result is theirs to the unit; `tests/model` compares in revm. Nothing
 //! here holds money or decides what happens.
 
 use assay_ledger::contracts::Directory::Parameters;

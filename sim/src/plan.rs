@@ -108,6 +108,8 @@ pub struct Provider {
     pub pledges: bool,
     /// It signs that it fetched from that pledge what it did not.
     pub signs_for_itself: bool,
+    /// Griefers choose it. What they lose is its gain, so that it is compared with nobody.
+    pub griefed: bool,
 }
 
 /// How a provider answers.
@@ -115,10 +117,12 @@ pub struct Provider {
 pub enum Conduct {
     /// Everything is executed.
     Honest,
-    /// A share of requests, drawn at random, is not.
+    /// A share of requests, drawn at random, is not, once there is enough at stake that few receipts are drawn.
     Cheap {
         /// In millionths.
         share_ppm: u64,
+        /// Stake from which it cheats, in units.
+        from: u64,
     },
     /// It stops after so many epochs and comes back under another name when its stake is out. In the last one a share is not executed.
     Exits {
@@ -150,6 +154,8 @@ pub struct Auditor {
     pub seats: u32,
     /// How it works.
     pub diligence: Diligence,
+    /// Griefers choose it. What they lose is its gain, so that it is compared with nobody.
+    pub griefed: bool,
 }
 
 /// How an auditor works.
@@ -164,7 +170,7 @@ pub enum Diligence {
     },
     /// It reveals nothing.
     Silent,
-    /// It executes everything but what the ring's providers answered.
+    /// It executes everything and keeps silent about what the ring's providers did not.
     Ring,
 }
 

@@ -55,6 +55,7 @@ pub fn honest(demand: Vec<Class>, backing: Backing) -> Provider {
         reports_itself: false,
         pledges: false,
         signs_for_itself: false,
+        griefed: false,
     }
 }
 
@@ -92,7 +93,7 @@ pub fn whole(nodes: u32, epochs: u64, seed: u64) -> Plan {
         let demand = requests(*model, 1 << size);
         let daily: u64 = demand.iter().map(|c| c.requests * c.fee).sum();
         let mut plan = honest(demand, Backing::Grows(30 * daily));
-        plan.model = *model;
+        (plan.model, plan.griefed) = (*model, true);
         let count = each + usize::from(i < rest);
         providers.push(Group::new(&format!("honest provider {model}/{size}"), count as u32, plan));
     }
@@ -129,7 +130,10 @@ pub fn whole(nodes: u32, epochs: u64, seed: u64) -> Plan {
 
 fn strategies(some: u32) -> Vec<Group<Provider>> {
     let (usual, jobs) = (usual(), jobs());
-    let cheap = |of: &Provider, share_ppm| Provider { conduct: Conduct::Cheap { share_ppm }, ..of.clone() };
+    let cheap =
+        |of: &Provider, share_ppm| Provider { conduct: Conduct::Cheap { share_ppm, from: 0 }, ..of.clone() };
+    let later =
+        |share_ppm| Provider { conduct: Conduct::Cheap { share_ppm, from: 100 * DOLLAR }, ..usual.clone() };
     let leave = |share_ppm, unbonds_first| Provider {
         conduct: Conduct::Exits { every: 60, share_ppm, unbonds_first },
         ..usual.clone()
@@ -140,6 +144,8 @@ fn strategies(some: u32) -> Vec<Group<Provider>> {
         group("cheap model, 1 %", some, cheap(&usual, 10_000), &usual),
         group("cheap model, 10 %", some, cheap(&usual, 100_000), &usual),
         group("cheap model, everything", some, cheap(&usual, 1_000_000), &usual),
+        group("cheap model once rich, 1 in 1000", some, later(1000), &usual),
+        group("cheap model once rich, everything", some, later(1_000_000), &usual),
         group("cheap model, 1 of 40 large jobs", some, cheap(&jobs, 25_000), &jobs),
         group(
             "cheap model, reports itself",
@@ -174,15 +180,16 @@ fn strategies(some: u32) -> Vec<Group<Provider>> {
 }
 
 fn auditors(count: u32, some: u32) -> Vec<Group<Auditor>> {
-    let of = |diligence| Auditor { seats: 4, diligence };
+    let of = |diligence| Auditor { seats: 4, diligence, griefed: false };
     let ring = (f64::from(count) * RING_SEATS) as u32;
-    let honest = count.saturating_sub(ring + 3 * some);
+    let honest = count.saturating_sub(ring + 4 * some);
     vec![
         Group::new("honest auditor", honest, of(Diligence::Honest)),
         Group::new("lazy auditor, everything", some, of(Diligence::Lazy { share_ppm: 1_000_000 })),
         Group::new("lazy auditor, 10 %", some, of(Diligence::Lazy { share_ppm: 100_000 })),
         Group::new("silent auditor", some, of(Diligence::Silent)),
         Group::new("colluding auditor", ring, of(Diligence::Ring)),
+        Group::new("griefed auditor", some, Auditor { griefed: true, ..of(Diligence::Honest) }),
     ]
 }
 

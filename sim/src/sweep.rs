@@ -113,13 +113,13 @@ impl Trial {
     fn plan(&self, seed: u64) -> Plan {
         let twin = honest(vec![self.class], Backing::Fixed(self.backing));
         let cheat = Provider {
-            conduct: Conduct::Cheap { share_ppm: self.share_ppm },
+            conduct: Conduct::Cheap { share_ppm: self.share_ppm, from: 0 },
             cheap_ppm: self.cheap_ppm,
             ring: self.ring > 0,
             reports_itself: self.reports_itself,
             ..twin.clone()
         };
-        let auditor = |diligence| Auditor { seats: 1, diligence };
+        let auditor = |diligence| Auditor { seats: 1, diligence, griefed: false };
         let mut plan = small(seed, self.epochs, self.parameters.clone());
         plan.providers = vec![Group::with_twin("cheat", self.pairs, cheat, twin)];
         plan.auditors = vec![

@@ -19,7 +19,7 @@ fn play(plan: Plan) -> Outcome {
 }
 
 fn auditors(diligence: Diligence, count: u32) -> Vec<Group<Auditor>> {
-    vec![Group::new("auditors", count, Auditor { seats: 2, diligence })]
+    vec![Group::new("auditors", count, Auditor { seats: 2, diligence, griefed: true })]
 }
 
 /// Gas costs nothing, so that amounts can be computed by hand.
@@ -67,7 +67,7 @@ fn an_honest_provider_earns_what_is_left_of_its_fees() {
 #[test]
 fn a_cheat_without_stake_is_drawn_always_and_never_paid() {
     let newcomer = Provider { backing: Backing::Fixed(0), ..usual() };
-    let cheat = Provider { conduct: Conduct::Cheap { share_ppm: 1_000_000 }, ..newcomer.clone() };
+    let cheat = Provider { conduct: Conduct::Cheap { share_ppm: 1_000_000, from: 0 }, ..newcomer.clone() };
     let outcome = play(against(cheat, newcomer));
     // What the cheap model costs; the honest one keeps 76 %.
     exactly(outcome.profit("it"), -54_000.0);
@@ -80,7 +80,8 @@ fn a_cheat_without_stake_is_drawn_always_and_never_paid() {
 #[test]
 fn who_reports_itself_keeps_a_tenth_of_its_stake() {
     for (reports_itself, lost) in [(false, 100.0), (true, 90.0)] {
-        let cheat = Provider { conduct: Conduct::Cheap { share_ppm: 1_000_000 }, reports_itself, ..usual() };
+        let cheat =
+            Provider { conduct: Conduct::Cheap { share_ppm: 1_000_000, from: 0 }, reports_itself, ..usual() };
         let mut plan = against(cheat, usual());
         plan.parameters.rates.rateMinPpm = 1_000_000;
         exactly(play(plan).profit("it"), -lost * 1e6 - 54_000.0);
@@ -89,7 +90,7 @@ fn who_reports_itself_keeps_a_tenth_of_its_stake() {
 
 #[test]
 fn a_ring_that_has_every_seat_is_never_found() {
-    let cheat = Provider { conduct: Conduct::Cheap { share_ppm: 1_000_000 }, ring: true, ..usual() };
+    let cheat = Provider { conduct: Conduct::Cheap { share_ppm: 1_000_000, from: 0 }, ring: true, ..usual() };
     let mut plan = against(cheat, usual());
     plan.auditors = auditors(Diligence::Ring, 5);
     let outcome = play(plan);
@@ -99,7 +100,7 @@ fn a_ring_that_has_every_seat_is_never_found() {
 
 #[test]
 fn without_auditors_nothing_is_found() {
-    let cheat = Provider { conduct: Conduct::Cheap { share_ppm: 1_000_000 }, ..usual() };
+    let cheat = Provider { conduct: Conduct::Cheap { share_ppm: 1_000_000, from: 0 }, ..usual() };
     let mut plan = against(cheat, usual());
     plan.auditors.clear();
     exactly(play(plan).advantage("it"), 486_000.0);
@@ -176,8 +177,12 @@ fn silence_costs_five_dollars_and_laziness_fifty() {
 
     let mut lazy = against(usual(), usual());
     lazy.auditors = vec![
-        Group::new("honest", 5, Auditor { seats: 2, diligence: Diligence::Honest }),
-        Group::new("lazy", 5, Auditor { seats: 2, diligence: Diligence::Lazy { share_ppm: 1_000_000 } }),
+        Group::new("honest", 5, Auditor { seats: 2, diligence: Diligence::Honest, griefed: false }),
+        Group::new(
+            "lazy",
+            5,
+            Auditor { seats: 2, diligence: Diligence::Lazy { share_ppm: 1_000_000 }, griefed: false },
+        ),
     ];
     (lazy.parameters.rates.rateMinPpm, lazy.parameters.rates.secondPpm) = (1_000_000, 1_000_000);
     lazy.epochs = 100;
@@ -191,7 +196,8 @@ fn silence_costs_five_dollars_and_laziness_fifty() {
 
 #[test]
 fn griefers_lose_their_bonds() {
-    let mut plan = against(usual(), usual());
+    let griefed = Provider { griefed: true, ..usual() };
+    let mut plan = against(griefed.clone(), griefed);
     plan.griefers = [
         ("dispute", Grief::Dispute),
         ("demand", Grief::Demand),
@@ -222,14 +228,13 @@ fn signs_at_the_defaults() {
     for case in report::CASES.iter().filter(|c| c.against != report::Against::Nobody) {
         let gain = report::gain(&outcome, case);
         let pays = match case.team {
-            "hosts what it serves"
-            | "signs false fetch receipts"
-            | "hosts nothing"
-            | "ten names on one disk" => true,
-            // What it saves is little beside what it is drawn for.
+            "hosts what it serves" | "signs false fetch receipts" | "ten names on one disk" => true,
+            // Beside what honest hosts have served, which differs much from host to host.
+            "hosts nothing" => continue,
+            // It works as the honest do.
             "colluding auditor" => continue,
             // Seldom found in so short a time.
-            "cheap model, 1 in 1000" | "cheats and exits, 5 %" => continue,
+            "cheap model once rich, 1 in 1000" => continue,
             _ => false,
         };
         assert_eq!(gain.sign(), Some(pays), "{}: {gain:?}", case.team);
@@ -264,7 +269,7 @@ fn random_plan(seed: u64) -> Plan {
         let share_ppm = r.below(1_000_001);
         let conduct = match r.below(5) {
             0 => Conduct::Honest,
-            1 => Conduct::Cheap { share_ppm },
+            1 => Conduct::Cheap { share_ppm, from: r.below(50 * DOLLAR) },
             2 => Conduct::Exits { every: r.between(1, 12), share_ppm, unbonds_first: r.below(2) == 0 },
             3 => Conduct::Washes { receipts: r.below(100), fee: r.below(100_000) },
             _ => Conduct::Pads { receipts: r.below(1000) },
@@ -272,7 +277,7 @@ fn random_plan(seed: u64) -> Plan {
         let model = r.below(2) as usize;
         let mut plan = Provider { model, conduct, cheap_ppm: r.below(1_000_001), ..honest(demand, backing) };
         (plan.ring, plan.reports_itself) = (r.below(2) == 0, r.below(2) == 0);
-        (plan.pledges, plan.signs_for_itself) = (r.below(2) == 0, r.below(2) == 0);
+        (plan.pledges, plan.signs_for_itself, plan.griefed) = (r.below(2) == 0, r.below(2) == 0, true);
         p.providers.push(Group::new(&format!("provider {i}"), r.between(1, 3) as u32, plan));
     }
     p.auditors = [
@@ -281,7 +286,7 @@ fn random_plan(seed: u64) -> Plan {
         Diligence::Silent,
         Diligence::Lazy { share_ppm: r.below(1_000_001) },
     ]
-    .map(|diligence| Group::new("auditor", r.below(4) as u32, Auditor { seats: 1, diligence }))
+    .map(|diligence| Group::new("auditor", r.below(4) as u32, Auditor { seats: 1, diligence, griefed: true }))
     .to_vec();
     p.hosts = [Keeps::All, Keeps::Nothing, Keeps::Share { ppm: r.below(1_000_001) }]
         .map(|keeps| {

@@ -26,8 +26,8 @@ enum Does {
     All,
     /// All but a share, for which it makes digests up.
     AllBut(Chance),
-    /// It makes up all digests.
-    MakesUp,
+    /// Everything, and it says nothing of what is wrong: its digests are right, so that nobody can accuse it.
+    Hides,
     /// It reveals nothing.
     Nothing,
 }
@@ -35,9 +35,9 @@ enum Does {
 impl Does {
     fn executes(self, random: &mut Random) -> bool {
         match self {
-            Does::All => true,
+            Does::All | Does::Hides => true,
             Does::AllBut(share) => !random.happens(share),
-            Does::MakesUp | Does::Nothing => false,
+            Does::Nothing => false,
         }
     }
 
@@ -75,7 +75,7 @@ impl Economy {
         let diligence = auditor.map(|a| self.examiners[a].plan.diligence);
         let does = match diligence {
             None | Some(Diligence::Silent) => Does::Nothing,
-            Some(Diligence::Ring) if self.servers[server].plan.ring => Does::MakesUp,
+            Some(Diligence::Ring) if self.servers[server].plan.ring => Does::Hides,
             Some(Diligence::Honest | Diligence::Ring) => Does::All,
             Some(Diligence::Lazy { share_ppm }) => Does::AllBut(Chance::ppm(share_ppm)),
         };
@@ -98,7 +98,7 @@ impl Economy {
                 let executes = members[m].does.executes(random);
                 if executes {
                     members[m].cost += cost;
-                    members[m].found |= receipt >= right;
+                    members[m].found |= receipt >= right && members[m].does != Does::Hides;
                 }
                 executes
             };

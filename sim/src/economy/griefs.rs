@@ -1,12 +1,12 @@
 //! Griefing: what it costs who does it, and whom it is done to.
 
-use super::Economy;
+use super::{Economy, Examiner, Server};
 use crate::events::Events;
 use crate::ledger::Who;
-use crate::plan::{Conduct, Diligence, Grief};
+use crate::plan::Grief;
 
 impl Economy {
-    /// Each griefer acts once, against an honest node drawn evenly.
+    /// Each griefer acts once, against one of those whom the plan leaves to griefers.
     pub(super) fn grieve(&mut self, events: &mut Events<'_>) {
         for g in 0..self.griefers.len() {
             let (who, grief) = (self.griefers[g].who, self.griefers[g].grief);
@@ -14,7 +14,7 @@ impl Economy {
                 Grief::Dispute | Grief::Demand => {
                     self.victim().map(|victim| self.accuse_provider(who, victim, grief))
                 }
-                Grief::Accusation => self.honest_auditor().map(|victim| self.accuse_auditor(who, victim)),
+                Grief::Accusation => self.griefed_auditor().map(|victim| self.accuse_auditor(who, victim)),
                 Grief::WorthlessBatch { receipts } => Some(self.worthless(who, receipts)),
             };
             self.griefers[g].harm += harm.unwrap_or(0);
@@ -22,23 +22,19 @@ impl Economy {
         }
     }
 
-    /// An honest provider with a batch. A few tries suffice: most are honest.
+    /// A provider with a batch.
     fn victim(&mut self) -> Option<Who> {
-        let all = self.servers.len() as u64;
-        for _ in 0..if all > 0 { 64 } else { 0 } {
-            let server = &self.servers[self.draws.below(all) as usize];
-            if server.plan.conduct == Conduct::Honest && !server.posted.is_empty() {
-                return Some(server.who);
-            }
-        }
-        None
+        let able = |s: &&Server| s.plan.griefed && !s.posted.is_empty();
+        let all = self.servers.iter().filter(able).count() as u64;
+        let chosen = (all > 0).then(|| self.draws.below(all) as usize)?;
+        self.servers.iter().filter(able).nth(chosen).map(|s| s.who)
     }
 
-    fn honest_auditor(&mut self) -> Option<Who> {
-        let honest = |e: &super::Examiner| e.plan.diligence == Diligence::Honest;
-        let all = self.examiners.iter().filter(|e| honest(e)).count() as u64;
+    fn griefed_auditor(&mut self) -> Option<Who> {
+        let able = |e: &&Examiner| e.plan.griefed;
+        let all = self.examiners.iter().filter(able).count() as u64;
         let chosen = (all > 0).then(|| self.draws.below(all) as usize)?;
-        self.examiners.iter().filter(|e| honest(e)).nth(chosen).map(|e| e.who)
+        self.examiners.iter().filter(able).nth(chosen).map(|e| e.who)
     }
 
     /// A dispute or a demand: the provider is in the right, and has the bond. Returns what it lost.
@@ -76,7 +72,7 @@ impl Economy {
         let Some(panel) = crate::formulas::panel(receipts, rate, &self.ledger.p) else { return 0 };
         let mut harm = 0;
         for member in 0..panel {
-            let Some(auditor) = self.honest_auditor() else { return 0 };
+            let Some(auditor) = self.griefed_auditor() else { return 0 };
             let dispute = if member == 0 { prices.open_dispute + prices.timeout } else { 0 };
             let gas = prices.commit + prices.reveal + dispute;
             self.ledger.burn(auditor, gas);

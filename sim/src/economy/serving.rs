@@ -26,9 +26,9 @@ impl Server {
     }
 
     /// The share of this epoch's answers that are not executed.
-    fn wrong(&self) -> Chance {
+    fn wrong(&self, backing: u64) -> Chance {
         match self.plan.conduct {
-            Conduct::Cheap { share_ppm } => Chance::ppm(share_ppm),
+            Conduct::Cheap { share_ppm, from } if backing >= from => Chance::ppm(share_ppm),
             Conduct::Exits { every, share_ppm, .. } if self.age + 1 == every => Chance::ppm(share_ppm),
             _ => Chance::NEVER,
         }
@@ -48,7 +48,7 @@ impl Economy {
         let backing = self.ledger.stake_of(who).stake;
         let counts = self.auditable(i, counts, backing);
         let server = &self.servers[i];
-        let (demand, wrong) = (server.plan.demand.clone(), server.wrong());
+        let (demand, wrong) = (server.plan.demand.clone(), server.wrong(backing));
         let (lanes, own, cheap_ppm) = (server.lanes.clone(), server.own, server.plan.cheap_ppm);
         let (extra, extra_fee) = server.extra();
         let mut lots = Vec::new();

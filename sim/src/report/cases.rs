@@ -43,6 +43,8 @@ pub const CASES: &[Case] = &[
     case("cheap model, 1 %", Against::Twin, CHEAP, ""),
     case("cheap model, 10 %", Against::Twin, CHEAP, ""),
     case("cheap model, everything", Against::Twin, CHEAP, ""),
+    case("cheap model once rich, 1 in 1000", Against::Twin, CHEAP, ""),
+    case("cheap model once rich, everything", Against::Twin, CHEAP, ""),
     case("cheap model, 1 of 40 large jobs", Against::Twin, CHEAP, ""),
     case(
         "cheap model, reports itself",
@@ -86,14 +88,14 @@ pub const CASES: &[Case] = &[
         "colluding auditor",
         HONEST_AUDITOR,
         "(the pair's gain is the provider's)",
-        "It saves the execution of what its ring answered.",
+        "It executes everything, so that nobody can accuse it; the provider shares what it saves.",
     ),
     case("honest host 0", Against::Nobody, "", ""),
     case(
         "hosts nothing",
         HONEST_HOST,
-        "gains its disk: what is bought is that the content can be had (section 8)",
-        "Somebody else must keep the content and hand out one chunk within `retrievalSeconds`; 4096 bytes in six hours are within everyone's reach.",
+        "gains its disk and loses what follows bytes (section 8)",
+        "Somebody else must keep the content and hand out one chunk within `retrievalSeconds`; its disk must cost more than what it would have served.",
     ),
     case("hosts 90 %", HONEST_HOST, "loses: a disk costs less than 10 dollars a day", ""),
     case(

@@ -174,7 +174,7 @@ fn idle(fee: f64, diligence: Diligence, newcomers: bool, seed: u64) -> Result<Me
     let class = Class { requests: class.requests * 5 / 6, ..class };
     plan.providers =
         vec![Group::new("honest", batches, honest(vec![class], Backing::Fixed(100_000 * DOLLAR)))];
-    let auditor = |diligence| Auditor { seats: 1, diligence };
+    let auditor = |diligence| Auditor { seats: 1, diligence, griefed: false };
     plan.auditors = vec![
         Group::new("honest", 80, auditor(Diligence::Honest)),
         Group::new("idle", 20, auditor(diligence)),

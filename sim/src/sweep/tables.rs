@@ -26,7 +26,7 @@ pub fn tables(seed: u64, progress: &mut dyn FnMut(&str)) -> Result<Vec<Table>, F
 }
 
 fn auditors(count: u32) -> Vec<Group<Auditor>> {
-    vec![Group::new("honest", count, Auditor { seats: 1, diligence: Diligence::Honest })]
+    vec![Group::new("honest", count, Auditor { seats: 1, diligence: Diligence::Honest, griefed: true })]
 }
 
 /// What one audit is paid and costs, in fees of the audited receipt, by stake; for receipts of one fee and for a mixture.
@@ -145,7 +145,8 @@ fn griefing(seed: u64, progress: &mut dyn FnMut(&str)) -> Result<Table, Failure>
         // At 2500 dollars an ether.
         plan.gas_price = (gwei * 2.5 * DOLLAR as f64) as u64;
         let demand = vec![Class { requests: 100, fee: 10_000, cost: 10 * COST_PPM / 1000 }];
-        plan.providers = vec![Group::new("honest", 10, honest(demand, Backing::Fixed(100 * DOLLAR)))];
+        let griefed = Provider { griefed: true, ..honest(demand, Backing::Fixed(100 * DOLLAR)) };
+        plan.providers = vec![Group::new("honest", 10, griefed)];
         plan.auditors = auditors(50);
         let kinds = [
             ("dispute", Grief::Dispute),
