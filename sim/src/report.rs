@@ -125,29 +125,31 @@ fn number(v: f64) -> String {
     }
 }
 
+/// A number at an axis, as short as it can be said.
+fn tick(v: f64) -> String {
+    let text = format!("{v:.2}");
+    let short = text.trim_end_matches('0').trim_end_matches('.');
+    if short == "-0" { "0".into() } else { short.into() }
+}
+
 fn crossing(curve: &Curve) -> String {
     match curve.crossing() {
         Some(x) => number(x),
-        None if curve.points.iter().all(|(_, m)| m.mean > 0.0) => "pays everywhere".into(),
+        None if curve.pays() => "pays everywhere".into(),
         None => "pays nowhere".into(),
     }
 }
 
 fn figure(f: &Figure) -> String {
     let mut out = format!("### {}\n\n![{}]({}.svg)\n\n", f.title, f.title, f.name);
-    let _ =
-        writeln!(out, "| panel | curve | changes sign at | the document says | by |\n|---|---|---|---|---|");
+    let _ = writeln!(out, "| panel | curve | changes sign at | the document says |\n|---|---|---|---|");
     for panel in &f.panels {
         for curve in &panel.curves {
-            let predicted = panel.predicted.map(number).unwrap_or_default();
-            let _ = writeln!(
-                out,
-                "| {} | {} | {} | {predicted} | {} |",
-                panel.title,
-                curve.label,
-                crossing(curve),
-                panel.formula
-            );
+            let says = match panel.predicted {
+                Some(x) => format!("{}, by {}", number(x), panel.formula),
+                None => panel.formula.clone(),
+            };
+            let _ = writeln!(out, "| {} | {} | {} | {says} |", panel.title, curve.label, crossing(curve));
         }
     }
     for panel in &f.panels {
@@ -185,7 +187,7 @@ pub fn svg(f: &Figure) -> String {
             title: p.title.clone(),
             y_label: p.y_label.clone(),
             scales: (x_scale, chart::Scale::Linear),
-            tick: number,
+            tick,
             series: p
                 .curves
                 .iter()
@@ -317,4 +319,49 @@ pub fn json(nodes: u32, seed: u64, outcome: &Outcome, figures: &[Figure], tables
     let tables: Map<String, Value> =
         tables.iter().map(|t| (t.name.to_owned(), json!({ "columns": t.columns, "rows": t.rows }))).collect();
     json!({ "network": run(nodes, seed, outcome), "figures": figures, "tables": tables })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sweep::Panel;
+
+    fn made_up() -> Figure {
+        let mean = |mean| Mean { mean, spread: 0.1, count: 9 };
+        let curve = |label: &str, sign: f64| Curve {
+            label: label.into(),
+            points: [(1.0, 2.0), (10.0, 1.0), (100.0, -3.0)].map(|(x, y)| (x, mean(y * sign))).to_vec(),
+        };
+        Figure {
+            name: "made-up",
+            title: "a < b".into(),
+            x_label: "x".into(),
+            by_tens: true,
+            panels: vec![Panel {
+                title: "t".into(),
+                y_label: "y".into(),
+                curves: vec![curve("falls", 1.0), curve("rises", -1.0)],
+                predicted: Some(30.0),
+                formula: "x = 30".into(),
+            }],
+        }
+    }
+
+    #[test]
+    fn a_figure_has_its_crossing_beside_the_prediction() {
+        let text = figure(&made_up());
+        assert!(text.contains("| t | falls | 32.5 | 30.0, by x = 30 |"), "{text}");
+        assert!(text.contains("| 10 | 1.00 ± 0.100 | -1.00 ± 0.100 |"), "{text}");
+        let drawn = svg(&made_up());
+        assert!(chart::is_well_formed(&drawn) && drawn.contains("predicted: 30.0"), "{drawn}");
+    }
+
+    #[test]
+    fn numbers_are_short() {
+        let texts = [0.0, -0.0, 0.4, -1.25, 40.0].map(tick);
+        assert_eq!(texts, ["0", "0", "0.4", "-1.25", "40"]);
+        assert_eq!([0.0, 0.0654, 4.321, 43.21, 432.1].map(number), ["0", "0.065", "4.32", "43.2", "432"]);
+        assert_eq!(dollars(-65_400.0), "-0.0654");
+        assert_eq!(dollars(12_345_678.0), "12.3");
+    }
 }

@@ -29,12 +29,21 @@ pub struct Curve {
 }
 
 impl Curve {
-    /// Where it crosses 0 for the first time, between two points on a straight line; none where all are on one side.
+    /// Where it changes sign for the first time, between two points that are surely on different sides, on straight lines between points; none
+    /// where all that are sure are on one side.
     pub fn crossing(&self) -> Option<f64> {
-        self.points.windows(2).find_map(|w| {
+        let sure: Vec<(usize, bool)> =
+            self.points.iter().enumerate().filter_map(|(i, (_, m))| Some((i, m.sign()?))).collect();
+        let (from, to) = sure.windows(2).find(|w| w[0].1 != w[1].1).map(|w| (w[0].0, w[1].0))?;
+        self.points[from..=to].windows(2).find_map(|w| {
             let ((x0, y0), (x1, y1)) = ((w[0].0, w[0].1.mean), (w[1].0, w[1].1.mean));
             ((y0 > 0.0) != (y1 > 0.0)).then(|| x0 + (x1 - x0) * y0 / (y0 - y1))
         })
+    }
+
+    /// Whether it gains at some point, surely.
+    pub fn pays(&self) -> bool {
+        self.points.iter().any(|(_, m)| m.sign() == Some(true))
     }
 }
 
@@ -89,6 +98,7 @@ struct Trial {
     /// Share of the seats that collude with it, in percent.
     ring: u32,
     reports_itself: bool,
+    gas_price: u64,
     pairs: u32,
     epochs: u64,
 }
@@ -105,6 +115,7 @@ impl Trial {
             cheap_ppm: CHEAP_PPM,
             ring: 0,
             reports_itself: false,
+            gas_price: GAS_PRICE,
             pairs: 100,
             epochs: 100,
         }
@@ -121,6 +132,7 @@ impl Trial {
         };
         let auditor = |diligence| Auditor { seats: 1, diligence, griefed: false };
         let mut plan = small(seed, self.epochs, self.parameters.clone());
+        plan.gas_price = self.gas_price;
         plan.providers = vec![Group::with_twin("cheat", self.pairs, cheat, twin)];
         plan.auditors = vec![
             Group::new("honest", 100 - self.ring, auditor(Diligence::Honest)),
@@ -165,12 +177,15 @@ mod tests {
 
     #[test]
     fn curves_cross_between_points() {
-        let mean = |mean| Mean { mean, spread: 0.0, count: 1 };
+        let mean = |mean| Mean { mean, spread: 0.1, count: 1 };
         let curve = |ys: [f64; 3]| Curve {
             label: String::new(),
             points: ys.iter().enumerate().map(|(i, y)| (i as f64, mean(*y))).collect(),
         };
         assert_eq!(curve([1.0, 0.5, -0.5]).crossing(), Some(1.5));
-        assert_eq!(curve([1.0, 2.0, 3.0]).crossing(), None);
+        assert_eq!(curve([1.0, 0.05, -0.15]).crossing(), Some(1.25));
+        let (above, below) = (curve([-0.05, 2.0, 3.0]), curve([0.05, -2.0, -3.0]));
+        assert_eq!((above.crossing(), below.crossing()), (None, None), "what is not sure is no crossing");
+        assert!(above.pays() && !below.pays());
     }
 }

@@ -230,7 +230,7 @@ fn signs_at_the_defaults() {
         let pays = match case.team {
             "hosts what it serves" | "signs false fetch receipts" | "ten names on one disk" => true,
             // Beside what honest hosts have served, which differs much from host to host.
-            "hosts nothing" => continue,
+            "hosts nothing" | "hosts 90 %" => continue,
             // It works as the honest do.
             "colluding auditor" => continue,
             // Seldom found in so short a time.

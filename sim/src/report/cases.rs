@@ -119,6 +119,10 @@ pub(super) fn table_text(name: &str) -> (&'static str, &'static str) {
             "Forty receipts of two dollars a day, two dollars at stake. The auditors' part follows the rate of the **mean** fee, the lottery that of each receipt: free receipts lower the part and leave \
              the work.",
         ),
+        "refunds" => (
+            "What payers get back",
+            "Of the fees of a provider without stake, all of whose batches are found wrong. A refund is asked for receipt by receipt, and costs its gas; of what it brings, the auditors' part is taken off.",
+        ),
         "host_names" => (
             "Names on one disk",
             "A listing with 300 dollars of fees a day, a hundred hosts, a disk of five cents an epoch. Stake is not charged for.",

@@ -29,32 +29,35 @@ fn curve(
     Ok(Curve { label: label.into(), points })
 }
 
+/// A single receipt of a cent does not pay for gas; what it would without shows the lottery alone.
+fn without_gas(trial: Trial) -> Trial {
+    Trial { gas_price: 0, ..trial }
+}
+
 const PER_WRONG: &str = "gain for each wrong receipt, in fees";
 
-/// The lottery's scale, for two savings. A hundred receipts of a cent, a hundred cents at stake.
+/// The lottery's scale, for two savings. Receipts of a cent, a hundred cents at stake.
 fn rate(seed: u64, progress: &mut dyn FnMut(&str)) -> Result<Figure, Failure> {
     let xs = [5.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 100.0];
     let mut panels = Vec::new();
     for cheap_ppm in [400_000, CHEAP_PPM] {
-        let trial = |percent: f64, share_ppm: u64| {
-            let mut t = Trial::new(100, DOLLAR / 100, DOLLAR);
+        let trial = |percent: f64, requests: u64, share_ppm: u64| {
+            let mut t = Trial::new(requests, DOLLAR / 100, DOLLAR);
             t.parameters.rates.savingsPpm = (percent * 10_000.0) as u32;
             t.parameters.rates.rateMinPpm = 0;
             (t.share_ppm, t.cheap_ppm) = (share_ppm, cheap_ppm);
             t
         };
+        let one = |x: f64| Trial { pairs: 400, epochs: 500, ..without_gas(trial(x, 1, 1_000_000)) };
         let curves = vec![
+            curve("one alone", &xs, seed, progress, one)?,
+            curve("reports itself", &xs, seed, progress, |x| Trial { reports_itself: true, ..one(x) })?,
             curve("1 of 100", &xs, seed, progress, |x| Trial {
                 pairs: 400,
                 epochs: 250,
-                ..trial(x, 10_000)
+                ..trial(x, 100, 10_000)
             })?,
-            curve("10 of 100", &xs, seed, progress, |x| trial(x, 100_000))?,
-            curve("all", &xs, seed, progress, |x| trial(x, 1_000_000))?,
-            curve("all, reports itself", &xs, seed, progress, |x| Trial {
-                reports_itself: true,
-                ..trial(x, 1_000_000)
-            })?,
+            curve("all of 100", &xs, seed, progress, |x| trial(x, 100, 1_000_000))?,
         ];
         let s = saved(cheap_ppm);
         panels.push(Panel {
@@ -131,10 +134,10 @@ fn fee(seed: u64, progress: &mut dyn FnMut(&str)) -> Result<Figure, Failure> {
     };
     let mut curves = Vec::new();
     for (label, diligence, newcomers) in [
-        ("executes nothing, newcomers", Diligence::Lazy { share_ppm: 1_000_000 }, true),
-        ("skips 1 %, newcomers", Diligence::Lazy { share_ppm: 10_000 }, true),
-        ("silent, newcomers", Diligence::Silent, true),
-        ("executes nothing, at 1 %", Diligence::Lazy { share_ppm: 1_000_000 }, false),
+        ("idle, new", Diligence::Lazy { share_ppm: 1_000_000 }, true),
+        ("skips, new", Diligence::Lazy { share_ppm: 10_000 }, true),
+        ("silent, new", Diligence::Silent, true),
+        ("idle, 1 %", Diligence::Lazy { share_ppm: 1_000_000 }, false),
     ] {
         let mut points = Vec::new();
         for x in xs {
@@ -144,8 +147,8 @@ fn fee(seed: u64, progress: &mut dyn FnMut(&str)) -> Result<Figure, Failure> {
         curves.push(Curve { label: label.into(), points });
     }
     let auditors = Panel {
-        title: "an auditor, for each batch of 512 audits".into(),
-        y_label: "gain for each batch, in fees".into(),
+        title: "auditors of newcomers, and at a rate of 1 %".into(),
+        y_label: "gain for each place on a panel, in fees".into(),
         curves,
         predicted: Some(50.0 * prediction::lazy_fee(0.05, 0.8, 0.2)),
         formula: "f = L / 4.8, whatever the rate".into(),
@@ -173,7 +176,7 @@ fn idle(fee: f64, diligence: Diligence, newcomers: bool, seed: u64) -> Result<Me
     // Demand of classes varies by a fifth: what would ask for a third member is left out.
     let class = Class { requests: class.requests * 5 / 6, ..class };
     plan.providers =
-        vec![Group::new("honest", batches, honest(vec![class], Backing::Fixed(100_000 * DOLLAR)))];
+        vec![Group::new("served", batches, honest(vec![class], Backing::Fixed(100_000 * DOLLAR)))];
     let auditor = |diligence| Auditor { seats: 1, diligence, griefed: false };
     plan.auditors = vec![
         Group::new("honest", 80, auditor(Diligence::Honest)),
@@ -201,7 +204,7 @@ fn seats(seed: u64, progress: &mut dyn FnMut(&str)) -> Result<Figure, Failure> {
             curves: vec![
                 curve("one receipt", &xs, seed, progress, |x| trial(x, 1))?,
                 curve("all of twenty", &xs, seed, progress, |x| trial(x, 20))?,
-                curve("one, reports itself", &xs, seed, progress, |x| Trial {
+                curve("reports itself", &xs, seed, progress, |x| Trial {
                     reports_itself: true,
                     ..trial(x, 1)
                 })?,
@@ -231,7 +234,7 @@ fn share(seed: u64, progress: &mut dyn FnMut(&str)) -> Result<Figure, Failure> {
             Trial {
                 share_ppm: (x * 10_000.0) as u64,
                 pairs: 200,
-                epochs: if x < 2.0 { 200 } else { 50 },
+                epochs: if x < 2.0 { 1000 } else { 100 },
                 ..t
             }
         };

@@ -19,6 +19,7 @@ pub fn tables(seed: u64, progress: &mut dyn FnMut(&str)) -> Result<Vec<Table>, F
     Ok(vec![
         audit_pay(seed, progress)?,
         padding(seed, progress)?,
+        refunds(seed, progress)?,
         names(seed, progress)?,
         chunks(seed, progress)?,
         griefing(seed, progress)?,
@@ -87,6 +88,20 @@ fn padding(seed: u64, progress: &mut dyn FnMut(&str)) -> Result<Table, Failure> 
         "±",
     ];
     Ok(Table { name: "padding", columns, rows })
+}
+
+/// What payers get back of the fees of a provider that is struck with every batch, by the fee of a receipt.
+fn refunds(seed: u64, progress: &mut dyn FnMut(&str)) -> Result<Table, Failure> {
+    let mut rows = Vec::new();
+    for fee in [500u64, 2000, 6000, 10_000, 50_000, 1_000_000] {
+        let trial = Trial { pairs: 1, ..Trial::new(100, fee, 0) };
+        let mut plan = trial.plan(seed);
+        plan.providers[0].twin = None;
+        let totals = play(plan)?.totals;
+        rows.push(vec![fee as f64 / 1e6, 100.0 * totals.refunded as f64 / totals.fees as f64]);
+        progress(&format!("refunds of {fee}"));
+    }
+    Ok(Table { name: "refunds", columns: vec!["fee, dollars", "back to payers, %"], rows })
 }
 
 /// A listing with 300 dollars of fees a day and a hundred honest hosts: a host's profit by the number of its names.
