@@ -15,7 +15,6 @@ use self::execution::{Base, Bench};
 use self::row::{Row, Tier, merged};
 use self::shapes::{Model, SHAPES, of_width};
 
-mod chart;
 mod clock;
 mod execution;
 mod fit;

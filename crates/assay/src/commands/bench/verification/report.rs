@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::chart::{Mark, Panel, Series, draw};
+use assay_chart::{Mark, Panel, Scale, Series, draw};
+
 use super::fit::PowerLaw;
 use super::row::{Row, Tier, distinct, find};
 
@@ -172,6 +173,7 @@ pub fn svg(rows: &[Row]) -> String {
             colour: colour(*tier),
             broken: false,
             points: curve(rows, t, *tier, of),
+            spreads: vec![],
         };
         with.iter().map(of_tier).collect()
     };
@@ -186,6 +188,7 @@ pub fn svg(rows: &[Row]) -> String {
             colour,
             broken: true,
             points: curve(rows, t, Tier::Reexec, of),
+            spreads: vec![],
         });
     }
     let checks: Vec<Tier> = tiers.iter().copied().filter(|t| *t != Tier::Reexec).collect();
@@ -198,16 +201,20 @@ pub fn svg(rows: &[Row]) -> String {
         Panel {
             title: format!("core-milliseconds per token, {t} positions"),
             y_label: "one core's milliseconds".into(),
+            scales: (Scale::Log, Scale::Log),
             tick: sig_tick,
             series: costs,
             marks: marks(true),
+            guides: vec![],
         },
         Panel {
             title: format!("share of re-execution, {t} positions"),
             y_label: "of re-execution of a token".into(),
+            scales: (Scale::Log, Scale::Log),
             tick: |v| format!("{} %", sig_tick(100.0 * v)),
             series: series(|r| r.share_of_reexecution, &checks),
             marks: marks(false),
+            guides: vec![],
         },
     ];
     draw("What it costs to check an answer, as models grow", "width of the model (d)", &panels)
@@ -231,7 +238,8 @@ fn law(rows: &[Row], t: u32, tier: Tier, of: Of) -> Option<PowerLaw> {
 pub mod tests {
     use std::collections::BTreeMap;
 
-    use super::super::chart::is_well_formed;
+    use assay_chart::is_well_formed;
+
     use super::super::row::merged;
     use super::*;
 

@@ -1,0 +1,134 @@
+//! `assay-sim`: the economy under one seed, from the command line.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use assay_sim::economy::{Economy, Outcome};
+use assay_sim::events::Events;
+use assay_sim::{report, scenario, sweep};
+use clap::{Args, Parser, Subcommand};
+
+/// Plays the network under one seed, and says who gains.
+#[derive(Parser)]
+#[command(name = "assay-sim", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Plays one network with every strategy in it, and prints what each gains.
+    Economy(Run),
+    /// Plays the network, varies audit rate, stake, fee and collusion, and writes docs/benchmarks/economics.*.
+    Sweep(Sweep),
+}
+
+#[derive(Args)]
+struct Run {
+    /// Participants: three tenths provide, a fifth hosts, a tenth audits, the rest pays.
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(250..=100_000))]
+    nodes: u32,
+    /// Epochs with demand.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    epochs: u64,
+    /// What all chance follows from.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Write all numbers to this file, as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Print every event, one a line: the epoch, and what happened.
+    #[arg(long)]
+    events: bool,
+}
+
+#[derive(Args)]
+struct Sweep {
+    /// Participants of the whole network.
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(250..=100_000))]
+    nodes: u32,
+    /// Its epochs.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    epochs: u64,
+    /// What all chance follows from.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Folder of the page, its numbers and its charts.
+    #[arg(long, default_value = "docs/benchmarks")]
+    out: PathBuf,
+}
+
+/// One line on a terminal that is written over; nothing elsewhere.
+fn progress(line: &str) {
+    let mut err = std::io::stderr();
+    if err.is_terminal() {
+        // What cannot be shown is no reason to stop.
+        let _ = write!(err, "\r\x1b[K{line}");
+        let _ = err.flush();
+    }
+}
+
+fn play(nodes: u32, epochs: u64, seed: u64, events: &mut Events<'_>) -> Result<Outcome> {
+    let all = epochs + 2;
+    let outcome = Economy::new(scenario::whole(nodes, epochs, seed)).run(events, |epoch| {
+        if epoch.is_multiple_of(10) || epoch == all {
+            progress(&format!("epoch {epoch} of {all}"));
+        }
+    });
+    progress("");
+    Ok(outcome?)
+}
+
+fn write(path: &Path, content: &str) -> Result<()> {
+    std::fs::write(path, content).with_context(|| format!("writing {}", path.display()))
+}
+
+impl Run {
+    fn run(self) -> Result<()> {
+        let mut out = std::io::BufWriter::new(std::io::stdout());
+        let mut failed = None;
+        let mut sink = |line: &str| {
+            if failed.is_none() {
+                failed = writeln!(out, "{line}").err();
+            }
+        };
+        let mut events = if self.events { Events::to(&mut sink) } else { Events::none() };
+        let outcome = play(self.nodes, self.epochs, self.seed, &mut events)?;
+        if let Some(error) = failed {
+            return Err(error).context("printing events");
+        }
+        if let Some(path) = &self.json {
+            let numbers = report::run(self.nodes, self.seed, &outcome);
+            write(path, &(serde_json::to_string_pretty(&numbers)? + "\n"))?;
+        }
+        writeln!(out, "{}", report::strategies(&outcome))?;
+        Ok(out.flush()?)
+    }
+}
+
+impl Sweep {
+    fn run(self) -> Result<()> {
+        let outcome = play(self.nodes, self.epochs, self.seed, &mut Events::none())?;
+        let figures = sweep::figures(self.seed, &mut progress)?;
+        let tables = sweep::tables(self.seed, &mut progress)?;
+        progress("");
+        let numbers = report::json(self.nodes, self.seed, &outcome, &figures, &tables);
+        write(&self.out.join("economics.json"), &(serde_json::to_string_pretty(&numbers)? + "\n"))?;
+        let page = report::page(self.nodes, self.seed, &outcome, &figures, &tables);
+        write(&self.out.join("economics.md"), &page)?;
+        for figure in &figures {
+            write(&self.out.join(format!("{}.svg", figure.name)), &report::svg(figure))?;
+        }
+        println!("{} written", self.out.join("economics.md").display());
+        Ok(())
+    }
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().command {
+        Command::Economy(run) => run.run(),
+        Command::Sweep(sweep) => sweep.run(),
+    }
+}
