@@ -188,7 +188,7 @@ fn fee(seed: u64, progress: &mut dyn FnMut(&str)) -> Result<Figure, Failure> {
         y_label: "gain for each place on a panel, in fees".into(),
         curves,
         predicted: Some(50.0 * prediction::lazy_fee(0.05, 0.8, 0.2)),
-        formula: "f = L / 4.8, whatever the rate".into(),
+        formula: "f = L / 4.8, for digests that are made up".into(),
     };
     Ok(Figure {
         name: "economics-fee",
