@@ -311,12 +311,6 @@ impl Ledger {
         self.accounts[who.at()].flows[flow as usize]
     }
 
-    /// Gas and cost of work.
-    pub fn costs_of(&self, who: Who) -> (u64, u64) {
-        let a = &self.accounts[who.at()];
-        (a.gas, a.compute)
-    }
-
     /// What the treasury has.
     pub fn treasury(&self) -> u64 {
         self.held[Place::Treasury as usize]
@@ -353,5 +347,77 @@ impl Ledger {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use assay_ledger::deployment::parameters;
+
+    use super::*;
+
+    fn busy() -> (Ledger, Who) {
+        let mut ledger = Ledger::new(parameters(), 0);
+        let (payer, provider) = (ledger.join(1000), ledger.join(50));
+        let model = ledger.list(payer, 0);
+        ledger.bond(provider, 50);
+        let channel = ledger.open_channel(payer, provider);
+        ledger.fund(channel, 100);
+        ledger.claim(channel, 100);
+        ledger.post(provider, model, vec![Lot { channel, fee: 50, count: 2 }]).unwrap();
+        (ledger, provider)
+    }
+
+    #[test]
+    fn one_unit_too_many_or_too_few_is_noticed() {
+        let (sound, provider) = busy();
+        assert_eq!(sound.check(), Ok(()));
+        for place in 0..7 {
+            let mut ledger = sound.clone();
+            ledger.held[place] += 1;
+            assert!(ledger.check().is_err(), "place {place}");
+        }
+        let mut ledger = sound.clone();
+        ledger.accounts[provider.at()].node.stake -= 1;
+        assert!(ledger.check().unwrap_err().contains("stakes"));
+        let mut ledger = sound;
+        ledger.flow(provider, Flow::Earned, 1);
+        assert!(ledger.check().unwrap_err().contains("participant"));
+    }
+
+    #[test]
+    fn what_the_contracts_refuse_is_refused() {
+        let (mut ledger, provider) = busy();
+        let lot = Lot { channel: ledger.open_channel(provider, provider), fee: 1, count: 1 };
+        assert_eq!(ledger.post(provider, 0, vec![]).unwrap_err(), Refused::BadCount);
+        assert_eq!(ledger.post(provider, 0, vec![lot]).unwrap_err(), Refused::TotalTooHigh);
+        let many = Lot { fee: 0, count: 409_601, ..lot };
+        assert_eq!(ledger.post(provider, 0, vec![many]).unwrap_err(), Refused::TooManyAudits);
+        assert!(!ledger.reserve(provider, 51) && ledger.reserve(provider, 50));
+        ledger.unbond(provider, u64::MAX);
+        assert_eq!(ledger.stake_of(provider).unbonding, 0, "reserved stake does not leave");
+    }
+
+    #[test]
+    fn stake_leaves_after_its_time_and_forfeited_fees_are_swept() {
+        let (mut ledger, provider) = busy();
+        ledger.unbond(provider, 20);
+        ledger.begin(6);
+        ledger.withdraw(provider);
+        assert_eq!(ledger.free(provider), 0);
+        ledger.begin(7);
+        ledger.withdraw(provider);
+        assert_eq!((ledger.free(provider), ledger.stake_of(provider).stake), (20, 30));
+        let reporter = ledger.join(0);
+        ledger.gas_price = 1_000_000_000;
+        assert_eq!(ledger.strike(provider, reporter), 30);
+        // Refunds are not worth their gas: after a month all of it is the treasury's, but for the reporter's tenth.
+        // Nobody audited: the panel's ten are there at once.
+        assert_eq!((ledger.free(reporter), ledger.treasury()), (3, 27 + 10));
+        ledger.begin(36);
+        assert_eq!(ledger.treasury(), 37);
+        ledger.begin(37);
+        assert_eq!(ledger.treasury(), 127);
+        assert_eq!(ledger.check(), Ok(()));
     }
 }

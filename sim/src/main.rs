@@ -126,9 +126,19 @@ impl Sweep {
     }
 }
 
+/// Whether a reader such as `head` has had enough.
+fn nobody_reads(error: &anyhow::Error) -> bool {
+    let closed = |e: &std::io::Error| e.kind() == std::io::ErrorKind::BrokenPipe;
+    error.chain().any(|cause| cause.downcast_ref().is_some_and(closed))
+}
+
 fn main() -> Result<()> {
-    match Arguments::parse().command {
+    let done = match Arguments::parse().command {
         Command::Economy(run) => run.run(),
         Command::Sweep(sweep) => sweep.run(),
+    };
+    match done {
+        Err(error) if nobody_reads(&error) => Ok(()),
+        done => done,
     }
 }

@@ -11,6 +11,11 @@ pub fn savings(saved: f64, found: f64) -> f64 {
     saved / found
 }
 
+/// The rate from which cheating does not pay, with so many fees at stake: `p = (s / q) f / (f + F)`.
+pub fn rate(saved: f64, found: f64, fees: f64) -> f64 {
+    saved / found / (1.0 + fees)
+}
+
 /// The share of seats up to which cheating does not pay at a given scale: where [`found`] falls to `s / savings`. None where it never does.
 pub fn seats(saved: f64, savings: f64, second: f64) -> Option<f64> {
     let enough = |a: f64| savings * found(a, second) >= saved;
@@ -81,6 +86,7 @@ mod tests {
         assert!((seats(0.8, 1.0, 0.05).unwrap() - 0.209).abs() < 0.002);
         assert_eq!(seats(0.0, 1.0, 0.05), None);
         assert!((fee(0.8, 1.0, 0.01) * 79.0 - 1.0).abs() < 1e-9);
+        assert!((rate(1.0, 1.0, 99.0) - 0.01).abs() < 1e-12);
     }
 
     #[test]

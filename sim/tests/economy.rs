@@ -8,6 +8,7 @@ use assay_sim::events::Events;
 use assay_sim::plan::{
     Auditor, Backing, Class, Conduct, Diligence, Grief, Group, Host, Keeps, Model, Plan, Provider,
 };
+use assay_sim::prediction::Epoch;
 use assay_sim::random::Random;
 use assay_sim::scenario::{self, DOLLAR, class, honest};
 use assay_sim::{report, statistics::Mean};
@@ -86,6 +87,28 @@ fn who_reports_itself_keeps_a_tenth_of_its_stake() {
         plan.parameters.rates.rateMinPpm = 1_000_000;
         exactly(play(plan).profit("it"), -lost * 1e6 - 54_000.0);
     }
+}
+
+/// Nine receipts, ten fees at stake: a chance of one in eleven for each, and everything is lost once.
+#[test]
+fn the_gain_of_a_cheat_is_what_the_arithmetic_says() {
+    let honest = Provider { backing: Backing::Fixed(DOLLAR), ..usual() };
+    let cheat = Provider { conduct: Conduct::Cheap { share_ppm: 300_000, from: 0 }, ..honest.clone() };
+    let mut plan = against(cheat, honest);
+    (plan.providers[0].count, plan.epochs) = (50, 400);
+    let measured = play(plan).advantage("it");
+    let fee = 100_000.0;
+    let expected = Epoch {
+        receipts: 9.0,
+        wrong: 0.3,
+        drawn: 1.0 / 11.0,
+        found: 1.0,
+        saved: 0.54 * fee,
+        lost: 10.0 * fee + 9.0 * 0.94 * fee,
+    };
+    let off = (measured.mean - expected.gain()).abs();
+    assert!(off < 2.0 * measured.spread, "{measured:?}, expected {}", expected.gain());
+    assert!(measured.spread < 0.05 * expected.gain().abs(), "{measured:?}");
 }
 
 #[test]

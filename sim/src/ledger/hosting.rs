@@ -90,9 +90,4 @@ impl Ledger {
             self.burn(host, self.prices.collect_pledge);
         }
     }
-
-    /// Pledges in force.
-    pub fn pledges(&self, model: usize) -> u64 {
-        self.listings[model].pool.pledges
-    }
 }

@@ -6,6 +6,7 @@ use super::*;
 pub fn figures(seed: u64, progress: &mut dyn FnMut(&str)) -> Result<Vec<Figure>, Failure> {
     Ok(vec![
         rate(seed, progress)?,
+        flat(seed, progress)?,
         stake(seed, progress)?,
         fee(seed, progress)?,
         seats(seed, progress)?,
@@ -73,6 +74,42 @@ fn rate(seed: u64, progress: &mut dyn FnMut(&str)) -> Result<Figure, Failure> {
         title: "Profit against the audit rate".into(),
         x_label: "savingsPpm, the scale of the lottery's rate, in %".into(),
         by_tens: false,
+        panels,
+    })
+}
+
+/// A rate that is the same for all, `rateMinPpm` with a lottery whose scale is next to nothing. Receipts of a dollar.
+fn flat(seed: u64, progress: &mut dyn FnMut(&str)) -> Result<Figure, Failure> {
+    let xs = [0.1, 0.3, 1.0, 2.0, 3.0, 5.0, 10.0];
+    let s = saved(CHEAP_PPM);
+    let mut panels = Vec::new();
+    for fees in [20u64, 100] {
+        let trial = |percent: f64, requests: u64| {
+            let mut t = Trial::new(requests, DOLLAR, fees * DOLLAR);
+            t.parameters.rates.savingsPpm = 1;
+            t.parameters.rates.rateMinPpm = (percent * 10_000.0) as u32;
+            Trial { pairs: 400, epochs: 500 / requests, ..t }
+        };
+        panels.push(Panel {
+            title: format!("{fees} fees at stake"),
+            y_label: PER_WRONG.into(),
+            curves: vec![
+                curve("one alone", &xs, seed, progress, |x| trial(x, 1))?,
+                curve("reports itself", &xs, seed, progress, |x| Trial {
+                    reports_itself: true,
+                    ..trial(x, 1)
+                })?,
+                curve("all of ten", &xs, seed, progress, |x| trial(x, 10))?,
+            ],
+            predicted: Some(100.0 * prediction::rate(s, 1.0, fees as f64)),
+            formula: "p = (s / q) f / (f + F)".into(),
+        });
+    }
+    Ok(Figure {
+        name: "economics-flat",
+        title: "Profit against a rate that is the same for all".into(),
+        x_label: "rateMinPpm, in % of receipts".into(),
+        by_tens: true,
         panels,
     })
 }
@@ -151,7 +188,7 @@ fn fee(seed: u64, progress: &mut dyn FnMut(&str)) -> Result<Figure, Failure> {
         y_label: "gain for each place on a panel, in fees".into(),
         curves,
         predicted: Some(50.0 * prediction::lazy_fee(0.05, 0.8, 0.2)),
-        formula: "f = L / 4.8, whatever the rate".into(),
+        formula: "f = L / 4.8, for digests that are made up".into(),
     };
     Ok(Figure {
         name: "economics-fee",
