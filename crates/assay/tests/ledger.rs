@@ -167,3 +167,34 @@ fn a_killed_deployment_goes_on() {
     let defaults = assay(home, &["ledger", "params", "--defaults", "--json"]);
     assert!(stdout(&defaults).contains("\"epochSeconds\":86400"));
 }
+
+#[test]
+fn an_auditor_says_what_it_lacks_takes_its_seats_and_stops() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    let chain = Chain::start(home, &[]);
+    fine(home, &chain, &["ledger", "deploy"]);
+    let unknown = refused(home, &chain, &["auditor"]);
+    assert!(unknown.contains("a seat needs 100.00") && unknown.contains("--role auditor"), "{unknown}");
+    fine(home, &chain, &["ledger", "faucet", "--amount", "1000"]);
+    fine(home, &chain, &["deposit", "250"]);
+    fine(home, &chain, &["stake", "250", "--role", "auditor"]);
+    let mut auditor = command(home)
+        .env("ASSAY_RPC", &chain.url)
+        .args(["auditor", "--seats", "3", "--every", "1"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(auditor.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let mut said = |wanted: &str| assert!(lines.any(|line| line.contains(wanted)), "it never said: {wanted}");
+    said("`assay deposit` brings more in");
+    said("seats taken");
+    said("seats are missing, and so is stake: `assay stake 50.00`");
+    let status = std::process::Command::new("kill").args(["-TERM", &auditor.id().to_string()]).status();
+    assert!(status.unwrap().success());
+    said("stopping");
+    assert!(auditor.wait().unwrap().success());
+    let reserved = refused(home, &chain, &["unstake", "100"]);
+    assert!(reserved.contains("has 50.00 at stake that no seat or pledge needs"), "{reserved}");
+}
