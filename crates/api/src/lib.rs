@@ -1,6 +1,6 @@
 //! The HTTP surface: OpenAI's wire format over one [`Inference`] trait.
 //!
-//! Knows nothing of engines, networks or money: whoever implements the trait answers. `docs/api.md` is the normative
+//! Knows nothing of engines and networks, and of money only how it is offered and refused: whoever implements the trait answers. `docs/api.md` is the normative
 //! description; tests hold the server to its tables.
 #![forbid(unsafe_code)]
 

@@ -173,7 +173,8 @@ impl Till {
     pub async fn admit(self: &Arc<Self>, payment: Option<&Payment>, most: u64) -> Result<Ticket, Refusal> {
         let refuse = |problem| self.refuse(problem, most);
         let payment = payment.ok_or_else(|| refuse(PaymentProblem::Required))?;
-        let (config, id) = self.readable(payment).map_err(refuse)?;
+        let readable = self.readable(payment);
+        let (config, id) = readable.map_err(|reason| refuse(PaymentProblem::Invalid { reason }))?;
         let busy = Busy::begin(self, id).ok_or_else(|| refuse(PaymentProblem::Busy))?;
         let store = Arc::clone(&self.store);
         let known = tokio::task::spawn_blocking(move || store.claim(channel_id(id))).await;
@@ -213,25 +214,23 @@ impl Till {
         Some(state(id, claim.totalClaimed.max(seen.claimed.into()), Some(&claim), &seen))
     }
 
-    /// The channel of a voucher that its payer signed and this provider can claim.
-    fn readable(&self, payment: &Payment) -> Result<(ChannelConfig, B256), PaymentProblem> {
-        let invalid = |reason: String| PaymentProblem::Invalid { reason };
-        let config = voucher::config(&payment.channel)
-            .ok_or_else(|| invalid("the withdrawal delay is beyond 40 bits".into()))?;
+    /// The channel of a voucher that its payer signed and this provider can claim, or why it is none.
+    fn readable(&self, payment: &Payment) -> Result<(ChannelConfig, B256), String> {
+        let config = voucher::config(&payment.channel).ok_or("the withdrawal delay is beyond 40 bits")?;
         let receiver = address(&self.receiver);
         if config.receiver != receiver {
-            return Err(invalid(format!("its receiver is {} and not {receiver}", config.receiver)));
+            return Err(format!("its receiver is {} and not {receiver}", config.receiver));
         }
         let token = self.ledger.parts().at.token;
         if config.token != token {
-            return Err(invalid(format!("its token is {} and not {token}", config.token)));
+            return Err(format!("its token is {} and not {token}", config.token));
         }
         // Who may claim and refund besides this provider could leave it with nothing.
         if ![Address::ZERO, receiver].contains(&config.receiverAuthorizer) {
-            return Err(invalid(format!("{} could claim and refund it too", config.receiverAuthorizer)));
+            return Err(format!("{} could claim and refund it too", config.receiverAuthorizer));
         }
         voucher::check(&config, payment.max, payment.signature.as_bytes(), &self.vouchers)
-            .map_err(|e| invalid(e.to_string()))?;
+            .map_err(|e| e.to_string())?;
         let id = voucher::channel_id(&config, &self.vouchers);
         Ok((config, id))
     }

@@ -112,7 +112,7 @@ impl World {
             return;
         }
         // The provider counts exactly, and may find more than was thought.
-        let exact = if share % 7 == 0 { most + share / 50 } else { most.div_ceil(2) };
+        let exact = if share.is_multiple_of(7) { most + share / 50 } else { most.div_ceil(2) };
         if taken.ceiling < channel.charged + u128::from(exact) {
             match self.lanes.correct(taken.index, channel.charged, channel.voucher, exact) {
                 Ok(corrected) => taken = corrected,
