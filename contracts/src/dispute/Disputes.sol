@@ -3,10 +3,12 @@ pragma solidity 0.8.37;
 
 import {Addresses, Directory, Parameters} from "../Directory.sol";
 import {Audits} from "../Audits.sol";
+import {Batch, Epochs} from "../Epochs.sol";
 import {Contexts} from "./Contexts.sol";
 import {Contradiction, Malformed} from "./Trees.sol";
 import {IHolds} from "../interfaces/IHolds.sol";
 import {IStakes} from "../interfaces/IStakes.sol";
+import {Merkle, Proof} from "../Merkle.sol";
 import {Picks} from "./Picks.sol";
 import {Reason, Stage, Walk} from "./Walk.sol";
 import {Receipt, Receipts} from "../Receipts.sol";
@@ -23,6 +25,8 @@ import {Vault} from "../Vault.sol";
 /// the provider's is set aside, and a receipt may be disputed by several challengers at once: a provider that disputes itself stands in
 /// nobody's way, and no number of disputes blocks an exit.
 contract Disputes {
+    using Merkle for bytes32;
+
     /// @param walk Where it stands.
     /// @param state Hash of what was said that later messages rest on, and of what is known of the node or the number that it walked to.
     struct Dispute {
@@ -39,6 +43,8 @@ contract Disputes {
 
     /// The receipt is of no answer, or longer than any model's context.
     error NoAnswer();
+    /// The receipt does not stand at its place under the batch's root.
+    error BadProof();
     /// The receipt is not the one that the accusation is about.
     error WrongReceipt();
     /// There is no such dispute, or it is over.
@@ -102,6 +108,24 @@ contract Disputes {
         bytes32 separator = Receipts.domain(address(_epochs));
         Receipts.requireSigned(stated, separator, signature);
         receipt = Receipts.signingHash(stated, separator);
+        _open(receipt, stated, epoch);
+    }
+
+    /// @notice The same for a receipt that its provider has posted, by its place under the batch's root: who posts a leaf answers for it, whether it shows
+    /// its signature to anybody or not.
+    /// @param epoch Of the batch.
+    function openPosted(Receipt calldata stated, uint64 epoch, Proof calldata proof) external returns (bytes32 receipt) {
+        bytes32 separator = Receipts.domain(address(_epochs));
+        Batch memory batch = Epochs(address(_epochs)).batchOf(stated.provider, epoch);
+        if (
+            batch.root == bytes32(0) || stated.sequence != batch.first + proof.index
+                || Receipts.leaf(stated, separator).rootFrom(proof) != batch.root
+        ) revert BadProof();
+        receipt = Receipts.signingHash(stated, separator);
+        _open(receipt, stated, epoch);
+    }
+
+    function _open(bytes32 receipt, Receipt calldata stated, uint64 epoch) private {
         _begin(receipt, stated, stated.provider, bytes32(0), false);
         _vault.take(msg.sender, bond);
         _epochs.hold(stated.provider, epoch, stated.sequence);

@@ -140,4 +140,4 @@ macro_rules! same_proof {
 }
 
 same_receipt!(Epochs, Objections, Audits, Disputes);
-same_proof!(Epochs, Objections, Audits, Retrieval);
+same_proof!(Epochs, Objections, Audits, Retrieval, Disputes);

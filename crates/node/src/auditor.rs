@@ -381,13 +381,23 @@ impl Auditor {
     async fn open_dispute(&mut self, id: BatchId, sequence: u64) -> Result<Option<Event>, Undone> {
         let Some(record) = self.journal.kept(id, sequence)? else { return Ok(None) };
         let signed = &record.receipt;
-        let call = Disputes::openCall {
-            stated: (&signed.receipt).into(),
-            signature: signed.signature.as_bytes().to_vec().into(),
-            epoch: id.epoch,
-        };
         let disputes = self.ledger.parts().at.disputes;
-        let sent = self.sender.send(&format!("dispute receipt {sequence}"), disputes, &call).await;
+        let what = format!("dispute receipt {sequence}");
+        let place = self.audits.get(&id).and_then(|audit| audit.place(sequence));
+        let sent = match place {
+            // What was posted is answered for, whether its signature was shown or not.
+            Some((receipt, Objections::Proof { index, count, path })) => {
+                let proof = Disputes::Proof { index, count, path };
+                let call = Disputes::openPostedCall { stated: receipt.into(), epoch: id.epoch, proof };
+                self.sender.send(&what, disputes, &call).await
+            }
+            None => {
+                let signature = signed.signature.as_bytes().to_vec().into();
+                let call =
+                    Disputes::openCall { stated: (&signed.receipt).into(), signature, epoch: id.epoch };
+                self.sender.send(&what, disputes, &call).await
+            }
+        };
         let opened = once::<Disputes::AlreadyDisputed>(sent)?;
         if let Some(audit) = self.audits.get_mut(&id) {
             audit.work.disputed.push(sequence);

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use assay_core::answer::AnswerRecord;
+use assay_core::digest::ExecutionDigests;
 use assay_core::embedding::{EmbeddingRecord, Record};
 use assay_core::id::{Hash, ModelRoot};
 use assay_core::merkle;
@@ -78,6 +79,8 @@ pub struct Executed {
     pub trace: Hash,
     /// Whether the receipt stands.
     pub verdict: Verdict,
+    /// Its digests, of an answer that was shown without.
+    pub digests: Option<ExecutionDigests>,
 }
 
 /// A record that is to be executed, by where it comes from.
@@ -86,7 +89,7 @@ pub enum Shown {
     /// From the provider: whole, with its signature.
     ByProvider(Record),
     /// From the ledger, where a provider showed request and transcript: without digests, of which the receipt has the root, and without the
-    /// signature.
+    /// signature, for which its place under the posted root stands.
     OnLedger(Box<AnswerRecord>),
 }
 
@@ -224,18 +227,21 @@ impl Executable {
         } else {
             Verdict::Wrong
         };
-        Ok(Executed { trace: trace.root(), verdict })
+        Ok(Executed { trace: trace.root(), verdict, digests: None })
     }
 
-    /// An answer without digests and signature: nobody can open a dispute with it.
+    /// An answer without digests. Where they alone are others, nobody can say of which block.
     fn shown(&self, record: &AnswerRecord) -> Result<Executed, NotExecutable> {
         let trace = self.trace(record)?;
         let digests = trace.digests();
         let same = digests.root() == record.receipt.receipt.digest_root;
-        let stands =
-            same && stands_by(&trace, &AnswerRecord { digests, ..record.clone() }, &mut self.executor());
-        let verdict = if stands { Verdict::Stands } else { Verdict::Undisputable };
-        Ok(Executed { trace: trace.root(), verdict })
+        let chosen = AnswerRecord { digests: digests.clone(), ..record.clone() };
+        let verdict = match stands_by(&trace, &chosen, &mut self.executor()) {
+            true if same => Verdict::Stands,
+            false if record.request.guide.is_none() => Verdict::Wrong,
+            _ => Verdict::Undisputable,
+        };
+        Ok(Executed { trace: trace.root(), verdict, digests: Some(digests) })
     }
 
     /// Every input is a sequence of its own.
@@ -265,6 +271,6 @@ impl Executable {
         };
         let roots: Vec<Hash> = record.transcript.input_ids.iter().map(trace).collect();
         let verdict = if verdict.holds { Verdict::Stands } else { Verdict::Undisputable };
-        Ok(Executed { trace: merkle::root(roots), verdict })
+        Ok(Executed { trace: merkle::root(roots), verdict, digests: None })
     }
 }

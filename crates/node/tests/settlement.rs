@@ -305,6 +305,29 @@ async fn a_provider_that_refuses_is_asked_on_the_ledger() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cheat_that_shows_its_auditors_no_signature_is_disputed_all_the_same() {
+    let e = Economy::new(all_drawn()).await;
+    let mut cheat = Provider::new(&e, "cheat", STAKE).await;
+    cheat.answers = false;
+    let auditor = Checker::new(&e, "auditor", 1).await;
+    epoch_with(&e, &cheat, &[&auditor], |record| swapped(&e, record)).await;
+    let mut living = cheat.live(&e).await;
+    auditor.rounds(&e).await;
+    e.node.advance(901).await;
+    // It answers what it is asked on the ledger, and so what it posted is executed and disputed.
+    for _ in 0..30 {
+        auditor.rounds(&e).await;
+        if e.node_of(cheat.account).await.struck {
+            break;
+        }
+        living.settlement.round().await.unwrap();
+    }
+    assert!(e.node_of(cheat.account).await.struck, "{:?} {:?}", auditor.events, cheat.events);
+    assert_eq!((auditor.count("opened"), cheat.count("audited")), (1, 0), "{:?}", auditor.events);
+    assert!(auditor.failures().is_empty(), "{:?}", auditor.failures());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_provider_that_shows_nothing_anywhere_is_struck() {
     let e = Economy::new(all_drawn()).await;
     let mut provider = Provider::new(&e, "provider", STAKE).await;

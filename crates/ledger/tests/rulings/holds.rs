@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use alloy_primitives::U256;
+use assay_core::merkle::Proof;
 use assay_core::receipt::Receipt;
 use assay_ledger::contracts::{Disputes, Epochs};
 
@@ -103,4 +104,34 @@ fn a_receipt_posted_after_the_dispute_began_can_be_held_too() {
     assert!(l.n.node(l.provider.address).struck, "it said nothing");
     assert!(l.hold(1).unwrap_err().is::<Disputes::NotDisputed>());
     assert_eq!(U256::from(l.n.balance(disputes)), U256::ZERO);
+}
+
+#[test]
+fn who_posts_a_receipt_answers_for_it_without_a_signature() {
+    let mut l = late();
+    let disputes = l.n.parts.at.disputes;
+    let (right, proof, other) = (l.receipt.clone(), l.posted.proof(3), l.posted.proof(2));
+    let call = |receipt: &Receipt, epoch, proof: &Proof| Disputes::openPostedCall {
+        stated: receipt.into(),
+        epoch,
+        proof: proof.into(),
+    };
+    let refused = |l: &mut Late, call| {
+        let failure = l.n.send(&l.challenger.clone(), disputes, call).unwrap_err();
+        assert!(failure.is::<Disputes::BadProof>());
+    };
+    // Nothing is posted yet.
+    refused(&mut l, call(&right, 1, &proof));
+    l.n.post(&l.provider.clone(), 1, &l.posted.clone()).unwrap();
+    refused(&mut l, call(&right, 0, &proof));
+    refused(&mut l, call(&right, 1, &other));
+    refused(&mut l, call(&Receipt { prompt_tokens: right.prompt_tokens + 1, ..right.clone() }, 1, &proof));
+    refused(&mut l, call(&Receipt { sequence: 2, ..right.clone() }, 1, &proof));
+    l.n.send(&l.challenger.clone(), disputes, call(&right, 1, &proof)).unwrap();
+    // It is the dispute that a signature opens, with its hold; and each challenger has one.
+    l.hold(1).unwrap();
+    let signature = signed(&l.n, &l.provider, &right);
+    let again = Disputes::openCall { stated: (&right).into(), signature, epoch: 1 };
+    let failure = l.n.send(&l.challenger.clone(), disputes, again).unwrap_err();
+    assert!(failure.is::<Disputes::AlreadyDisputed>());
 }

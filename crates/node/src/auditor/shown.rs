@@ -1,7 +1,7 @@
 //! What a provider showed on the ledger because it was demanded: a leaf, then the record.
 //!
-//! Invariant: what is read here hashes to what the receipt signs, or the contract would not have taken it. It is executed like any other record, and
-//! cannot be disputed by this auditor: a dispute needs the provider's signature, which a contract never saw.
+//! Invariant: what is read here hashes to what the receipt says, or the contract would not have taken it. It is executed and disputed like any other
+//! record: what stands in for the signature, which a contract never saw, is the receipt's place under the posted root.
 
 use assay_core::answer::{AnswerRecord, Format};
 use assay_core::digest::ExecutionDigests;

@@ -63,12 +63,8 @@ impl Audit {
         open.map(of).filter(|refused| !asked(refused)).collect()
     }
 
-    /// The call that demands a record.
-    pub(super) fn record_demand(
-        &self,
-        epoch: u64,
-        sequence: u64,
-    ) -> Option<(Objections::demandRecordCall, String)> {
+    /// A receipt that is known, and its place under the posted root.
+    pub(super) fn place(&self, sequence: u64) -> Option<(&Receipt, Objections::Proof)> {
         let (receipt, shown) = self.receipts.get(&sequence)?;
         let proof = match (shown, &self.leaves) {
             (Some(proof), _) => proof.clone(),
@@ -82,6 +78,16 @@ impl Audit {
             }
             (None, None) => return None,
         };
+        Some((receipt, proof))
+    }
+
+    /// The call that demands a record.
+    pub(super) fn record_demand(
+        &self,
+        epoch: u64,
+        sequence: u64,
+    ) -> Option<(Objections::demandRecordCall, String)> {
+        let (receipt, proof) = self.place(sequence)?;
         let member = self.drawn.get(&sequence)?.members.first().copied()?;
         let member = alloy_primitives::U256::from(member);
         let call = Objections::demandRecordCall { epoch, member, receipt: receipt.into(), proof };
@@ -281,11 +287,16 @@ impl Auditor {
             let executed = library.execute(&record);
             (executed, record)
         });
-        let (executed, record) = worked.await.expect("executing a record does not panic");
+        let (executed, mut record) = worked.await.expect("executing a record does not panic");
         let drawn = self.audits.get(&id).and_then(|audit| audit.drawn.get(&sequence));
         let members = drawn.map(|drawn| drawn.members.clone()).unwrap_or_default();
         let done = match executed {
-            Ok(Executed { trace, verdict }) => Done { receipt, members, trace: Some(trace), verdict },
+            Ok(Executed { trace, verdict, digests }) => {
+                if let (Shown::OnLedger(record), Some(digests)) = (&mut record, digests) {
+                    record.digests = digests;
+                }
+                Done { receipt, members, trace: Some(trace), verdict }
+            }
             Err(ExecutionError::Not(e)) => {
                 let what = format!("executing receipt {sequence} of {}", id.provider);
                 self.failed(&what, "answer_not_executable", &e);
@@ -299,7 +310,7 @@ impl Auditor {
     /// Writes down what an execution came to.
     fn note(&mut self, id: BatchId, sequence: u64, done: Done, record: Shown) -> Result<(), Undone> {
         if done.verdict == Verdict::Wrong
-            && let Shown::ByProvider(Record::Answer(record)) = &record
+            && let Shown::ByProvider(Record::Answer(record)) | Shown::OnLedger(record) = &record
         {
             self.journal.keep(id, sequence, record)?;
         }
