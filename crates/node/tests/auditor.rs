@@ -293,11 +293,9 @@ async fn refusals(d: &Drawn, checker: &Checker) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_is_absent_is_shown_to_be_and_nothing_is_left_that_nobody_owns() {
-    let (mut d, checkers) = drawn(&[("auditor 0", 2), ("auditor 1", 2)], 1_000_000, 8).await;
+/// Who sits on a batch's panel.
+async fn on_panel(d: &Drawn, panel: u8) -> BTreeSet<Address> {
     let mut on_panel = BTreeSet::new();
-    let panel = d.e.batch(d.provider.account, d.epoch).await.panel;
     for member in 0..panel {
         let call = Audits::auditorOfCall {
             provider: d.provider.account,
@@ -306,7 +304,22 @@ async fn who_is_absent_is_shown_to_be_and_nothing_is_left_that_nobody_owns() {
         };
         on_panel.insert(d.e.ledger.client().read(d.e.ledger.parts().at.audits, &call).await.unwrap());
     }
-    assert_eq!(on_panel.len(), 2, "of eight places each has some");
+    on_panel
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_absent_is_shown_to_be_and_nothing_is_left_that_nobody_owns() {
+    // The beacon decides who sits where: of 128 draws one has no place for one of the two.
+    let mut tries = 0;
+    let (mut d, checkers, panel) = loop {
+        let (d, checkers) = drawn(&[("auditor 0", 2), ("auditor 1", 2)], 1_000_000, 8).await;
+        let panel = d.e.batch(d.provider.account, d.epoch).await.panel;
+        if on_panel(&d, panel).await.len() == 2 {
+            break (d, checkers, panel);
+        }
+        tries += 1;
+        assert!(tries < 8, "of eight places each has some");
+    };
     // One does its duty; the other one sleeps.
     let awake = &checkers[0];
     for _ in 0..4 {

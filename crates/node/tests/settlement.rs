@@ -431,5 +431,18 @@ fn executions_say_what_a_dispute_would() {
         ..record.clone()
     };
     let executed = library.execute(&assay_node::execution::Shown::OnLedger(Box::new(shown))).unwrap();
-    assert_eq!(executed, honest);
+    assert_eq!((executed.trace, executed.verdict), (honest.trace, honest.verdict));
+    assert_eq!(executed.digests, Some(record.digests.clone()), "they are made again");
+    // Without its digests too, another token is what a dispute ends with; other digests alone are not.
+    let shown = |record: AnswerRecord| {
+        let digests = Default::default();
+        let shown = assay_node::execution::Shown::OnLedger(Box::new(AnswerRecord { digests, ..record }));
+        library.execute(&shown).unwrap().verdict
+    };
+    let mut other = record.clone();
+    other.transcript.output_ids[3] ^= 1;
+    assert_eq!(shown(other), Verdict::Wrong);
+    let mut other = record;
+    other.receipt.receipt.digest_root = assay_core::id::DigestRoot::from_bytes([1; 32]);
+    assert_eq!(shown(other), Verdict::Undisputable);
 }
