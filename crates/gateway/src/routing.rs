@@ -10,10 +10,12 @@ use assay_core::id::{Hash, ModelRoot, NodeAddress};
 use assay_core::offer::Offer;
 use assay_core::price::Price;
 
-/// What a provider is thought to need before it is known, in milliseconds: low enough that newcomers are tried.
-const FIRST_MS: u64 = 200;
+/// What a provider is thought to need before it is known, in milliseconds: so little that newcomers are tried.
+const FIRST_MS: u64 = 1;
 /// Likewise for each token, in microseconds.
-const TOKEN_US: u64 = 20_000;
+const TOKEN_US: u64 = 1;
+/// After so many milliseconds without an answer, a provider is thought to need half: who was slow once is tried again.
+const HALF_AFTER_MS: u64 = 60_000;
 /// Share of a new measurement in what is believed, as a power of two: an eighth.
 const NEW_SHARE_BITS: u32 = 3;
 /// How long a provider is left alone after its first failure, in milliseconds.
@@ -74,6 +76,8 @@ struct Provider {
     failures: u32,
     rests_until_ms: u64,
     completed: u64,
+    /// When it answered last.
+    measured_ms: u64,
     failed: u64,
 }
 
@@ -148,6 +152,7 @@ impl Routing {
                     failures: 0,
                     rests_until_ms: 0,
                     completed: 0,
+                    measured_ms: 0,
                     failed: 0,
                 };
                 self.providers.insert(offer.provider, provider);
@@ -197,7 +202,8 @@ impl Routing {
             let first_ms = if seen == Some(**id) { p.first_ms / SEEN_DIVISOR } else { p.first_ms };
             let tokens_ms = u64::from(want.tokens).saturating_mul(p.token_us) / 1000;
             let crowd = u64::from(p.running).saturating_add(1);
-            let expected_ms = first_ms.saturating_add(tokens_ms).saturating_mul(crowd);
+            let halvings = (now_ms.saturating_sub(p.measured_ms) / HALF_AFTER_MS).min(63);
+            let expected_ms = first_ms.saturating_add(tokens_ms).saturating_mul(crowd) >> halvings;
             // Where anyone has a standing, those without are expected to take longer.
             let lacks = PPM - self.standings.get(*id).map_or(0, |ppm| u64::from(*ppm)).min(PPM);
             let doubt_ms = match self.standings.is_empty() {
@@ -239,13 +245,15 @@ impl Routing {
                 p.rests_until_ms = now_ms.saturating_add(rest_ms);
             }
             Outcome::Completed { first_ms, rest_ms, tokens } => {
+                let known = p.completed > 0;
                 p.completed = p.completed.saturating_add(1);
                 p.failures = 0;
                 p.rests_until_ms = 0;
-                p.first_ms = believed(p.first_ms, first_ms);
+                p.measured_ms = now_ms;
+                p.first_ms = if known { believed(p.first_ms, first_ms) } else { first_ms.max(1) };
                 if tokens > 1 {
                     let token_us = rest_ms.saturating_mul(1000) / u64::from(tokens - 1);
-                    p.token_us = believed(p.token_us, token_us);
+                    p.token_us = if known { believed(p.token_us, token_us) } else { token_us.max(1) };
                 }
                 if let Some(beginning) = want.beginning {
                     self.see((want.model, beginning), provider);
@@ -378,8 +386,26 @@ mod tests {
     }
 
     #[test]
+    fn newcomers_are_tried_and_who_was_slow_is_tried_again() {
+        let mut routing = routing(3);
+        completes(&mut routing, 1, &WANT, 10, 100);
+        // The others are not known, and come first.
+        assert_eq!(ranked(&routing, &WANT, NOW)[2], id(1));
+        completes(&mut routing, 2, &WANT, 500, 5_000);
+        completes(&mut routing, 3, &WANT, 20, 200);
+        assert_eq!(ranked(&routing, &WANT, NOW), [id(1), id(3), id(2)]);
+        // While the first goes on answering, the slow one is forgiven.
+        let later = NOW + 7 * HALF_AFTER_MS;
+        routing.began(id(1));
+        let answered = Outcome::Completed { first_ms: 10, rest_ms: 100, tokens: 11 };
+        routing.ended(id(1), &WANT, answered, later);
+        assert_eq!(ranked(&routing, &WANT, later), [id(3), id(2), id(1)]);
+    }
+
+    #[test]
     fn who_has_a_standing_is_preferred_and_who_lied_is_not_asked() {
         let mut routing = routing(3);
+        (1..=3).for_each(|n| completes(&mut routing, n, &WANT, 100, 1_000));
         routing.stand([(id(2), 900_000), (id(3), 100_000)].into(), BTreeSet::new());
         assert_eq!(ranked(&routing, &WANT, NOW), [id(2), id(3), id(1)]);
         // A standing does not outweigh what is measured.
@@ -409,9 +435,10 @@ mod tests {
     #[test]
     fn who_has_seen_the_beginning_is_preferred() {
         let mut routing = routing(3);
+        (1..=3).for_each(|n| completes(&mut routing, n, &WANT, 100, 1_000));
         let want = Want { beginning: Some(Hash::from_bytes([1; 32])), tokens: 1, ..WANT };
-        // Exactly as fast as one that is not known.
-        completes(&mut routing, 3, &want, FIRST_MS, 1_980);
+        // Exactly as fast as the others.
+        completes(&mut routing, 3, &want, 100, 1_000);
         assert_eq!(ranked(&routing, &want, NOW)[0], id(3));
         assert_eq!(ranked(&routing, &WANT, NOW)[0], id(1));
         for n in 0..=SEEN_MAX {

@@ -185,7 +185,10 @@ fn free() -> Result<SocketAddr> {
 
 impl Network {
     /// Starts everything; what was in the folder goes.
-    pub async fn start(folder: &Path, plan: Plan) -> Result<Network> {
+    pub async fn start(folder: &Path, mut plan: Plan) -> Result<Network> {
+        if plan.listen.port() == 0 {
+            plan.listen = free()?;
+        }
         // Nothing but an earlier network of ours is taken away.
         if folder.join("network.json").exists() || folder.join("operator").exists() {
             std::fs::remove_dir_all(folder).with_context(|| folder.display().to_string())?;
