@@ -128,7 +128,7 @@ impl<T> Turns<T> {
     }
 
     /// The next request that runs now.
-    pub fn next(&mut self) -> Option<T> {
+    pub fn following(&mut self) -> Option<T> {
         if self.running >= self.limit {
             return None;
         }
@@ -236,7 +236,7 @@ impl Queue {
     /// Lets run who can.
     fn grant(&self) {
         let mut turns = self.turns();
-        while let Some(next) = turns.next() {
+        while let Some(next) = turns.following() {
             if next.send(()).is_err() {
                 // It has given up.
                 turns.ended(false);
@@ -326,7 +326,7 @@ mod tests {
     fn order<T>(turns: &mut Turns<T>) -> Vec<T> {
         std::iter::from_fn(|| {
             turns.ended(false);
-            turns.next()
+            turns.following()
         })
         .collect()
     }
@@ -368,14 +368,14 @@ mod tests {
         // Two of them found everybody busy: they wait, and go first.
         turns.busy(key(7), 7);
         turns.busy(key(6), 6);
-        assert_eq!((turns.running(), turns.waiting(), turns.next()), (6, 2, None));
+        assert_eq!((turns.running(), turns.waiting(), turns.following()), (6, 2, None));
         assert_eq!(turns.enter(key(0), 9), Entered::Waits(None));
         turns.ended(true);
-        assert_eq!((turns.next(), turns.next()), (Some(6), None));
+        assert_eq!((turns.following(), turns.following()), (Some(6), None));
         // Six answers later one more is tried.
         for expected in [Some(7), Some(9), None, None] {
             turns.ended(true);
-            assert_eq!(turns.next(), expected);
+            assert_eq!(turns.following(), expected);
         }
         turns.ended(true);
         assert_eq!((turns.limit, turns.running()), (7, 3));
@@ -387,7 +387,7 @@ mod tests {
         assert_eq!(turns.enter(key(0), 0), Entered::Runs(0));
         turns.busy(key(0), 0);
         assert_eq!((turns.limit, turns.running()), (1, 0));
-        assert_eq!(turns.next(), Some(0));
+        assert_eq!(turns.following(), Some(0));
     }
 
     proptest! {
@@ -418,7 +418,7 @@ mod tests {
                     }
                     _ => {}
                 }
-                while let Some(next) = turns.next() {
+                while let Some(next) = turns.following() {
                     prop_assert!(!running.contains(&next));
                     running.push(next);
                 }
