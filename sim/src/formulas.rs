@@ -3,6 +3,8 @@
 //! Invariant: for every input that the contracts accept, the result is theirs to the unit; `tests/model` compares in revm. Nothing
 //! here holds money or decides what happens.
 
+use assay_ledger::audits::assigned_by;
+pub use assay_ledger::audits::{average_rate_ppm, receipts_max};
 use assay_ledger::contracts::Directory::Parameters;
 
 use crate::random::Chance;
@@ -36,13 +38,6 @@ fn scaled_up(wins: u128, of: u128) -> u128 {
     (high << 32) + low + u128::from(rest > 0)
 }
 
-/// The rate of the mean fee of `count` receipts with fees that sum to `total` (7.3, 7.4), in millionths.
-pub fn average_rate_ppm(total: u64, count: u32, backing: u64, savings_ppm: u32, rate_min_ppm: u32) -> u64 {
-    let whole = u128::from(total) + u128::from(backing) * u128::from(count);
-    let rate = if whole == 0 { 0 } else { (u128::from(savings_ppm) * u128::from(total)).div_ceil(whole) };
-    (rate.max(rate_min_ppm.into()) as u64).min(PPM)
-}
-
 /// Members of a batch's panel (7.4); none where more audits are expected than a panel can do, and the batch is refused.
 pub fn panel(count: u32, rate_ppm: u64, p: &Parameters) -> Option<u8> {
     let expected = (u64::from(count) * rate_ppm).div_ceil(PPM);
@@ -51,13 +46,6 @@ pub fn panel(count: u32, rate_ppm: u64, p: &Parameters) -> Option<u8> {
     }
     let members = expected.div_ceil(u64::from(p.rates.auditsPerMember));
     Some((members as u8).max(p.rates.panelMin))
-}
-
-/// How many receipts of this mean fee a panel can audit: what a provider may post at once.
-pub fn receipts_max(total: u64, count: u32, backing: u64, p: &Parameters) -> u64 {
-    let rate = average_rate_ppm(total, count, backing, p.rates.savingsPpm, p.rates.rateMinPpm);
-    let audits = u64::from(p.rates.panelMax) * u64::from(p.rates.auditsPerMember);
-    (audits * PPM).checked_div(rate).unwrap_or(u64::MAX)
 }
 
 /// Where a batch's fees go (7.3). Parts sum to the total.
@@ -117,11 +105,8 @@ pub fn slash(stake: u64, unbonding: u64, amount: u64, reporter_ppm: u32) -> Slas
 /// The member of a panel that audits a drawn receipt, and the one that does so again, if any (7.4). The three numbers are 8 bytes of the draw
 /// each, from its end.
 pub fn members(draw: [u64; 3], panel: u8, second_ppm: u32) -> (usize, Option<usize>) {
-    let panel = u64::from(panel);
-    let first = draw[0] % panel;
-    let again = panel > 1 && draw[1] % PPM < u64::from(second_ppm);
-    let second = again.then(|| ((first + 1 + draw[2] % (panel - 1)) % panel) as usize);
-    (first as usize, second)
+    let assigned = assigned_by(draw, panel, second_ppm).expect("a batch that is audited has a panel");
+    (assigned.first.into(), assigned.second.map(usize::from))
 }
 
 /// Fractions of a unit that sources' income is kept in: 2^-56.

@@ -16,6 +16,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, he
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::serve::ListenerExt as _;
 use axum::{Json, Router};
 use futures_util::Stream;
 use serde_json::{Value, json};
@@ -131,6 +132,8 @@ async fn serve_desk<I: Inference>(
             batches.await;
         }
     };
+    // Pieces of an answer are small, and each is wanted at once.
+    let listener = listener.tap_io(|tcp| drop(tcp.set_nodelay(true)));
     let running = axum::serve(listener, routes).with_graceful_shutdown(graceful).into_future();
     let deadline = async {
         // An error means that the sender is gone: then the server has ended anyway.

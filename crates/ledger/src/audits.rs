@@ -9,13 +9,28 @@ use alloy_sol_types::SolValue as _;
 use assay_core::id::Hash;
 use assay_core::merkle;
 
-use crate::contracts::Directory::Rates;
+use crate::contracts::Directory::{Parameters, Rates};
 
 const PPM: u64 = 1_000_000;
 /// Slots that are tried for a member: `Audits.SEAT_TRIES`.
 pub const SEAT_TRIES: u64 = 32;
 /// Seats that one call takes: `Audits.SEATS_PER_CALL`.
 pub const SEATS_PER_CALL: usize = 64;
+
+/// The rate of the mean fee of `count` receipts with fees that sum to `total`, in millionths.
+pub fn average_rate_ppm(total: u64, count: u32, backing: u64, savings_ppm: u32, rate_min_ppm: u32) -> u64 {
+    let whole = u128::from(total).saturating_add(u128::from(backing).saturating_mul(count.into()));
+    let savings = u128::from(savings_ppm).saturating_mul(total.into());
+    let rate = if whole == 0 { 0 } else { savings.div_ceil(whole) };
+    u64::try_from(rate).unwrap_or(u64::MAX).max(rate_min_ppm.into()).min(PPM)
+}
+
+/// How many receipts of which `count` sum to `total` a panel can audit, at the rate of their mean fee: what may be posted at once.
+pub fn receipts_max(total: u64, count: u32, backing: u64, p: &Parameters) -> u64 {
+    let rate = average_rate_ppm(total, count, backing, p.rates.savingsPpm, p.rates.rateMinPpm);
+    let audits = u64::from(p.rates.panelMax).saturating_mul(p.rates.auditsPerMember.into());
+    audits.saturating_mul(PPM).checked_div(rate).unwrap_or(u64::MAX)
+}
 
 /// Who executes a drawn receipt, as places on its provider's panel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,12 +104,18 @@ pub fn assigned(
         let bytes = draw.0.get(end.saturating_sub(8)..end).and_then(|b| b.try_into().ok());
         u64::from_be_bytes(bytes.unwrap_or_default())
     };
+    assigned_by([word(0), word(1), word(2)], panel, second_ppm)
+}
+
+/// The same, from the draw's words: 8 bytes each, from its end.
+pub fn assigned_by(words: [u64; 3], panel: u8, second_ppm: u32) -> Option<Assigned> {
     let members = u64::from(panel);
-    let first = word(0).checked_rem(members)?;
+    let [at, doubt, step] = words;
+    let first = at.checked_rem(members)?;
     let others = members.saturating_sub(1);
-    let again = others > 0 && word(1) % PPM < u64::from(second_ppm);
+    let again = others > 0 && doubt % PPM < u64::from(second_ppm);
     let second = again.then(|| {
-        let step = word(2).checked_rem(others).unwrap_or(0);
+        let step = step.checked_rem(others).unwrap_or(0);
         first.saturating_add(1).saturating_add(step) % members
     });
     let member = |n: u64| u8::try_from(n).unwrap_or(u8::MAX);

@@ -100,6 +100,11 @@ pub fn address(node: &NodeAddress) -> Address {
     Address::from(*node.as_bytes())
 }
 
+/// An address of the contracts as the protocol's own types have it.
+pub fn node_address(address: Address) -> NodeAddress {
+    NodeAddress::from_bytes(address.into_array())
+}
+
 /// A channel's id as receipts have it.
 pub fn channel_id(id: B256) -> ChannelId {
     ChannelId::from_bytes(id.0)

@@ -8,10 +8,11 @@ use alloy_primitives::{Address, B256, Bytes, U256, keccak256};
 use alloy_rlp::Encodable as _;
 use alloy_signer::SignerSync as _;
 use alloy_sol_types::{Eip712Domain, SolCall, SolStruct, eip712_domain, sol};
+use assay_core::receipt::Domain;
 
 use crate::amount::Amount;
 use crate::client::{Client, ClientError};
-use crate::contracts::{Channels, Directory, Epochs, Registry, TestToken, Vault};
+use crate::contracts::{Channels, Directory, Epochs, Registry, TestToken, Vault, node_address};
 use crate::deployment::Deployment;
 use crate::sender::{Mined, SendError, Sender};
 
@@ -131,7 +132,13 @@ impl Ledger {
         Ok(Holdings { wallet: Amount::from_word(wallet), vault: Amount::from_word(vault), coin })
     }
 
-    pub(crate) async fn view<C: SolCall>(
+    /// The domain in which this ledger's receipts are signed.
+    pub fn receipt_domain(&self) -> Domain {
+        Domain { chain_id: self.client.chain_id(), contract: node_address(self.parts.at.epochs) }
+    }
+
+    /// A contract's answer at a block.
+    pub async fn view<C: SolCall>(
         &self,
         block: BlockId,
         to: Address,

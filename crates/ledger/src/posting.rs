@@ -10,14 +10,13 @@ use alloy_eips::BlockId;
 use alloy_primitives::{Address, B256};
 use assay_core::id::{Hash, ModelRoot};
 
+use crate::audits::receipts_max;
 use crate::client::ClientError;
 use crate::contracts::Directory::Parameters;
 use crate::contracts::{Epochs, Registry, address, b256};
 use crate::epochs::{Batch, Builder, Disk, Listing, Posting, Progress, ProgressError, SealError, Terms};
 use crate::ledger::Ledger;
 use crate::sender::{SendError, Sender};
-
-const PPM: u128 = 1_000_000;
 
 /// Why an epoch was not posted.
 #[derive(Debug, thiserror::Error)]
@@ -123,26 +122,14 @@ fn seal<D: Disk>(
 ) -> Result<Batch, PostError> {
     loop {
         let batch = builder.seal(epoch, &terms)?;
-        let most = count_max(parameters, batch.total(), batch.count, backing);
+        let most = receipts_max(batch.total(), batch.count, backing, parameters);
+        let most = u32::try_from(most).unwrap_or(u32::MAX);
         if batch.count <= most {
             return Ok(batch);
         }
         builder.missed(epoch)?;
         // Fees that are left out may raise the mean of the others: each turn leaves out at least one.
         terms.count_max = most.min(batch.count.saturating_sub(1)).max(1);
-    }
-}
-
-/// How many receipts of which `count` sum to `total` a panel can audit, at the rate of their mean fee (ledger, 7.4).
-fn count_max(p: &Parameters, total: u64, count: u32, backing: u64) -> u32 {
-    let whole = u128::from(total).saturating_add(u128::from(backing).saturating_mul(count.into()));
-    let savings = u128::from(p.rates.savingsPpm).saturating_mul(total.into());
-    let rate = if whole == 0 { 0 } else { savings.div_ceil(whole) };
-    let rate = rate.max(p.rates.rateMinPpm.into()).min(PPM);
-    let audits = u128::from(p.rates.panelMax).saturating_mul(p.rates.auditsPerMember.into());
-    match audits.saturating_mul(PPM).checked_div(rate) {
-        Some(most) => u32::try_from(most).unwrap_or(u32::MAX),
-        None => u32::MAX,
     }
 }
 

@@ -5,11 +5,11 @@ use alloy_primitives::{Address, B256, Bytes};
 use alloy_signer::SignerSync as _;
 use alloy_signer_local::PrivateKeySigner;
 use alloy_sol_types::{Eip712Domain, SolStruct, eip712_domain, sol};
-use assay_core::id::{AccountAddress, Hash, NodeAddress, SignatureBytes};
+use assay_core::id::{AccountAddress, Hash, SignatureBytes};
 use assay_core::payment::ChannelTerms;
 use assay_core::signature::signer;
 
-use crate::contracts::Channels;
+use crate::contracts::{Channels, node_address};
 
 mod typed {
     #![allow(missing_docs)]
@@ -55,7 +55,7 @@ pub fn terms(config: &Channels::ChannelConfig) -> ChannelTerms {
     ChannelTerms {
         payer: account(config.payer),
         payer_authorizer: account(config.payerAuthorizer),
-        receiver: NodeAddress::from_bytes(config.receiver.into_array()),
+        receiver: node_address(config.receiver),
         receiver_authorizer: account(config.receiverAuthorizer),
         token: account(config.token),
         withdraw_delay_s: config.withdrawDelay.to(),

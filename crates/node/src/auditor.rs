@@ -22,12 +22,12 @@ use std::sync::Arc;
 use alloy_primitives::{Address, B256, U256};
 use assay_api::audits::{AuditClient, AuditError};
 use assay_core::answer::AnswerRecord;
-use assay_core::id::{Hash, NodeAddress};
+use assay_core::id::Hash;
 use assay_core::merkle;
 use assay_ledger::amount::Amount;
 use assay_ledger::audits::{SEATS_PER_CALL, commitment, digest_leaf};
 use assay_ledger::client::ClientError;
-use assay_ledger::contracts::{Audits, Disputes, Objections, b256};
+use assay_ledger::contracts::{Audits, Disputes, Objections, b256, node_address};
 use assay_ledger::docket::{DemandId, DemandKind, DisputeId, Docket};
 use assay_ledger::follow::FollowError;
 use assay_ledger::ledger::{Ledger, Phase, Role};
@@ -318,7 +318,7 @@ impl Auditor {
     /// A member's digests, in rising order of sequence numbers.
     fn digests(&self, id: BatchId, member: u8) -> Vec<(u64, Hash)> {
         let Some(audit) = self.audits.get(&id) else { return vec![] };
-        let me = NodeAddress::from_bytes(self.auditor.into_array());
+        let me = node_address(self.auditor);
         let of = |(sequence, done): (&u64, &Done)| {
             let trace = done.trace.filter(|_| done.members.contains(&member))?;
             Some((*sequence, audit_digest(me, &audit.beacon.0, done.receipt, &trace)))

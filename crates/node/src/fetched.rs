@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 
 use alloy_primitives::Address;
 use alloy_signer_local::PrivateKeySigner;
-use assay_core::id::NodeAddress;
 use assay_hub::exchange::{ExchangeError, Records};
 use assay_hub::peer::PeerAddress;
 use assay_hub::release::Release;
 use assay_ledger::client::ClientError;
+use assay_ledger::contracts::node_address;
 use assay_ledger::ledger::{Ledger, Role};
 use assay_ledger::retrieval::{EnrolledNode, FETCHED_BYTES_MAX, FetchError, FetchReceipt, PledgeId, Roll};
 use serde::{Deserialize, Serialize};
@@ -237,7 +237,7 @@ async fn host_at(hosts: &[EnrolledNode], records: &Records, peer: &PeerAddress) 
         [host] => Some(host),
         _ => {
             let card = records.card(&peer.to_string()).await.ok()?;
-            let says = |host: &&Address| NodeAddress::from_bytes(host.into_array()) == card.address;
+            let says = |host: &&Address| node_address(**host) == card.address;
             named.iter().find(says).copied()
         }
     }

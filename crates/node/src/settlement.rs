@@ -22,10 +22,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use alloy_primitives::{Address, B256};
-use assay_core::id::{ModelRoot, NodeAddress};
-use assay_core::receipt::{Domain, SignedReceipt};
+use assay_core::id::ModelRoot;
+use assay_core::receipt::SignedReceipt;
 use assay_ledger::amount::Amount;
 use assay_ledger::client::ClientError;
+use assay_ledger::contracts::node_address;
 use assay_ledger::docket::{DisputeId, Docket};
 use assay_ledger::epochs::{AppendError, Builder, Identity, OpenError, ProgressError};
 use assay_ledger::follow::FollowError;
@@ -190,12 +191,10 @@ impl Settlement {
         if node.is_none_or(|node| node.roles & Role::Provider as u8 == 0) {
             return Err(SettlementError::NotProvider { node: provider });
         }
-        let contract = NodeAddress::from_bytes(ledger.parts().at.epochs.into_array());
-        let domain = Domain { chain_id: ledger.client().chain_id(), contract };
-        let identity = Identity { provider: NodeAddress::from_bytes(provider.into_array()), domain };
+        let identity = Identity { provider: node_address(provider), domain: ledger.receipt_domain() };
         // Two ledgers may be on one chain, and two chains may share an id.
         let genesis = ledger.client().genesis().await?;
-        let folder = options.folder.join(format!("{genesis:x}-{contract}-{provider:x}"));
+        let folder = options.folder.join(format!("{genesis:x}-{}-{provider:x}", identity.domain.contract));
         let (builder, opened) = Builder::open(&folder, identity)?;
         let docket = Docket::open(ledger.clone(), provider, &options.folder).await?;
         let desk = Arc::new(AuditDesk::new(&ledger, identity, Arc::clone(&store), Arc::clone(&listener)));

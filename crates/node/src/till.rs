@@ -112,7 +112,7 @@ impl Till {
     ) -> Result<Till, ClientError> {
         let chain_id = ledger.client().chain_id();
         let at = &ledger.parts().at;
-        let receipts = Domain { chain_id, contract: NodeAddress::from_bytes(at.epochs.into_array()) };
+        let receipts = ledger.receipt_domain();
         let vouchers = voucher::domain(chain_id, at.channels);
         let token_domain = ledger.token_domain().await?;
         let epoch = AtomicU64::new(ledger.epoch().await?);

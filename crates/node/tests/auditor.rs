@@ -25,7 +25,7 @@ use assay_core::embedding::Record;
 use assay_core::id::{Hash, SealingKey, SignatureBytes};
 use assay_core::merkle;
 use assay_ledger::amount::Amount;
-use assay_ledger::contracts::{Audits, b256};
+use assay_ledger::contracts::{Audits, b256, node_address};
 use assay_ledger::ledger::Phase;
 use assay_ledger::sender::Sender;
 use assay_node::auditor::{self, Auditor, AuditorOptions, TellError, check};
@@ -34,7 +34,7 @@ use assay_verify::dispute::Party;
 use axum::body::{Body, to_bytes};
 use axum::http::Request;
 use chains::{DOLLAR, parameters, policy};
-use economy::{Checker, Economy, Living, Provider, address};
+use economy::{Checker, Economy, Living, Provider};
 use tower::ServiceExt as _;
 
 /// An epoch of three answers, all drawn, with its beacon; the provider lives.
@@ -147,7 +147,7 @@ async fn ask(d: &Drawn, key: &PrivateKeySigner, wanted: Wanted) -> Result<AuditA
         let signed = key.sign_hash_sync(&B256::from(*hash.as_bytes())).ok()?;
         Some(SignatureBytes::from_bytes(signed.as_bytes()))
     };
-    let (provider, auditor) = (address(d.provider.account), address(key.address()));
+    let (provider, auditor) = (node_address(d.provider.account), node_address(key.address()));
     AuditClient::new().ask(&d.provider.front.url, provider, auditor, d.epoch, wanted, &sign).await
 }
 
@@ -254,8 +254,8 @@ async fn refusals(d: &Drawn, checker: &Checker) {
     };
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     let request = AuditRequest {
-        provider: address(d.provider.account),
-        auditor: address(checker.account),
+        provider: node_address(d.provider.account),
+        auditor: node_address(checker.account),
         epoch: d.epoch,
         wanted: Wanted::Records(vec![]),
         key: SealingKey::from_bytes([9; 32]),
@@ -280,7 +280,7 @@ async fn refusals(d: &Drawn, checker: &Checker) {
         ),
         (
             "another provider",
-            signed(&AuditRequest { provider: address(Address::ZERO), ..request.clone() }, &checker.key),
+            signed(&AuditRequest { provider: node_address(Address::ZERO), ..request.clone() }, &checker.key),
             "audit_other_provider",
         ),
         (

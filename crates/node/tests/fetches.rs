@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use alloy_primitives::{Address, B256};
-use assay_core::id::{Hash, ModelRoot, NodeAddress};
+use assay_core::id::{Hash, ModelRoot};
 use assay_core::merkle;
 use assay_hub::blob::{BlobHash, CHUNK_BYTES};
 use assay_hub::exchange::{Admission, Records};
@@ -23,7 +23,7 @@ use assay_hub::replication::Times;
 use assay_hub::server::{ServerOptions, serve};
 use assay_hub::store::{Quota, Store};
 use assay_ledger::amount::Amount;
-use assay_ledger::contracts::{Channels, Epochs};
+use assay_ledger::contracts::{Channels, Epochs, node_address};
 use assay_ledger::ledger::{Ledger, Role};
 use assay_ledger::retrieval::{Content, FetchReceipt, ListingId, PledgeId, Roll};
 use assay_ledger::sender::Sender;
@@ -43,10 +43,6 @@ const FEES: u64 = 20 * DOLLAR;
 
 fn content() -> Vec<u8> {
     (0..40_000u32).flat_map(|i| i.to_le_bytes()).collect()
-}
-
-fn node_address(address: Address) -> NodeAddress {
-    NodeAddress::from_bytes(address.into_array())
 }
 
 struct World {

@@ -5,14 +5,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use alloy_primitives::Address;
 use anyhow::{Context as _, Result, bail};
 use assay_api::{ServerOptions, serve};
-use assay_core::id::NodeAddress;
 use assay_gateway::lanes::LaneTerms;
 use assay_gateway::lanes::payer::{Deposits, Payer, PayerOptions, instance};
 use assay_gateway::network::{Network, NetworkOptions};
 use assay_ledger::amount::Amount;
+use assay_ledger::contracts::node_address;
 use clap::{Args, Subcommand};
 use tokio::net::TcpListener;
 
@@ -180,10 +179,11 @@ impl Gateway {
             self.provider.iter().map(|url| url.trim_end_matches('/').to_owned()).collect();
         if let Some(nodes) = Nodes::read(home, &self.ledger).await? {
             let providers = nodes.roll.providers().await.context("the ledger's providers cannot be read")?;
-            let name = |node: Address| NodeAddress::from_bytes(node.into_array());
-            let struck = providers.iter().filter(|node| node.struck).map(|node| name(node.node)).collect();
+            let struck =
+                providers.iter().filter(|node| node.struck).map(|node| node_address(node.node)).collect();
             let standings = nodes.ledger.standings().await.context("providers' standings cannot be read")?;
-            let standings = standings.into_iter().map(|(node, standing)| (name(node), standing.score_ppm));
+            let standings =
+                standings.into_iter().map(|(node, standing)| (node_address(node), standing.score_ppm));
             network.stand(standings.collect(), struck);
             let reached = urls(&providers).into_iter().map(|(_, url)| url);
             endpoints.extend(reached.filter(|url| url.starts_with("http")));

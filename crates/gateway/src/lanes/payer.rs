@@ -167,7 +167,7 @@ impl Payer {
         let chain_id = ledger.client().chain_id();
         let at = &ledger.parts().at;
         let vouchers = voucher::domain(chain_id, at.channels);
-        let receipts = Domain { chain_id, contract: NodeAddress::from_bytes(at.epochs.into_array()) };
+        let receipts = ledger.receipt_domain();
         let (errands, inbox) = mpsc::channel(ERRANDS);
         let payer = Payer {
             ledger,

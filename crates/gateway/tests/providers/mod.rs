@@ -19,6 +19,7 @@ use assay_core::price::Price;
 use assay_core::receipt::{Domain, Receipt, SignedReceipt, receipt_id};
 use assay_core::request::{Prompt, Request};
 use assay_core::transcript::{NonceSource, StopReason, Transcript};
+use axum::serve::ListenerExt as _;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -252,6 +253,7 @@ impl Provider {
         let routes = assay_api::router(Arc::clone(&shared), ServerOptions::default());
         let relay = Relay::new(shared, node.address(), Box::new(sign), options);
         let routes = routes.merge(relay.routes());
+        let listener = listener.tap_io(|tcp| drop(tcp.set_nodelay(true)));
         let serving = tokio::spawn(async move { axum::serve(listener, routes).await });
         (url, serving.abort_handle())
     }

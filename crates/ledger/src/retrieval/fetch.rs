@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{ListingId, PledgeId};
 pub use crate::contracts::Retrieval::Fetch;
+use crate::contracts::node_address;
 use crate::voucher::recover;
 
 /// What one provider can sign for of one listing, all its hosts together: `Retrieval.FETCHED_BYTES_MAX`.
@@ -132,9 +133,9 @@ impl FetchReceipt {
         let signature = <[u8; 65]>::try_from(signature.as_ref()).map_err(|_| FetchError::Unsigned)?;
         Ok(FetchReceipt {
             downloader: NodeAddress::from_bytes(key.address().into_array()),
-            host: NodeAddress::from_bytes(pledge.host.into_array()),
+            host: node_address(pledge.host),
             model: pledge.listing.model,
-            listing: NodeAddress::from_bytes(pledge.listing.owner.into_array()),
+            listing: node_address(pledge.listing.owner),
             bytes,
             signature: SignatureBytes::from_bytes(signature),
         })

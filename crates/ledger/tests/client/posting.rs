@@ -11,7 +11,7 @@ use assay_core::id::{
 };
 use assay_core::receipt::{Domain, Receipt, SignedReceipt};
 use assay_ledger::amount::Amount;
-use assay_ledger::contracts::{Channels, Epochs, b256, channel_id};
+use assay_ledger::contracts::{Channels, Epochs, b256, channel_id, node_address};
 use assay_ledger::epochs::{Builder, Identity, Progress};
 use assay_ledger::ledger::{Ledger, Role};
 use assay_ledger::posting::{PostError, post};
@@ -57,7 +57,7 @@ impl Provider {
         sender.send("claim", at.channels, &Channels::claimCall { claims }).await.unwrap();
         let settle = Channels::settleCall { receiver: sender.account() };
         sender.send("settle", at.channels, &settle).await.unwrap();
-        let contract = NodeAddress::from_bytes(at.epochs.into_array());
+        let contract = node_address(at.epochs);
         let domain = Domain { chain_id: node.client.chain_id(), contract };
         Provider { sender, domain, channel: channel_id(id) }
     }

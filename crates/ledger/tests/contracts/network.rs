@@ -12,7 +12,7 @@ use assay_core::id::{DigestRoot, Hash, ModelRoot, NodeAddress, Nonce, RequestHas
 use assay_core::merkle::{self, Proof};
 use assay_core::receipt::{Domain, Receipt};
 use assay_ledger::contracts::{
-    Audits, Channels, Directory, Epochs, Objections, Registry, TestToken, Vault, channel_id,
+    Audits, Channels, Directory, Epochs, Objections, Registry, TestToken, Vault, channel_id, node_address,
 };
 use assay_ledger::deployment::Deployment;
 use assay_ledger::voucher;
@@ -48,7 +48,7 @@ impl Actor {
     }
 
     pub fn node(&self) -> NodeAddress {
-        NodeAddress::from_bytes(self.address.into_array())
+        node_address(self.address)
     }
 }
 
@@ -305,7 +305,7 @@ impl Network {
     }
 
     pub fn domain(&self) -> Domain {
-        Domain { chain_id: CHAIN_ID, contract: NodeAddress::from_bytes(self.parts.at.epochs.into_array()) }
+        Domain { chain_id: CHAIN_ID, contract: node_address(self.parts.at.epochs) }
     }
 
     /// Closes an epoch's posting and fixes its beacon.

@@ -9,7 +9,7 @@ use assay_chain::scratch::{CHAIN_ID, Done, Failure, Scratch};
 use assay_core::answer::AnswerRecord;
 use assay_core::id::{Hash, NodeAddress, SignatureBytes};
 use assay_core::receipt::Domain;
-use assay_ledger::contracts::{Directory, Disputes, Registry, TestToken, Vault, b256};
+use assay_ledger::contracts::{Directory, Disputes, Registry, TestToken, Vault, b256, node_address};
 use assay_ledger::deployment::{self, Deployment};
 
 use crate::deployed::{deploy, deploy_test_token};
@@ -104,7 +104,7 @@ impl Court {
         let signed = &mut record.receipt;
         signed.receipt.provider = NodeAddress::from_bytes(self.key.address().into_array());
         signed.receipt.sequence = self.sequence;
-        let contract = NodeAddress::from_bytes(self.parts.at.epochs.into_array());
+        let contract = node_address(self.parts.at.epochs);
         signed.domain = Domain { chain_id: CHAIN_ID, contract };
         let hash = signed.receipt.signing_hash(&signed.domain);
         let signature = self.key.sign_hash_sync(&b256(&hash)).unwrap();

@@ -1,8 +1,7 @@
 //! Reading what an auditor's duties follow from: at one block of the chain, and from its journal.
 
 use alloy_eips::BlockId;
-use alloy_primitives::{Address, B256, U256};
-use alloy_sol_types::SolCall;
+use alloy_primitives::{B256, U256};
 use assay_ledger::client::ClientError;
 use assay_ledger::contracts::{Audits, Epochs, Objections, Registry, Vault};
 use assay_ledger::docket::DemandId;
@@ -26,17 +25,14 @@ const READS_AT_ONCE: usize = 16;
 const EPOCHS_BACK: u64 = 64;
 
 impl Auditor {
-    async fn at<C: SolCall>(&self, block: BlockId, to: Address, call: &C) -> Result<C::Return, ClientError> {
-        self.ledger.client().read_at(block, Address::ZERO, to, call).await
-    }
-
     /// Reads everything.
     pub(super) async fn read(&mut self) -> Result<View, AuditorError> {
         let header = self.ledger.client().latest().await?;
         let block = BlockId::from(header.hash);
         let at = self.ledger.parts().at.clone();
-        let epoch = self.at(block, at.epochs, &Epochs::currentCall {}).await?;
-        let vault = self.at(block, at.vault, &Vault::balanceOfCall { account: self.auditor }).await?;
+        let epoch = self.ledger.view(block, at.epochs, &Epochs::currentCall {}).await?;
+        let vault =
+            self.ledger.view(block, at.vault, &Vault::balanceOfCall { account: self.auditor }).await?;
         let stakes = self.ledger.parameters().stakes.clone();
         self.docket.forget_batches(epoch.saturating_sub(EPOCHS_BACK));
         let ids: Vec<BatchId> = self
@@ -77,7 +73,7 @@ impl Auditor {
     ) -> Result<Option<BatchView>, AuditorError> {
         let at = self.ledger.parts().at.clone();
         let BatchId { epoch, provider } = id;
-        let beacon = self.at(block, at.epochs, &Epochs::beaconOfCall { epoch }).await?;
+        let beacon = self.ledger.view(block, at.epochs, &Epochs::beaconOfCall { epoch }).await?;
         let phase = self.ledger.phase_at(epoch, now, beacon.number, beacon.fixedAt);
         let commit = u64::from(self.ledger.parameters().times.commitSeconds);
         let mut view = BatchView {
@@ -94,7 +90,7 @@ impl Auditor {
             return Ok(Some(view));
         }
         if self.audits.get(&id).is_none_or(|audit| audit.beacon != beacon.value) {
-            let batch = self.at(block, at.epochs, &Epochs::batchOfCall { provider, epoch }).await?;
+            let batch = self.ledger.view(block, at.epochs, &Epochs::batchOfCall { provider, epoch }).await?;
             if batch.state == 0 {
                 return Ok(None);
             }
@@ -124,7 +120,7 @@ impl Auditor {
         if audit.members.is_empty() {
             return Ok(Some(view));
         }
-        let node = self.at(block, at.registry, &Registry::isStruckCall { node: provider }).await?;
+        let node = self.ledger.view(block, at.registry, &Registry::isStruckCall { node: provider }).await?;
         view.struck = node;
         for member in 0..audit.panel {
             let own = audit.members.contains(&member);
@@ -133,7 +129,7 @@ impl Auditor {
                 continue;
             }
             let call = Audits::memberOfCall { provider, epoch, member: U256::from(member) };
-            let known = self.at(block, at.audits, &call).await?;
+            let known = self.ledger.view(block, at.audits, &call).await?;
             let phase = match known.phase {
                 0 => MemberPhase::None,
                 1 => MemberPhase::Committed,
@@ -154,16 +150,16 @@ impl Auditor {
     /// The seats that this auditor has and has not left, counted once an epoch.
     async fn seats(&mut self, block: BlockId, epoch: u64) -> Result<SeatsView, AuditorError> {
         let at = self.ledger.parts().at.clone();
-        let node = self.at(block, at.registry, &Registry::nodeOfCall { node: self.auditor }).await?;
+        let node = self.ledger.view(block, at.registry, &Registry::nodeOfCall { node: self.auditor }).await?;
         let have = match self.seats {
             Some((of, have)) if of == epoch => have,
             _ => {
-                let slots = self.at(block, at.audits, &Audits::slotCountCall {}).await?;
+                let slots = self.ledger.view(block, at.audits, &Audits::slotCountCall {}).await?;
                 let slots = u64::try_from(slots).unwrap_or(0);
                 let this = &*self;
                 let read = stream::iter(0..slots).map(async |slot| {
                     let call = Audits::seatOfCall { slot: U256::from(slot) };
-                    let seat = this.at(block, at.audits, &call).await?;
+                    let seat = this.ledger.view(block, at.audits, &call).await?;
                     Ok::<_, ClientError>(seat.auditor == this.auditor && seat.until.to::<u64>() == 0)
                 });
                 let found: Vec<bool> = read.buffered(READS_AT_ONCE).try_collect().await?;
@@ -191,8 +187,8 @@ impl Auditor {
             let kind = id.kind.number();
             let call =
                 Objections::demandKeyCall { provider: id.provider, epoch: id.epoch, index: id.index, kind };
-            let key = self.at(block, at, &call).await?;
-            let demand = self.at(block, at, &Objections::demandOfCall { key }).await?;
+            let key = self.ledger.view(block, at, &call).await?;
+            let demand = self.ledger.view(block, at, &Objections::demandOfCall { key }).await?;
             let until = demand.until.to::<u64>();
             // Names stay until their batch is over: what was shown is read from the block that says so.
             if until != 0 && demand.from == self.auditor {
@@ -218,7 +214,7 @@ impl Auditor {
         let named: Vec<B256> = self.docket.entries().accusations.keys().copied().collect();
         let mut open = Vec::new();
         for id in named {
-            let about = self.at(block, at, &Audits::accusationOfCall { id }).await?;
+            let about = self.ledger.view(block, at, &Audits::accusationOfCall { id }).await?;
             if about.state == 3 {
                 self.docket.forget_accusation(&id);
                 continue;

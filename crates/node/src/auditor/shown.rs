@@ -5,13 +5,11 @@
 
 use assay_core::answer::{AnswerRecord, Format};
 use assay_core::digest::ExecutionDigests;
-use assay_core::id::{
-    ChannelId, DigestRoot, ModelRoot, NodeAddress, Nonce, RequestHash, SignatureBytes, TranscriptRoot,
-};
+use assay_core::id::{ChannelId, DigestRoot, ModelRoot, Nonce, RequestHash, SignatureBytes, TranscriptRoot};
 use assay_core::receipt::{Receipt, SignedReceipt};
 use assay_core::request::Request;
 use assay_core::transcript::Transcript;
-use assay_ledger::contracts::Objections;
+use assay_ledger::contracts::{Objections, node_address};
 use assay_ledger::docket::{DemandId, DemandKind};
 
 use super::told::Drawn;
@@ -21,7 +19,7 @@ use crate::execution::Shown;
 /// A receipt as a contract has it.
 fn receipt(r: &Objections::Receipt) -> Receipt {
     Receipt {
-        provider: NodeAddress::from_bytes(r.provider.into_array()),
+        provider: node_address(r.provider),
         sequence: r.sequence,
         model_root: ModelRoot::from_bytes(r.modelRoot.0),
         request_hash: RequestHash::from_bytes(r.requestHash.0),
@@ -107,7 +105,11 @@ impl Auditor {
         };
         let record = AnswerRecord {
             format: Format::V1,
-            receipt: SignedReceipt { receipt, domain: self.domain(), signature: SignatureBytes::ZERO },
+            receipt: SignedReceipt {
+                receipt,
+                domain: self.ledger.receipt_domain(),
+                signature: SignatureBytes::ZERO,
+            },
             request,
             transcript,
             digests: ExecutionDigests::default(),

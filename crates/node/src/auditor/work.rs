@@ -8,11 +8,11 @@ use alloy_signer::SignerSync as _;
 use assay_api::audits::{AuditAnswer, AuditError, AuditLeaf, RECORDS_ASKED_MAX, Wanted};
 use assay_core::answer::AnswerRecord;
 use assay_core::embedding::Record;
-use assay_core::id::{Hash, ModelRoot, NodeAddress, SignatureBytes};
+use assay_core::id::{Hash, ModelRoot, SignatureBytes};
 use assay_core::merkle;
-use assay_core::receipt::{Domain, Receipt};
+use assay_core::receipt::Receipt;
 use assay_ledger::contracts::Directory::Rates;
-use assay_ledger::contracts::{Epochs, Objections};
+use assay_ledger::contracts::{Epochs, Objections, node_address};
 use assay_ledger::docket::DemandKind;
 
 use super::told::{Draw, Drawn, check};
@@ -96,15 +96,10 @@ impl Audit {
 }
 
 impl Auditor {
-    pub(super) fn domain(&self) -> Domain {
-        let contract = NodeAddress::from_bytes(self.ledger.parts().at.epochs.into_array());
-        Domain { chain_id: self.ledger.client().chain_id(), contract }
-    }
-
     async fn ask(&self, id: BatchId, wanted: Wanted) -> Result<AuditAnswer, Undone> {
         let endpoint = self.ledger.node(id.provider).await?.map(|node| node.endpoint).unwrap_or_default();
-        let provider = NodeAddress::from_bytes(id.provider.into_array());
-        let auditor = NodeAddress::from_bytes(self.auditor.into_array());
+        let provider = node_address(id.provider);
+        let auditor = node_address(self.auditor);
         let key = self.sender.key().clone();
         let sign = move |hash: &Hash| {
             let signed = key.sign_hash_sync(&B256::from(*hash.as_bytes())).ok()?;
@@ -258,7 +253,7 @@ impl Auditor {
     fn is_drawn_record(&mut self, id: BatchId, sequence: u64, bytes: &[u8]) -> Result<Record, String> {
         let record = Record::from_canonical_bytes(bytes).map_err(|e| e.to_string())?;
         let signed = record.receipt();
-        let domain = self.domain();
+        let domain = self.ledger.receipt_domain();
         let Some(audit) = self.audits.get_mut(&id) else { return Err("the batch is over".into()) };
         let leaf = audit.drawn.get(&sequence).and_then(|drawn| drawn.leaf);
         let hash = signed.receipt.signing_hash(&domain);

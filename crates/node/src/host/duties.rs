@@ -18,6 +18,7 @@ use assay_hub::replication::HostId;
 use assay_hub::store::Store;
 use assay_ledger::amount::Amount;
 use assay_ledger::client::ClientError;
+use assay_ledger::contracts::node_address;
 use assay_ledger::follow::FollowError;
 use assay_ledger::ledger::Ledger;
 use assay_ledger::retrieval::{
@@ -188,7 +189,7 @@ impl Duties {
         let Open { pledge, epoch, .. } = open;
         let shown = self.ledger.prove_failure(&self.sender, pledge, epoch).await;
         if self.done(&format!("showing that {} is silent", pledge.host), shown) {
-            (self.listener)(Event::Shown { host: NodeAddress::from_bytes(pledge.host.into_array()), epoch });
+            (self.listener)(Event::Shown { host: node_address(pledge.host), epoch });
         }
     }
 
@@ -233,7 +234,7 @@ impl Duties {
 
     /// Releases of a listing's owner with the content that it names.
     fn releases(&self, id: ListingId) -> impl Iterator<Item = Signed<Release>> {
-        let publisher = NodeAddress::from_bytes(id.owner.into_array());
+        let publisher = node_address(id.owner);
         let content = self.contents.get(&id).copied();
         self.catalogue.of_root(id.model).into_iter().filter(move |signed| {
             let r = &signed.record;

@@ -3,8 +3,7 @@
 use std::collections::BTreeSet;
 
 use alloy_eips::BlockId;
-use alloy_primitives::{Address, B256};
-use alloy_sol_types::SolCall;
+use alloy_primitives::B256;
 use assay_ledger::client::ClientError;
 use assay_ledger::contracts::{Channels, Epochs, Objections, Registry};
 use assay_ledger::docket::DemandId;
@@ -29,10 +28,6 @@ const OPEN_MAX: usize = 64;
 const RECENT_MAX: u64 = 8;
 
 impl Settlement {
-    async fn at<C: SolCall>(&self, block: BlockId, to: Address, call: &C) -> Result<C::Return, ClientError> {
-        self.ledger.client().read_at(block, Address::ZERO, to, call).await
-    }
-
     /// Reads everything.
     pub(super) async fn read(&mut self) -> Result<View, SettlementError> {
         let header = self.ledger.client().latest().await?;
@@ -40,11 +35,11 @@ impl Settlement {
         let block = BlockId::from(header.hash);
         let at = self.ledger.parts().at.clone();
         let provider = self.provider;
-        let node = self.at(block, at.registry, &Registry::nodeOfCall { node: provider }).await?;
-        let account = self.at(block, at.epochs, &Epochs::accountOfCall { provider }).await?;
+        let node = self.ledger.view(block, at.registry, &Registry::nodeOfCall { node: provider }).await?;
+        let account = self.ledger.view(block, at.epochs, &Epochs::accountOfCall { provider }).await?;
         let unsettled =
-            self.at(block, at.channels, &Channels::unsettledOfCall { receiver: provider }).await?;
-        let epoch = self.at(block, at.epochs, &Epochs::currentCall {}).await?;
+            self.ledger.view(block, at.channels, &Channels::unsettledOfCall { receiver: provider }).await?;
+        let epoch = self.ledger.view(block, at.epochs, &Epochs::currentCall {}).await?;
         let times = self.ledger.parameters().times.clone();
         let epoch_began = times.genesis.saturating_add(epoch.saturating_mul(times.epochSeconds.into()));
         let last_posted = u64::from(account.lastPosted).checked_sub(1);
@@ -56,7 +51,7 @@ impl Settlement {
         wanted.extend(epoch.saturating_sub(back)..epoch);
         let mut epochs = Vec::with_capacity(wanted.len());
         for epoch in wanted {
-            let beacon = self.at(block, at.epochs, &Epochs::beaconOfCall { epoch }).await?;
+            let beacon = self.ledger.view(block, at.epochs, &Epochs::beaconOfCall { epoch }).await?;
             let phase = self.ledger.phase_at(epoch, now, beacon.number, beacon.fixedAt);
             epochs.push(EpochView { epoch, phase });
         }
@@ -96,7 +91,7 @@ impl Settlement {
             owed.filter(|(id, owed)| self.claimed.get(id).is_none_or(|claimed| owed > claimed)).collect();
         let this = &*self;
         let read = stream::iter(open).map(async |(id, owed)| {
-            let channel = this.at(block, at, &Channels::channelOfCall { id }).await?;
+            let channel = this.ledger.view(block, at, &Channels::channelOfCall { id }).await?;
             Ok::<_, ClientError>(ChannelView {
                 id,
                 owed,
@@ -125,7 +120,7 @@ impl Settlement {
         while let Some(epoch) =
             next.filter(|epoch| *epoch >= u64::from(last_settled) && found.len() < OPEN_MAX)
         {
-            let batch = self.at(block, at, &Epochs::batchOfCall { provider, epoch }).await?;
+            let batch = self.ledger.view(block, at, &Epochs::batchOfCall { provider, epoch }).await?;
             next = u64::from(batch.previous).checked_sub(1).filter(|previous| *previous < epoch);
             found.push((epoch, batch));
         }
@@ -135,14 +130,14 @@ impl Settlement {
             .filter(|epoch| !self.done.contains(epoch) && !found.iter().any(|(of, _)| of == epoch))
             .collect();
         for epoch in older {
-            found.push((epoch, self.at(block, at, &Epochs::batchOfCall { provider, epoch }).await?));
+            found.push((epoch, self.ledger.view(block, at, &Epochs::batchOfCall { provider, epoch }).await?));
         }
         found.sort_by_key(|(epoch, _)| *epoch);
         let mut views = Vec::with_capacity(found.len());
         for (epoch, batch) in found.into_iter().filter(|(_, batch)| batch.state != 0) {
             let settled = batch.state == 2;
             let call = Epochs::finalAtCall { epoch };
-            let end = self.at(block, at, &call).await?;
+            let end = self.ledger.view(block, at, &call).await?;
             let end = u64::try_from(end).unwrap_or(u64::MAX);
             // Listings are found while they are what they were when the batch was posted.
             let tree = self.share_tree(epoch).await?;
@@ -215,8 +210,9 @@ impl Settlement {
             let kind = id.kind.number();
             let call =
                 Objections::demandKeyCall { provider: id.provider, epoch: id.epoch, index: id.index, kind };
-            let key = self.at(block, at, &call).await?;
-            let until = self.at(block, at, &Objections::demandOfCall { key }).await?.until.to::<u64>();
+            let key = self.ledger.view(block, at, &call).await?;
+            let until =
+                self.ledger.view(block, at, &Objections::demandOfCall { key }).await?.until.to::<u64>();
             if until == 0 {
                 self.docket.forget_demand(&id);
             } else {
@@ -246,11 +242,11 @@ impl Settlement {
             if self.desk.knows(*epoch) {
                 continue;
             }
-            let batch = self.at(block, at, &Epochs::batchOfCall { provider, epoch: *epoch }).await?;
+            let batch = self.ledger.view(block, at, &Epochs::batchOfCall { provider, epoch: *epoch }).await?;
             if batch.state == 0 {
                 continue;
             }
-            let beacon = self.at(block, at, &Epochs::beaconOfCall { epoch: *epoch }).await?.value;
+            let beacon = self.ledger.view(block, at, &Epochs::beaconOfCall { epoch: *epoch }).await?.value;
             let auditors = auditors_of(&self.ledger, provider, *epoch, batch.panel).await?;
             self.desk.see(
                 *epoch,
@@ -267,12 +263,12 @@ impl Settlement {
         }
         let block = BlockId::from(self.ledger.client().latest().await?.hash);
         let (at, provider) = (self.ledger.parts().at.epochs, self.provider);
-        let account = self.at(block, at, &Epochs::accountOfCall { provider }).await?;
+        let account = self.ledger.view(block, at, &Epochs::accountOfCall { provider }).await?;
         let mut open = Vec::new();
         let mut next = u64::from(account.lastPosted).checked_sub(1);
         while let Some(epoch) = next.filter(|e| *e >= u64::from(account.lastSettled) && open.len() < OPEN_MAX)
         {
-            let batch = self.at(block, at, &Epochs::batchOfCall { provider, epoch }).await?;
+            let batch = self.ledger.view(block, at, &Epochs::batchOfCall { provider, epoch }).await?;
             next = u64::from(batch.previous).checked_sub(1).filter(|previous| *previous < epoch);
             open.push((epoch, batch));
         }

@@ -9,13 +9,13 @@ use alloy_primitives::{Address, B256};
 use alloy_signer::SignerSync as _;
 use assay_core::answer::AnswerRecord;
 use assay_core::embedding::Record;
-use assay_core::id::{ModelRoot, NodeAddress, SignatureBytes};
+use assay_core::id::{ModelRoot, SignatureBytes};
 use assay_core::receipt::Domain;
 use assay_engine::kernel::Kernel;
 use assay_engine::pool::Pool;
 use assay_ledger::amount::Amount;
 use assay_ledger::contracts::Directory::Parameters;
-use assay_ledger::contracts::{Audits, Channels, Epochs, Registry, Vault, b256, channel_id};
+use assay_ledger::contracts::{Audits, Channels, Epochs, Registry, Vault, b256, channel_id, node_address};
 use assay_ledger::ledger::{Ledger, Role};
 use assay_ledger::sender::Sender;
 use assay_ledger::voucher;
@@ -45,10 +45,6 @@ pub struct Economy {
     pub payer: Sender,
     pub author: Sender,
     pub folder: tempfile::TempDir,
-}
-
-pub fn address(account: Address) -> NodeAddress {
-    NodeAddress::from_bytes(account.into_array())
 }
 
 impl Economy {
@@ -114,7 +110,7 @@ impl Economy {
     }
 
     pub fn domain(&self) -> Domain {
-        let contract = address(self.ledger.parts().at.epochs);
+        let contract = node_address(self.ledger.parts().at.epochs);
         Domain { chain_id: self.node.client.chain_id(), contract }
     }
 }
@@ -235,7 +231,7 @@ impl Provider {
     /// Signs an answer, and stores it with what its channel owes from now on.
     pub fn keep(&self, e: &Economy, store: &ReceiptStore, mut record: AnswerRecord) -> AnswerRecord {
         let signed = &mut record.receipt;
-        signed.receipt.provider = address(self.account);
+        signed.receipt.provider = node_address(self.account);
         signed.receipt.payer_channel = channel_id(self.channel);
         signed.domain = e.domain();
         let hash = b256(&signed.receipt.signing_hash(&signed.domain));
