@@ -97,11 +97,20 @@ pub struct Account {
     pub balance: MicroUsd,
 }
 
+/// By what a key is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeyName {
+    /// Who asks shows it.
+    Secret(SecretHash),
+    /// Its id: for batches, which go on when who made them has left.
+    Id(String),
+}
+
 /// What a request asks of its key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ask {
-    /// The key's secret.
-    pub secret: SecretHash,
+    /// Whose request it is.
+    pub key: KeyName,
     /// What the request is, for recognising it when it comes again: a hash of its route and body.
     pub request: RequestKey,
     /// The most that it can cost.

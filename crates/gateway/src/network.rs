@@ -20,7 +20,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use alloy_primitives::{B128, B256};
 use assay_api::relay::{Destination, Frame, RelayClient, Work};
 use assay_api::{
-    Caller, EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Refusal, Source, Task,
+    Caller, EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Owner, Refusal, Source, Task,
 };
 use assay_core::embedding::{EmbeddingRecord, EmbeddingRequest, Record};
 use assay_core::id::{Hash, ModelRoot, NodeAddress, Nonce, ReceiptId};
@@ -156,7 +156,12 @@ impl Inner {
 
     /// Waits until the caller's key has its turn.
     async fn turn(&self, caller: &Caller) -> Result<Turn, Refusal> {
-        let key = caller.key.as_ref().map_or(Hash::ZERO, |key| keccak256(&[key.reveal().as_bytes()]));
+        let key = match (&caller.behalf, &caller.key) {
+            // Who waits for a batch waits behind its own requests too.
+            (Some(owner), _) => keccak256(&[owner.key.as_bytes()]),
+            (None, Some(key)) => keccak256(&[key.reveal().as_bytes()]),
+            (None, None) => Hash::ZERO,
+        };
         self.queue.turn(key).await.map_err(|_| Refusal::Busy { retry_after_s: 1 })
     }
 
@@ -497,6 +502,13 @@ impl Inference for Network {
     /// A record that this gateway still holds: of the last answers, [`kept::RECORDS_BYTES_MAX`] in all. Providers keep theirs for ever.
     async fn receipt(&self, id: ReceiptId) -> Result<Option<Record>, Refusal> {
         Ok(self.inner.records().get(id).map(|kept| kept.record.clone()))
+    }
+
+    async fn owner(&self, caller: &Caller) -> Result<Owner, Refusal> {
+        match &self.inner.accounts {
+            Some(accounts) => money::owner(accounts, caller).await,
+            None => Ok(Owner::default()),
+        }
     }
 
     fn load(&self) -> Load {

@@ -14,7 +14,7 @@ use sqlx::{Any, AnyPool, Row as _, SqlSafeStr as _, Transaction};
 use super::limits::{Used, admit};
 use super::usage::{Period, USAGE_PAGE_MAX, UsageTotal};
 use super::{
-    Account, AccountsError, Answered, Ask, Attempt, Books, Charge, Hold, HoldId, KEYS_MAX, Key, Limits,
+    Account, AccountsError, Answered, Ask, Attempt, Books, Charge, Hold, HoldId, KEYS_MAX, Key, KeyName, Limits,
     MicroUsd, RETRY_WINDOW_MS, Refused, RequestKey, Reserved, SecretHash, Settled,
 };
 
@@ -279,11 +279,17 @@ impl Tx {
     }
 
     pub(super) async fn reserve(&mut self, ask: &Ask) -> Result<Reserved, AccountsError> {
-        let key = sqlx::query(match self.engine {
-            Engine::Sqlite => "SELECT * FROM keys WHERE secret_hash = $1",
-            Engine::Postgres => "SELECT * FROM keys WHERE secret_hash = $1 FOR UPDATE",
+        let key = sqlx::query(match (&ask.key, self.engine) {
+            (KeyName::Secret(_), Engine::Sqlite) => "SELECT * FROM keys WHERE secret_hash = $1",
+            (KeyName::Secret(_), Engine::Postgres) => "SELECT * FROM keys WHERE secret_hash = $1 FOR UPDATE",
+            (KeyName::Id(_), Engine::Sqlite) => "SELECT * FROM keys WHERE id = $1",
+            (KeyName::Id(_), Engine::Postgres) => "SELECT * FROM keys WHERE id = $1 FOR UPDATE",
         });
-        let row = key.bind(ask.secret.to_string()).fetch_optional(&mut *self.tx).await?;
+        let name = match &ask.key {
+            KeyName::Secret(secret) => secret.to_string(),
+            KeyName::Id(id) => id.clone(),
+        };
+        let row = key.bind(name).fetch_optional(&mut *self.tx).await?;
         let row = row.ok_or(Refused::UnknownKey)?;
         let key = key_of(&row)?;
         if key.revoked_ms.is_some() {
