@@ -20,7 +20,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use alloy_primitives::{B128, B256};
 use assay_api::relay::{Destination, Frame, RelayClient, Work};
 use assay_api::{
-    Caller, EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Owner, Refusal, Source, Task,
+    Caller, EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Owner, Refusal, Source,
+    Task,
 };
 use assay_core::embedding::{EmbeddingRecord, EmbeddingRequest, Record};
 use assay_core::id::{Hash, ModelRoot, NodeAddress, Nonce, ReceiptId};

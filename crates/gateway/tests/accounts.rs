@@ -216,7 +216,9 @@ async fn a_retried_request_is_charged_once(url: String) {
     let second = held(&books, again.clone()).await.unwrap();
     books.release(hold.id).await.unwrap();
     books.charge(second.id, MicroUsd(60), answered("r7"), NOW + 1_000).await.unwrap();
-    let Reserved::Answered(charge) = books.reserve(again.clone()).await.unwrap() else { panic!("it was answered") };
+    let Reserved::Answered(charge) = books.reserve(again.clone()).await.unwrap() else {
+        panic!("it was answered")
+    };
     assert_eq!((charge.amount, charge.answer.receipt.as_str()), (MicroUsd(60), "r7"));
     // Another request, another key, and a first attempt run and pay.
     assert!(held(&books, Ask { request: RequestKey([8; 32]), ..again.clone() }).await.is_ok());

@@ -54,7 +54,10 @@ impl Gateway {
     }
 
     async fn key(&self, account: &str, balance: u64) -> (String, Secret) {
-        self.accounts.credit(account, MicroUsd(balance), &format!("first of {account}"), "", 0).await.unwrap();
+        self.accounts
+            .credit(account, MicroUsd(balance), &format!("first of {account}"), "", 0)
+            .await
+            .unwrap();
         let (key, secret) = self.accounts.create_key(account, "k", Limits::default(), 0).await.unwrap();
         (key.id, secret)
     }
@@ -75,7 +78,10 @@ impl Gateway {
         let line = |i: usize| {
             let messages = json!([{"role": "user", "content": format!("Question {i}")}]);
             let body = json!({"model": "org/model", "max_tokens": 8, "messages": messages});
-            format!("{}\n", json!({"custom_id": format!("q{i}"), "method": "POST", "url": CHAT, "body": body}))
+            format!(
+                "{}\n",
+                json!({"custom_id": format!("q{i}"), "method": "POST", "url": CHAT, "body": body})
+            )
         };
         let text: String = (0..lines).map(line).collect();
         let boundary = "boundary-of-the-form";
@@ -135,11 +141,14 @@ async fn an_account_has_files_and_batches_of_its_own_and_pays_for_them() {
     // Somebody else hears nothing of it.
     assert_eq!(gateway.get("/v1/files", &bob).await.1["data"], json!([]));
     assert_eq!(gateway.get("/v1/batches", &bob).await.1["data"], json!([]));
-    for path in [format!("/v1/files/{input}"), format!("/v1/files/{input}/content"), format!("/v1/batches/{id}")] {
+    for path in
+        [format!("/v1/files/{input}"), format!("/v1/files/{input}/content"), format!("/v1/batches/{id}")]
+    {
         assert_eq!(gateway.get(&path, &bob).await.0, 404, "{path}");
     }
     assert_eq!(gateway.batch(&bob, &input).await.0, 404);
-    let (status, _) = gateway.ask(gateway.client.delete(format!("{}/v1/files/{input}", gateway.url)), &bob).await;
+    let (status, _) =
+        gateway.ask(gateway.client.delete(format!("{}/v1/files/{input}", gateway.url)), &bob).await;
     assert_eq!(status, 404);
     let cancel = gateway.client.post(format!("{}/v1/batches/{id}/cancel", gateway.url));
     assert_eq!(gateway.ask(cancel, &bob).await.0, 404);

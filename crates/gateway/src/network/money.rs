@@ -11,7 +11,8 @@ use assay_core::receipt::SignedReceipt;
 use assay_core::request::{Prompt, Request};
 
 use crate::accounts::{
-    Accounts, AccountsError, Answered, Ask, Attempt, HoldId, KeyName, MicroUsd, Refused, RequestKey, Reserved, Secret,
+    Accounts, AccountsError, Answered, Ask, Attempt, HoldId, KeyName, MicroUsd, Refused, RequestKey,
+    Reserved, Secret,
 };
 
 /// A hold ends by itself after this long: longer than any answer takes.
