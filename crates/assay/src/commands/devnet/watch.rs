@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use alloy_primitives::Address;
 use alloy_sol_types::SolEvent as _;
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use assay_ledger::contracts::{Audits, Disputes, Epochs, Registry, Retrieval};
 use assay_ledger::follow::{Change, Cursor, Follower};
 use assay_ledger::ledger::Ledger;
@@ -118,11 +118,10 @@ impl Network {
         }
         let lost = |part, fault| part == Part::Host && fault == Some(Kind::LostBytes);
         for member in self.state.members.iter().filter(|m| lost(m.part, m.fault)) {
-            let data = Home::open(Some(&member.home))?.hub().join("data");
-            if let Ok(blobs) = std::fs::read_dir(&data) {
-                for blob in blobs.flatten().filter(|blob| blob.path().is_file()) {
-                    std::fs::write(blob.path(), [])?;
-                }
+            let data = Home::open(Some(&member.home))?.hub().join("store").join("data");
+            let blobs = std::fs::read_dir(&data).with_context(|| data.display().to_string())?;
+            for blob in blobs.flatten().filter(|blob| blob.path().is_file()) {
+                std::fs::write(blob.path(), [])?;
             }
         }
         Ok(())
