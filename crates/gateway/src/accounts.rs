@@ -9,6 +9,7 @@
 //!
 //! It refuses to know who pays: credits come with the id of a payment that somebody else has checked.
 
+mod callers;
 mod limits;
 mod secret;
 mod store;
@@ -20,6 +21,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
+pub use self::callers::{BARRED_MS, CALLER_RUNNING_MAX, CallerPayment, Pledge, Pledged, Stage};
 pub use self::secret::{PREFIX, Secret, SecretError, SecretHash};
 use self::store::Store;
 pub use self::usage::{CSV_HEAD, Period, USAGE_PAGE_MAX, UsageTotal};

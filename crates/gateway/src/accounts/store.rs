@@ -9,7 +9,7 @@
 use alloy_primitives::B128;
 use sqlx::any::{AnyPoolOptions, AnyRow, install_default_drivers};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
-use sqlx::{Any, AnyPool, Row as _, SqlSafeStr as _, Transaction};
+use sqlx::{Any, AnyConnection, AnyPool, Row as _, SqlSafeStr as _, Transaction};
 
 use super::limits::{Used, admit};
 use super::usage::{Period, USAGE_PAGE_MAX, UsageTotal};
@@ -19,6 +19,7 @@ use super::{
 };
 
 const TABLES: &str = include_str!("../../migrations/0001_accounts.sql");
+const CALLERS: &str = include_str!("../../migrations/0002_callers.sql");
 /// Connections that readers and writers share.
 const CONNECTIONS_MAX: u32 = 16;
 
@@ -80,12 +81,18 @@ impl Store {
         });
         let pool = options.connect(&url).await?;
         let first = Migration::new(1, "accounts".into(), MigrationType::Simple, TABLES.into_sql_str(), false);
-        Migrator::with_migrations(vec![first]).run(&pool).await?;
+        let second =
+            Migration::new(2, "callers".into(), MigrationType::Simple, CALLERS.into_sql_str(), false);
+        Migrator::with_migrations(vec![first, second]).run(&pool).await?;
         Ok(Store { pool, engine })
     }
 
     pub(super) fn engine(&self) -> Engine {
         self.engine
+    }
+
+    pub(super) fn pool(&self) -> &AnyPool {
+        &self.pool
     }
 
     pub(super) async fn begin(&self) -> Result<Tx, AccountsError> {
@@ -264,7 +271,15 @@ impl Tx {
         let _ = self.tx.rollback().await;
     }
 
-    async fn make_account(&mut self, name: &str, now_ms: i64) -> Result<(), AccountsError> {
+    pub(super) fn engine(&self) -> Engine {
+        self.engine
+    }
+
+    pub(super) fn connection(&mut self) -> &mut AnyConnection {
+        &mut self.tx
+    }
+
+    pub(super) async fn make_account(&mut self, name: &str, now_ms: i64) -> Result<(), AccountsError> {
         let insert = sqlx::query(
             "INSERT INTO accounts (name, balance, created_ms) VALUES ($1, 0, $2) ON CONFLICT DO NOTHING",
         );
