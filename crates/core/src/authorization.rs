@@ -4,6 +4,7 @@
 
 use borsh::{BorshDeserialize, BorshSerialize};
 
+use crate::canonical::Canonical;
 use crate::id::{AccountAddress, Hash, SignatureBytes};
 use crate::keccak::keccak256;
 
@@ -56,6 +57,10 @@ pub struct Authorization {
     pub signature: SignatureBytes,
 }
 
+impl Canonical for Authorization {
+    const TAG: &'static str = "assay/authorization/1";
+}
+
 impl Authorization {
     /// Names the payment: what can be used once has one name, whatever else was signed with it.
     pub fn id(&self) -> Hash {
@@ -66,7 +71,7 @@ impl Authorization {
             // Nonces of Permit2 are the payer's, whatever the token.
             Scheme::Upto { .. } => &[],
         };
-        keccak256(&[b"assay/authorization/1", self.scheme.name().as_bytes(), &chain, payer, nonce, token])
+        keccak256(&[b"assay/authorization-id/1", self.scheme.name().as_bytes(), &chain, payer, nonce, token])
     }
 }
 

@@ -143,14 +143,15 @@ impl Accounts {
         Ok(())
     }
 
-    /// The answer is there. From now on it is settled, whatever happens, and told again to whoever sends the payment again.
+    /// The answer is there. From now on it is settled, whatever happens, and told again to whoever sends the payment again. `false` says that the payment
+    /// does not run: another gateway has begun in this one's place.
     pub async fn pledge_answered(
         &self,
         id: &str,
         amount: MicroUsd,
         answer: &Answered,
         told: &[u8],
-    ) -> Result<(), AccountsError> {
+    ) -> Result<bool, AccountsError> {
         let update = sqlx::query(
             "UPDATE caller_payments SET state = 'answered', amount = $2, receipt = $3, provider = $4, model = $5, prompt_tokens = $6, \
              completion_tokens = $7, told = $8 WHERE id = $1 AND state = 'running'",
@@ -158,8 +159,7 @@ impl Accounts {
         let update = update.bind(id).bind(amount.column()).bind(&answer.receipt).bind(&answer.provider);
         let update = update.bind(&answer.model).bind(i64::from(answer.prompt_tokens));
         let update = update.bind(i64::from(answer.completion_tokens)).bind(hex::encode(told));
-        update.execute(self.store.pool()).await?;
-        Ok(())
+        Ok(update.execute(self.store.pool()).await?.rows_affected() == 1)
     }
 
     /// This much was moved, by this transaction: credits and charges it. Asked again, it does nothing.
@@ -263,7 +263,7 @@ impl Tx {
                 return Ok(Pledged::Known(Box::new(payment_of(&row)?)));
             }
         }
-        let count = |state: &'static str| sqlx::query(state).bind(&pledge.payer);
+        let count = |what: &'static str| sqlx::query(what).bind(&pledge.payer);
         let running = count(
             "SELECT COUNT(*), CAST(COALESCE(SUM(most), 0) AS BIGINT) FROM caller_payments WHERE payer = $1 AND state IN ('running', 'answered')",
         );
