@@ -173,10 +173,16 @@ impl Callers {
         let Some(authorization) = caller.authorization.as_deref() else {
             return Err(self.refusal(CallerProblem::Required, most));
         };
-        self.open_one(authorization, caller.again, request, most).await.map_err(|problem| match problem {
-            Problem::Payment(problem) => self.refusal(problem, most),
-            Problem::Books(e) => books(&e),
-        })
+        // A client that leaves ends its request's future, but not in the middle of a reservation: what comes of it is given back when nobody takes it.
+        let (callers, authorization, again) = (Arc::clone(self), authorization.clone(), caller.again);
+        let opened =
+            tokio::spawn(async move { callers.open_one(&authorization, again, request, most).await });
+        match opened.await {
+            Ok(Ok(opened)) => Ok(opened),
+            Ok(Err(Problem::Payment(problem))) => Err(self.refusal(problem, most)),
+            Ok(Err(Problem::Books(e))) => Err(books(&e)),
+            Err(e) => Err(Refusal::Internal { message: format!("a payment could not be reserved: {e}") }),
+        }
     }
 
     async fn open_one(
