@@ -454,6 +454,33 @@ async fn what_a_gateway_that_died_left_is_settled_once() {
     gateway.dies().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_that_waits_is_waited_for_and_not_sent_again() {
+    let market = Market::start().await;
+    let payer = market.payer("payer").await;
+    let payment = payer.upto(MOST);
+    let sender = market.gateway_sender().await;
+    market.chain.ask("evm_setAutomine", json!([false])).await;
+    let moving = market.ledger.move_authorized(&sender, "settle", &payment, 70);
+    let sent = async {
+        while sender.waiting().await.is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        moved = moving => panic!("nothing is mined: {moved:?}"),
+        () = sent => {}
+    }
+    market.chain.ask("evm_setAutomine", json!([true])).await;
+    market.chain.mine(1).await;
+    let moved = market.ledger.move_authorized(&sender, "settle", &payment, 70).await.unwrap();
+    assert_eq!(moved.arrived, 70);
+    assert_eq!(market.ledger.moved_by(&payment, 0).await.unwrap(), Some(moved));
+    assert_eq!(market.ledger.moved_by(&payer.upto(MOST), 0).await.unwrap(), None);
+    assert!(market.ledger.move_authorized(&sender, "again", &payment, 70).await.is_err());
+    assert_eq!(market.wallet(payer.account()).await, PURSE - 70);
+}
+
 fn id(signed: &Authorization) -> String {
     hex::encode(signed.id().as_bytes())
 }
