@@ -32,7 +32,7 @@ use crate::parameters::{Route, parse};
 use crate::refusal::Refused;
 use crate::x402::{self, Paid, Sent};
 use crate::{
-    ApiKey, Arriving, Caller, Inference, ModelCard, Order, Refusal, Source, Task, batches, embeddings,
+    ApiKey, Arriving, Caller, Inference, ModelCard, Order, Owner, Refusal, Source, Task, batches, embeddings,
     messages, ollama, responses,
 };
 
@@ -187,7 +187,7 @@ fn routes<I: Inference>(server: Shared<I>, desk: MaybeDesk, more: Router) -> Rou
         // Anthropic's, Ollama's, and OpenAI's files and batches.
         .merge(messages::routes())
         .merge(ollama::routes())
-        .merge(files::routes(desk))
+        .merge(files::routes(desk).route_layer(from_fn_with_state(Arc::clone(&server), owned::<I>)))
         .fallback(async |uri: Uri| Refusal::UnknownRoute { path: uri.path().to_owned() })
         .method_not_allowed_fallback(async |method: Method| Refusal::Method { method: method.to_string() })
         .with_state(Arc::clone(&server))
@@ -214,6 +214,17 @@ async fn around<I: Inference>(State(s): State<Shared<I>>, mut request: Request, 
         s.metrics.refused(code);
     }
     response
+}
+
+/// Says to routes of files and batches whose they are.
+async fn owned<I: Inference>(
+    State(s): State<Shared<I>>,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, Refusal> {
+    let owner = s.inference.owner(&caller(request.headers())?).await?;
+    request.extensions_mut().insert(owner);
+    Ok(next.run(request).await)
 }
 
 #[derive(Clone)]
@@ -250,7 +261,8 @@ pub(crate) async fn receive<I: Inference>(s: &Shared<I>, request: Request) -> Re
     }
     let request_id = request.extensions().get::<RequestId>().map(|r| r.0.clone()).unwrap_or_default();
     let (nonce, inline) = our_headers(request.headers())?;
-    let caller = caller(request.headers())?;
+    let mut caller = caller(request.headers())?;
+    caller.behalf = request.extensions().get::<Owner>().cloned();
     let body = read_body(request.into_body(), &s.options).await?;
     Ok(Received { started, nonce, inline, request_id, caller, body })
 }
@@ -416,7 +428,7 @@ pub(crate) fn caller(headers: &HeaderMap) -> Result<Caller, Refusal> {
         Some(Sent::Voucher(payment)) => (Some(payment), None),
         Some(Sent::Authorization(authorization)) => (None, Some(authorization)),
     };
-    Ok(Caller { key, again, ceiling, payment, authorization })
+    Ok(Caller { key, again, ceiling, payment, authorization, behalf: None })
 }
 
 pub(crate) async fn read_body(body: Body, options: &ServerOptions) -> Result<Bytes, Refusal> {

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use alloy_primitives::{B128, B256};
 use assay_api::relay::{Destination, Frame, RelayClient, Work};
 use assay_api::{
-    Caller, EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Refusal, Settlement,
+    Caller, EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Owner, Refusal, Settlement,
     Source, Task,
 };
 use assay_core::answer::AnswerRecord;
@@ -165,15 +165,19 @@ impl Inner {
 
     /// Waits until the caller's key has its turn.
     async fn turn(&self, caller: &Caller) -> Result<Turn, Refusal> {
-        let payer = || caller.authorization.as_ref().map(|paid| keccak256(&[paid.payer.as_bytes()]));
-        let key = caller.key.as_ref().map(|key| keccak256(&[key.reveal().as_bytes()]));
-        let key = key.or_else(payer).unwrap_or(Hash::ZERO);
+        let key = match (&caller.behalf, &caller.key, &caller.authorization) {
+            // Who waits for a batch waits behind its own requests too.
+            (Some(owner), _, _) => keccak256(&[owner.key.as_bytes()]),
+            (None, Some(key), _) => keccak256(&[key.reveal().as_bytes()]),
+            (None, None, Some(paid)) => keccak256(&[paid.payer.as_bytes()]),
+            (None, None, None) => Hash::ZERO,
+        };
         self.queue.turn(key).await.map_err(|_| Refusal::Busy { retry_after_s: 1 })
     }
 
     /// Who pays by signature, if the caller is to: it has sent no key.
     fn caller(&self, caller: &Caller) -> Option<&Arc<Callers>> {
-        self.callers.as_ref().filter(|_| caller.key.is_none())
+        self.callers.as_ref().filter(|_| caller.key.is_none() && caller.behalf.is_none())
     }
 
     /// Leaves only those who want nothing, if there are any and the caller has sent no payment.
@@ -546,6 +550,13 @@ impl Inference for Network {
 
     async fn settlement(&self, payment: &Authorization) -> Option<Settlement> {
         self.inner.callers.as_ref()?.settlement(payment).await
+    }
+
+    async fn owner(&self, caller: &Caller) -> Result<Owner, Refusal> {
+        match &self.inner.accounts {
+            Some(accounts) => money::owner(accounts, caller).await,
+            None => Ok(Owner::default()),
+        }
     }
 
     fn load(&self) -> Load {

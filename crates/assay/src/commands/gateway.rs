@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use assay_api::{ServerOptions, serve};
+use assay_api::{FileOptions, ServerOptions, serve_with_files};
 use assay_gateway::accounts::Accounts;
 use assay_gateway::callers::Callers;
 use assay_gateway::lanes::LaneTerms;
@@ -16,6 +16,7 @@ use assay_ledger::amount::Amount;
 use assay_ledger::contracts::node_address;
 use assay_ledger::ledger::Ledger;
 use assay_ledger::sender::Sender;
+use assay_node::files::FolderStore;
 use clap::{Args, Subcommand};
 use tokio::net::TcpListener;
 
@@ -31,6 +32,8 @@ use crate::home::Home;
 const DEFAULT_LISTEN: &str = "127.0.0.1:11731";
 /// How often offers are read again.
 const EVERY: Duration = Duration::from_secs(30);
+/// Lines of a batch that are asked at the same time: providers are several.
+const LINES_IN_FLIGHT_MAX: usize = 32;
 
 /// Put the network behind one API: each request goes to the provider that is expected to answer first, and to another one if that fails
 /// before anything came. Keys are made by `assay keys`.
@@ -151,7 +154,16 @@ impl Gateway {
             let at = listener.local_addr()?;
             let count = network.providers().len();
             eprintln!("gateway on http://{at}/v1, {count} of {} providers answer", endpoints.len());
-            let serving = serve(listener, Arc::clone(&network), ServerOptions::default(), stop_signal());
+            let files = Arc::new(FolderStore::open(&home.path().join("gateway").join("files"))?);
+            let serving = serve_with_files(
+                listener,
+                Arc::clone(&network),
+                ServerOptions::default(),
+                files,
+                FileOptions { lines_in_flight_max: LINES_IN_FLIGHT_MAX, ..FileOptions::default() },
+                Default::default(),
+                stop_signal(),
+            );
             let watching = async {
                 loop {
                     tokio::time::sleep(EVERY).await;

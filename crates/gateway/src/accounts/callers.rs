@@ -4,10 +4,10 @@
 //! id is that of what it can move once, so that nothing is answered twice for one payment. What was moved is credited to an account of the payer's, and
 //! charged to it, in one transaction: that account's balance does not change, and its books agree at every moment.
 
-use sqlx::Row as _;
 use sqlx::any::AnyRow;
+use sqlx::{Any, Row as _, Transaction};
 
-use super::store::{Engine, Store, Tx};
+use super::store::{Engine, Store, make_account};
 use super::{Accounts, AccountsError, Answered, MicroUsd, RETRY_WINDOW_MS, RequestKey};
 
 /// Payments of one payer that may run at the same time, however many it has settled.
@@ -131,7 +131,7 @@ impl Accounts {
     /// Reserves a payment for a request, durably, if nothing speaks against it.
     pub async fn pledge(&self, pledge: &Pledge) -> Result<Pledged, AccountsError> {
         let mut tx = self.store.begin().await?;
-        let pledged = tx.pledge(pledge).await?;
+        let pledged = begin(&mut tx, self.store.engine(), pledge).await?;
         tx.commit().await?;
         Ok(pledged)
     }
@@ -171,7 +171,7 @@ impl Accounts {
         now_ms: i64,
     ) -> Result<(), AccountsError> {
         let mut tx = self.store.begin().await?;
-        tx.pledge_settled(id, moved, transaction, now_ms).await?;
+        book(&mut tx, id, moved, transaction, now_ms).await?;
         tx.commit().await?;
         self.store.flush().await
     }
@@ -229,111 +229,112 @@ fn key_id(payer: &str) -> String {
     format!("key_{payer}")
 }
 
-impl Tx {
-    async fn pledge(&mut self, pledge: &Pledge) -> Result<Pledged, AccountsError> {
-        // One at a time of each payer.
-        self.make_account(&pledge.payer, pledge.now_ms).await?;
-        if self.engine() == Engine::Postgres {
-            let account = sqlx::query("SELECT name FROM accounts WHERE name = $1 FOR UPDATE");
-            account.bind(&pledge.payer).fetch_one(self.connection()).await?;
-        }
-        let known = sqlx::query("SELECT * FROM caller_payments WHERE id = $1").bind(&pledge.id);
-        if let Some(row) = known.fetch_optional(self.connection()).await? {
+/// Reserves a payment.
+async fn begin(
+    tx: &mut Transaction<'static, Any>,
+    engine: Engine,
+    pledge: &Pledge,
+) -> Result<Pledged, AccountsError> {
+    // One at a time of each payer.
+    make_account(tx, &pledge.payer, pledge.now_ms).await?;
+    if engine == Engine::Postgres {
+        let account = sqlx::query("SELECT name FROM accounts WHERE name = $1 FOR UPDATE");
+        account.bind(&pledge.payer).fetch_one(&mut **tx).await?;
+    }
+    let known = sqlx::query("SELECT * FROM caller_payments WHERE id = $1").bind(&pledge.id);
+    if let Some(row) = known.fetch_optional(&mut **tx).await? {
+        return Ok(Pledged::Known(Box::new(payment_of(&row)?)));
+    }
+    let revoked = sqlx::query("SELECT id FROM keys WHERE id = $1 AND revoked_ms IS NOT NULL");
+    if revoked.bind(key_id(&pledge.payer)).fetch_optional(&mut **tx).await?.is_some() {
+        return Ok(Pledged::Revoked);
+    }
+    let since_ms = pledge.now_ms.saturating_sub(BARRED_MS);
+    let failed = sqlx::query(
+        "SELECT id FROM caller_payments WHERE payer = $1 AND state = 'failed' AND ended_ms > $2 LIMIT 1",
+    );
+    if failed.bind(&pledge.payer).bind(since_ms).fetch_optional(&mut **tx).await?.is_some() {
+        return Ok(Pledged::Barred);
+    }
+    if pledge.again {
+        let earlier = sqlx::query(
+            "SELECT * FROM caller_payments WHERE payer = $1 AND request = $2 AND \
+             (state = 'answered' OR (state = 'settled' AND ended_ms >= $3 AND told IS NOT NULL)) ORDER BY began_ms DESC LIMIT 1",
+        );
+        let since_ms = pledge.now_ms.saturating_sub(RETRY_WINDOW_MS);
+        let earlier = earlier.bind(&pledge.payer).bind(hex::encode(pledge.request.0)).bind(since_ms);
+        if let Some(row) = earlier.fetch_optional(&mut **tx).await? {
             return Ok(Pledged::Known(Box::new(payment_of(&row)?)));
         }
-        let revoked = sqlx::query("SELECT id FROM keys WHERE id = $1 AND revoked_ms IS NOT NULL");
-        if revoked.bind(key_id(&pledge.payer)).fetch_optional(self.connection()).await?.is_some() {
-            return Ok(Pledged::Revoked);
-        }
-        let since_ms = pledge.now_ms.saturating_sub(BARRED_MS);
-        let failed = sqlx::query(
-            "SELECT id FROM caller_payments WHERE payer = $1 AND state = 'failed' AND ended_ms > $2 LIMIT 1",
-        );
-        if failed.bind(&pledge.payer).bind(since_ms).fetch_optional(self.connection()).await?.is_some() {
-            return Ok(Pledged::Barred);
-        }
-        if pledge.again {
-            let earlier = sqlx::query(
-                "SELECT * FROM caller_payments WHERE payer = $1 AND request = $2 AND \
-                 (state = 'answered' OR (state = 'settled' AND ended_ms >= $3 AND told IS NOT NULL)) ORDER BY began_ms DESC LIMIT 1",
-            );
-            let since_ms = pledge.now_ms.saturating_sub(RETRY_WINDOW_MS);
-            let earlier = earlier.bind(&pledge.payer).bind(hex::encode(pledge.request.0)).bind(since_ms);
-            if let Some(row) = earlier.fetch_optional(self.connection()).await? {
-                return Ok(Pledged::Known(Box::new(payment_of(&row)?)));
-            }
-        }
-        let count = |what: &'static str| sqlx::query(what).bind(&pledge.payer);
-        let running = count(
-            "SELECT COUNT(*), CAST(COALESCE(SUM(most), 0) AS BIGINT) FROM caller_payments WHERE payer = $1 AND state IN ('running', 'answered')",
-        );
-        let row = running.fetch_one(self.connection()).await?;
-        let (running, pledged): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
-        let settled = count(
-            "SELECT COUNT(*) FROM caller_payments WHERE payer = $1 AND state = 'settled' AND amount > 0",
-        );
-        let settled: i64 = settled.fetch_one(self.connection()).await?.try_get(0)?;
-        let allowed = settled.saturating_add(1).min(i64::from(CALLER_RUNNING_MAX));
-        if running >= allowed {
-            return Ok(Pledged::Crowded { running: u32::try_from(running).unwrap_or(u32::MAX) });
-        }
-        let needed = u128::from(MicroUsd::from_column(pledged).0) + u128::from(pledge.most.0);
-        if needed > pledge.cover {
-            return Ok(Pledged::Uncovered { needed });
-        }
-        let insert = sqlx::query(
-            "INSERT INTO caller_payments (id, payer, receiver, request, state, most, signed, from_block, began_ms, amount, receipt, provider, \
-             model, prompt_tokens, completion_tokens, hash, ended_ms) \
-             VALUES ($1, $2, $3, $4, 'running', $5, $6, $7, $8, 0, '', '', '', 0, 0, '', 0)",
-        );
-        let insert = insert.bind(&pledge.id).bind(&pledge.payer).bind(&pledge.receiver);
-        let insert =
-            insert.bind(hex::encode(pledge.request.0)).bind(pledge.most.column()).bind(&pledge.signed);
-        let insert = insert.bind(i64::try_from(pledge.from_block).unwrap_or(i64::MAX)).bind(pledge.now_ms);
-        insert.execute(self.connection()).await?;
-        Ok(Pledged::Run)
     }
+    let count = |what: &'static str| sqlx::query(what).bind(&pledge.payer);
+    let running = count(
+        "SELECT COUNT(*), CAST(COALESCE(SUM(most), 0) AS BIGINT) FROM caller_payments WHERE payer = $1 AND state IN ('running', 'answered')",
+    );
+    let row = running.fetch_one(&mut **tx).await?;
+    let (running, pledged): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
+    let settled =
+        count("SELECT COUNT(*) FROM caller_payments WHERE payer = $1 AND state = 'settled' AND amount > 0");
+    let settled: i64 = settled.fetch_one(&mut **tx).await?.try_get(0)?;
+    let allowed = settled.saturating_add(1).min(i64::from(CALLER_RUNNING_MAX));
+    if running >= allowed {
+        return Ok(Pledged::Crowded { running: u32::try_from(running).unwrap_or(u32::MAX) });
+    }
+    let needed = u128::from(MicroUsd::from_column(pledged).0) + u128::from(pledge.most.0);
+    if needed > pledge.cover {
+        return Ok(Pledged::Uncovered { needed });
+    }
+    let insert = sqlx::query(
+        "INSERT INTO caller_payments (id, payer, receiver, request, state, most, signed, from_block, began_ms, amount, receipt, provider, \
+         model, prompt_tokens, completion_tokens, hash, ended_ms) \
+         VALUES ($1, $2, $3, $4, 'running', $5, $6, $7, $8, 0, '', '', '', 0, 0, '', 0)",
+    );
+    let insert = insert.bind(&pledge.id).bind(&pledge.payer).bind(&pledge.receiver);
+    let insert = insert.bind(hex::encode(pledge.request.0)).bind(pledge.most.column()).bind(&pledge.signed);
+    let insert = insert.bind(i64::try_from(pledge.from_block).unwrap_or(i64::MAX)).bind(pledge.now_ms);
+    insert.execute(&mut **tx).await?;
+    Ok(Pledged::Run)
+}
 
-    async fn pledge_settled(
-        &mut self,
-        id: &str,
-        moved: MicroUsd,
-        transaction: &str,
-        now_ms: i64,
-    ) -> Result<(), AccountsError> {
-        let update = sqlx::query(
-            "UPDATE caller_payments SET state = 'settled', amount = $2, hash = $3, ended_ms = $4 WHERE id = $1 AND state = 'answered'",
-        );
-        let update = update.bind(id).bind(moved.column()).bind(transaction).bind(now_ms);
-        if update.execute(self.connection()).await?.rows_affected() == 0 {
-            return Ok(());
-        }
-        let found = sqlx::query("SELECT * FROM caller_payments WHERE id = $1").bind(id);
-        let row = found.fetch_one(self.connection()).await?;
-        let payer: String = row.try_get("payer")?;
-        self.make_account(&payer, now_ms).await?;
-        let key = sqlx::query(
-            "INSERT INTO keys (id, account, name, secret_hash, hint, created_ms, due_ms, day, day_spent) \
-             VALUES ($1, $2, 'x402', $3, 'x402', $4, 0, 0, 0) ON CONFLICT DO NOTHING",
-        );
-        // No hash of a secret reads like this.
-        let key = key.bind(key_id(&payer)).bind(&payer).bind(format!("none: {payer}")).bind(now_ms);
-        key.execute(self.connection()).await?;
-        if moved.0 > 0 {
-            let credit = sqlx::query(
-                "INSERT INTO credits (id, account, amount, note, at_ms) VALUES ($1, $2, $3, $4, $5)",
-            );
-            let credit = credit.bind(format!("x402:{id}")).bind(&payer).bind(moved.column());
-            credit.bind(transaction).bind(now_ms).execute(self.connection()).await?;
-        }
-        let charge = sqlx::query(
-            "INSERT INTO charges (id, key_id, account, amount, request, at_ms, receipt, provider, model, prompt_tokens, completion_tokens) \
-             SELECT $1, $2, payer, amount, request, ended_ms, receipt, provider, model, prompt_tokens, completion_tokens \
-             FROM caller_payments WHERE id = $1",
-        );
-        charge.bind(id).bind(key_id(&payer)).execute(self.connection()).await?;
-        Ok(())
+/// Credits and charges what was moved.
+async fn book(
+    tx: &mut Transaction<'static, Any>,
+    id: &str,
+    moved: MicroUsd,
+    transaction: &str,
+    now_ms: i64,
+) -> Result<(), AccountsError> {
+    let update = sqlx::query(
+        "UPDATE caller_payments SET state = 'settled', amount = $2, hash = $3, ended_ms = $4 WHERE id = $1 AND state = 'answered'",
+    );
+    let update = update.bind(id).bind(moved.column()).bind(transaction).bind(now_ms);
+    if update.execute(&mut **tx).await?.rows_affected() == 0 {
+        return Ok(());
     }
+    let found = sqlx::query("SELECT * FROM caller_payments WHERE id = $1").bind(id);
+    let row = found.fetch_one(&mut **tx).await?;
+    let payer: String = row.try_get("payer")?;
+    make_account(tx, &payer, now_ms).await?;
+    let key = sqlx::query(
+        "INSERT INTO keys (id, account, name, secret_hash, hint, created_ms, due_ms, day, day_spent) \
+         VALUES ($1, $2, 'x402', $3, 'x402', $4, 0, 0, 0) ON CONFLICT DO NOTHING",
+    );
+    // No hash of a secret reads like this.
+    let key = key.bind(key_id(&payer)).bind(&payer).bind(format!("none: {payer}")).bind(now_ms);
+    key.execute(&mut **tx).await?;
+    if moved.0 > 0 {
+        let credit =
+            sqlx::query("INSERT INTO credits (id, account, amount, note, at_ms) VALUES ($1, $2, $3, $4, $5)");
+        let credit = credit.bind(format!("x402:{id}")).bind(&payer).bind(moved.column());
+        credit.bind(transaction).bind(now_ms).execute(&mut **tx).await?;
+    }
+    let charge = sqlx::query(
+        "INSERT INTO charges (id, key_id, account, amount, request, at_ms, receipt, provider, model, prompt_tokens, completion_tokens) \
+         SELECT $1, $2, payer, amount, request, ended_ms, receipt, provider, model, prompt_tokens, completion_tokens \
+         FROM caller_payments WHERE id = $1",
+    );
+    charge.bind(id).bind(key_id(&payer)).execute(&mut **tx).await?;
+    Ok(())
 }
 
 fn payment_of(row: &AnyRow) -> Result<CallerPayment, AccountsError> {
