@@ -68,8 +68,9 @@ assert.equal(BigInt(paid.amount), cost(whole.usage));
 assert(BigInt(paid.amount) < BigInt(required.accepts[0].amount));
 assert.equal(before - (await balance()), BigInt(paid.amount));
 
-// openai's client over it, whole and streamed. An empty key is none.
-const openai = new OpenAI({ baseURL: `${gateway}/v1`, apiKey: "", fetch: both, maxRetries: 0 });
+// openai's client over it, whole and streamed, without its key's header.
+const headers = { Authorization: null };
+const openai = new OpenAI({ baseURL: `${gateway}/v1`, apiKey: "none", defaultHeaders: headers, fetch: both, maxRetries: 0 });
 before = await balance();
 const said = await openai.chat.completions.create({ ...asked, max_completion_tokens: 8, max_tokens: undefined, seed: 3 });
 assert.equal(said.choices[0].message.content, text);
