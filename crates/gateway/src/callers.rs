@@ -76,7 +76,7 @@ pub struct Callers {
 /// What a payment is good for.
 pub(crate) enum Opened {
     /// Run the request.
-    Reserved(Reserved),
+    Reserved(Box<Reserved>),
     /// It was answered before.
     Told(Box<Told>),
 }
@@ -229,7 +229,8 @@ impl Callers {
                 let deadline = Instant::now() + Duration::from_secs(left.min(AUTHORIZED_S));
                 let authorization = authorization.clone();
                 let callers = Arc::clone(self);
-                Ok(Opened::Reserved(Reserved { callers, id, authorization, most, deadline, ended: false }))
+                let reserved = Reserved { callers, id, authorization, most, deadline, ended: false };
+                Ok(Opened::Reserved(Box::new(reserved)))
             }
             Pledged::Known(known) => self.known(*known, request).await,
             Pledged::Uncovered { needed } => Err(CallerProblem::Unfunded { balance: cover, needed }.into()),

@@ -99,10 +99,11 @@ async fn what_is_no_good_payment_is_refused_before_anything_runs() {
     let gateway = market.gateway().await;
     let payer = market.payer("payer").await;
     let now = payer.now();
-    type Change = fn(&mut Authorization);
+    type Change<'a> = &'a dyn Fn(&mut Authorization);
+    type Case<'a> = (&'a str, bool, Change<'a>, &'a str, &'a str);
     let other = AccountAddress::from_bytes([7; 20]);
     let late = |a: &mut Authorization| a.valid_before -= 1_300;
-    let cases: [(&str, bool, &dyn Fn(&mut Authorization), &str, &str); 13] = [
+    let cases: [Case<'_>; 13] = [
         ("less", true, &|a| a.amount -= 1, "payment_invalid", "permit2_amount_mismatch"),
         (
             "less",
@@ -182,9 +183,8 @@ async fn what_is_no_good_payment_is_refused_before_anything_runs() {
         check(what, &signed, 402, ours, theirs).await;
     }
     // Signed by somebody else, or about something else.
-    let change: Change = |a| a.nonce = Hash::from_bytes([9; 32]);
     for mut signed in [payer.upto(MOST), payer.exact(MOST)] {
-        change(&mut signed);
+        signed.nonce = Hash::from_bytes([9; 32]);
         let theirs = match signed.scheme {
             Scheme::Exact => "invalid_exact_evm_signature",
             Scheme::Upto { .. } => "invalid_permit2_signature",

@@ -81,7 +81,7 @@ pub(super) enum Purse {
         hold: HoldId,
     },
     /// Out of the wallet of somebody without an account.
-    Caller(Reserved),
+    Caller(Box<Reserved>),
 }
 
 /// What a key may do.
