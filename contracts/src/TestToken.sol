@@ -8,6 +8,9 @@ import {IAuthorizedToken} from "./interfaces/IAuthorizedToken.sol";
 
 /// A worthless token for development chains. Anyone mints any amount. Never name it in a deployment that holds value.
 contract TestToken is ERC20, EIP712, IAuthorizedToken {
+    bytes32 private constant TRANSFER_TYPE_HASH = keccak256(
+        "TransferWithAuthorization(address from,address to,uint256 value,uint256 validAfter,uint256 validBefore,bytes32 nonce)"
+    );
     bytes32 private constant RECEIVE_TYPE_HASH = keccak256(
         "ReceiveWithAuthorization(address from,address to,uint256 value,uint256 validAfter,uint256 validBefore,bytes32 nonce)"
     );
@@ -48,15 +51,44 @@ contract TestToken is ERC20, EIP712, IAuthorizedToken {
         bytes32 nonce,
         bytes calldata signature
     ) external {
-        bytes32 hash = _hashTypedDataV4(
-            keccak256(abi.encode(RECEIVE_TYPE_HASH, from, to, value, validAfter, validBefore, nonce))
-        );
+        bytes32 hash = keccak256(abi.encode(RECEIVE_TYPE_HASH, from, to, value, validAfter, validBefore, nonce));
+        if (to != msg.sender) revert BadAuthorization();
+        _use(hash, from, validAfter, validBefore, nonce, signature);
+        _transfer(from, to, value);
+    }
+
+    /// Moves tokens by their holder's signature, whoever calls (EIP-3009).
+    /// @param nonce any number that `from` has not used; the signature is over all the others
+    function transferWithAuthorization(
+        address from,
+        address to,
+        uint256 value,
+        uint256 validAfter,
+        uint256 validBefore,
+        bytes32 nonce,
+        uint8 v,
+        bytes32 r,
+        bytes32 s
+    ) external {
+        bytes32 hash = keccak256(abi.encode(TRANSFER_TYPE_HASH, from, to, value, validAfter, validBefore, nonce));
+        _use(hash, from, validAfter, validBefore, nonce, abi.encodePacked(r, s, v));
+        _transfer(from, to, value);
+    }
+
+    /// Uses an authorization up, if it is in time, was not used before, and is signed.
+    function _use(
+        bytes32 structHash,
+        address from,
+        uint256 validAfter,
+        uint256 validBefore,
+        bytes32 nonce,
+        bytes memory signature
+    ) private {
         bool inTime = block.timestamp > validAfter && block.timestamp < validBefore;
-        if (to != msg.sender || !inTime || authorizationState[from][nonce]) revert BadAuthorization();
-        if (!SignatureChecker.isValidSignatureNowCalldata(from, hash, signature)) revert BadAuthorization();
+        if (!inTime || authorizationState[from][nonce]) revert BadAuthorization();
+        if (!SignatureChecker.isValidSignatureNow(from, _hashTypedDataV4(structHash), signature)) revert BadAuthorization();
         authorizationState[from][nonce] = true;
         emit AuthorizationUsed(from, nonce);
-        _transfer(from, to, value);
     }
 
     function _update(address from, address to, uint256 value) internal override {

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use assay_core::answer::AnswerRecord;
+use assay_core::authorization::Authorization;
 use assay_core::embedding::{EmbeddingRecord, EmbeddingRequest, Record};
 use assay_core::id::{ChannelId, ModelRoot, NodeAddress, Nonce, ReceiptId};
 use assay_core::payment::Payment;
@@ -17,6 +18,7 @@ use tokio::sync::mpsc;
 
 use crate::Refusal;
 use crate::payment::ChannelState;
+use crate::x402::callers::Settlement;
 
 /// Something that answers requests: a node with an engine, or a gateway with a network.
 pub trait Inference: Send + Sync + 'static {
@@ -53,6 +55,12 @@ pub trait Inference: Send + Sync + 'static {
     /// What is known of a channel out of which it was paid.
     fn channel(&self, id: ChannelId) -> impl Future<Output = Option<ChannelState>> + Send {
         let _ = id;
+        std::future::ready(None)
+    }
+
+    /// What came of a payment by signature that came with a request; nothing while that is not known.
+    fn settlement(&self, payment: &Authorization) -> impl Future<Output = Option<Settlement>> + Send {
+        let _ = payment;
         std::future::ready(None)
     }
 
@@ -139,6 +147,8 @@ pub struct Caller {
     pub ceiling: Option<Price>,
     /// The voucher that came with the request, not checked.
     pub payment: Option<Box<Payment>>,
+    /// The payment by signature that came with the request, not checked.
+    pub authorization: Option<Box<Authorization>>,
     /// Whose batch asks. No request that comes from outside can say so.
     pub behalf: Option<Owner>,
 }

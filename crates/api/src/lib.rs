@@ -30,3 +30,4 @@ pub use inference::{
 pub use payment::{ChannelState, PaymentProblem, PaymentRefused, PaymentTerms};
 pub use refusal::Refusal;
 pub use server::{ServerOptions, router, serve, serve_with_files};
+pub use x402::callers::{AUTHORIZED_S, CallerProblem, CallerRefused, CallerTerms, Settlement};

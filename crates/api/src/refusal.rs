@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::payment::PaymentRefused;
 use crate::x402::Demanded;
+use crate::x402::callers::CallerRefused;
 
 /// Why a request is not answered.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize, thiserror::Error)]
@@ -188,6 +189,9 @@ pub enum Refusal {
         /// What happened.
         message: String,
     },
+    /// What somebody without an account must pay for is not, or not yet.
+    #[error(transparent)]
+    Caller(Box<CallerRefused>),
 }
 
 impl Refusal {
@@ -225,6 +229,7 @@ impl Refusal {
                 ("rate_limit_exceeded", StatusCode::TOO_MANY_REQUESTS, "rate_limit_error")
             }
             Refusal::Payment(refused) => (refused.problem.code(), refused.problem.status(), "payment_error"),
+            Refusal::Caller(refused) => (refused.problem.code(), refused.problem.status(), "payment_error"),
             Refusal::NoLane { .. } => ("no_lane", StatusCode::SERVICE_UNAVAILABLE, "server_error"),
             Refusal::NoProvider { .. } => ("no_provider", StatusCode::SERVICE_UNAVAILABLE, "server_error"),
             Refusal::ProviderLost { .. } => ("provider_lost", StatusCode::BAD_GATEWAY, "server_error"),
@@ -247,6 +252,9 @@ impl Refusal {
     /// Whether the same request may succeed later.
     pub fn may_retry(&self) -> bool {
         if let Refusal::Payment(refused) = self {
+            return refused.problem.may_retry();
+        }
+        if let Refusal::Caller(refused) = self {
             return refused.problem.may_retry();
         }
         matches!(
@@ -293,14 +301,19 @@ impl IntoResponse for Refusal {
             | Refusal::Limited { retry_after_s, .. }
             | Refusal::ModelArriving { retry_after_s, .. } => Some(*retry_after_s),
             Refusal::Draining | Refusal::NoLane { .. } | Refusal::NoProvider { .. } => Some(1),
+            Refusal::Caller(refused) if refused.problem.may_retry() => Some(1),
             _ => None,
         };
         if let Some(after) = after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(after));
         }
         response.extensions_mut().insert(Refused(self.code()));
-        if let Refusal::Payment(refused) = self {
-            response.extensions_mut().insert(Demanded(refused));
+        match self {
+            Refusal::Payment(refused) => drop(response.extensions_mut().insert(Demanded::Voucher(refused))),
+            Refusal::Caller(refused) => {
+                drop(response.extensions_mut().insert(Demanded::Authorization(refused)))
+            }
+            _ => {}
         }
         response
     }

@@ -30,7 +30,7 @@ use crate::files::{self, Desk, FileOptions, FileStore, MaybeDesk};
 use crate::metrics::Metrics;
 use crate::parameters::{Route, parse};
 use crate::refusal::Refused;
-use crate::x402::{self, Paid};
+use crate::x402::{self, Paid, Sent};
 use crate::{
     ApiKey, Arriving, Caller, Inference, ModelCard, Order, Owner, Refusal, Source, Task, batches, embeddings,
     messages, ollama, responses,
@@ -206,7 +206,7 @@ async fn around<I: Inference>(State(s): State<Shared<I>>, mut request: Request, 
     request.extensions_mut().insert(RequestId(id.clone()));
     let paid = Paid::of(&request);
     let mut response = next.run(request).await;
-    paid.tell(s.inference.as_ref(), &mut response).await;
+    paid.tell(&s.inference, &mut response).await;
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID_HEADER, value);
     }
@@ -275,17 +275,31 @@ pub(crate) async fn start<I: Inference>(
     requests: impl Iterator<Item = assay_core::request::Request> + Send,
 ) -> Result<Choices, Refusal> {
     let mut choices = Choices::default();
-    for request in requests {
+    let mut requests = requests.peekable();
+    while let Some(request) = requests.next() {
+        if received.caller.authorization.is_some() && requests.peek().is_some() {
+            return Err(one_answer());
+        }
         let order = Order {
             request,
             nonce: received.nonce,
             request_id: received.request_id.clone(),
             caller: received.caller.clone(),
         };
-        let generation = s.inference.generate(order).await?;
+        let generation = s.inference.generate(order).await;
+        if matches!(generation, Err(Refusal::Caller(_))) && requests.peek().is_some() {
+            return Err(one_answer());
+        }
+        let generation = generation?;
         choices.push(generation, Meter::new(Arc::clone(&s.metrics), card.id.clone(), received.started));
     }
     Ok(choices)
+}
+
+/// A payment by signature moves tokens once.
+fn one_answer() -> Refusal {
+    let reason = "a payment by x402 is for one answer; send as many requests".into();
+    Refusal::Unsupported { param: "n".into(), reason }
 }
 
 async fn answer_route<I: Inference>(
@@ -409,8 +423,12 @@ pub(crate) fn caller(headers: &HeaderMap) -> Result<Caller, Refusal> {
         text(PRICE_HEADER).map(str::parse).transpose().map_err(|e: assay_core::price::PriceError| {
             Refusal::Invalid { param: PRICE_HEADER.into(), message: e.to_string() }
         })?;
-    let payment = x402::payment(headers)?.map(Box::new);
-    Ok(Caller { key, again, ceiling, payment, behalf: None })
+    let (payment, authorization) = match x402::payment(headers)? {
+        None => (None, None),
+        Some(Sent::Voucher(payment)) => (Some(payment), None),
+        Some(Sent::Authorization(authorization)) => (None, Some(authorization)),
+    };
+    Ok(Caller { key, again, ceiling, payment, authorization, behalf: None })
 }
 
 pub(crate) async fn read_body(body: Body, options: &ServerOptions) -> Result<Bytes, Refusal> {

@@ -1,18 +1,27 @@
-//! Payment over HTTP by x402, version 2, scheme `batch-settlement` on EVM: the headers by which a client that holds its own channel pays a node.
+//! Payment over HTTP by x402, version 2, on EVM: the headers by which a client that holds its own channel pays a node (scheme `batch-settlement`), and one
+//! without an account pays a gateway ([`callers`]).
 //!
 //! A request without payment, or with one that is not taken, gets 402 and `PAYMENT-REQUIRED`; the body is the route's own error. A request carries its
-//! voucher in `PAYMENT-SIGNATURE`, and an answer says in `PAYMENT-RESPONSE` what was charged. Other schemes, deposits by signature and refunds are refused:
-//! channels are filled on the ledger. What a client sends is bounded, and becomes a [`Payment`] or a refusal in one sentence.
+//! payment in `PAYMENT-SIGNATURE`, and an answer says in `PAYMENT-RESPONSE` what was charged. Other schemes, deposits by signature and refunds are refused:
+//! channels are filled on the ledger. What a client sends is bounded, and becomes a [`Sent`] or a refusal in one sentence.
 
+pub(crate) mod callers;
+
+use std::sync::Arc;
+
+use assay_core::authorization::Authorization;
 use assay_core::id::{AccountAddress, ChannelId, Hash, NodeAddress, ReceiptId, SignatureBytes};
 use assay_core::payment::{ChannelTerms, Payment};
+use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use futures_util::stream::{self, StreamExt as _};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use self::callers::CallerRefused;
 use crate::payment::{ChannelState, PaymentProblem, PaymentRefused};
 use crate::{Inference, Refusal};
 
@@ -31,17 +40,20 @@ const TIMEOUT_S: u64 = 3600;
 
 /// What a client sends; whatever else it sends is not needed.
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Sent {
+struct Envelope {
     #[serde(rename = "x402Version")]
     version: u64,
-    accepted: Accepted,
-    payload: Payload,
+    accepted: Value,
+    payload: Value,
 }
 
-#[derive(Deserialize)]
-struct Accepted {
-    scheme: String,
+/// A payment as it came, not checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Sent {
+    /// Out of a channel.
+    Voucher(Box<Payment>),
+    /// Out of a wallet.
+    Authorization(Box<Authorization>),
 }
 
 #[derive(Deserialize)]
@@ -72,8 +84,8 @@ struct Voucher {
     signature: SignatureBytes,
 }
 
-/// The payment that came with a request, if one did. Whether it can be claimed says the till.
-pub(crate) fn payment(headers: &HeaderMap) -> Result<Option<Payment>, Refusal> {
+/// The payment that came with a request, if one did. Whether it can be claimed says whoever is paid.
+pub(crate) fn payment(headers: &HeaderMap) -> Result<Option<Sent>, Refusal> {
     let Some(value) = headers.get(SIGNATURE) else { return Ok(None) };
     let invalid = |message: String| Refusal::Invalid { param: SIGNATURE.as_str().into(), message };
     if value.len() > SIGNATURE_BYTES_MAX {
@@ -81,14 +93,24 @@ pub(crate) fn payment(headers: &HeaderMap) -> Result<Option<Payment>, Refusal> {
     }
     let json = STANDARD.decode(value.as_bytes());
     let json = json.map_err(|_| invalid("the header must be JSON in base64".into()))?;
-    let sent: Sent = serde_json::from_slice(&json).map_err(|e| invalid(format!("the payment: {e}")))?;
-    let (version, scheme, kind) = (sent.version, &sent.accepted.scheme, &sent.payload.kind);
-    if version != VERSION || scheme != SCHEME || kind != "voucher" {
-        let message =
-            format!("payments are taken by x402 version {VERSION}, scheme `{SCHEME}`, payload `voucher`");
+    let sent: Envelope = serde_json::from_slice(&json).map_err(|e| invalid(format!("the payment: {e}")))?;
+    let Envelope { version, accepted, payload } = sent;
+    let scheme = accepted.get("scheme").and_then(Value::as_str).unwrap_or_default().to_owned();
+    if version == VERSION && matches!(scheme.as_str(), "exact" | "upto") {
+        let read = callers::parse(&scheme, accepted, payload);
+        return read.map(|read| Some(Sent::Authorization(Box::new(read)))).map_err(invalid);
+    }
+    if version != VERSION || scheme != SCHEME {
+        let message = format!(
+            "payments are taken by x402 version {VERSION}, scheme `{SCHEME}` by nodes, and `exact` and `upto` by gateways"
+        );
         return Err(invalid(message));
     }
-    let (config, voucher) = (sent.payload.channel_config, sent.payload.voucher);
+    let sent: Payload = serde_json::from_value(payload).map_err(|e| invalid(format!("`payload`: {e}")))?;
+    if sent.kind != "voucher" {
+        return Err(invalid(format!("the payload of `{SCHEME}` must be a `voucher`")));
+    }
+    let (config, voucher) = (sent.channel_config, sent.voucher);
     let max = decimal(&voucher.max_claimable_amount)
         .ok_or_else(|| invalid("`maxClaimableAmount` must be a whole number below 2^128".into()))?;
     let channel = ChannelTerms {
@@ -100,7 +122,7 @@ pub(crate) fn payment(headers: &HeaderMap) -> Result<Option<Payment>, Refusal> {
         withdraw_delay_s: config.withdraw_delay,
         salt: config.salt,
     };
-    Ok(Some(Payment { channel, max, signature: voucher.signature }))
+    Ok(Some(Sent::Voucher(Box::new(Payment { channel, max, signature: voucher.signature }))))
 }
 
 /// A number in its one form: digits, and no zero in front.
@@ -178,12 +200,17 @@ fn settled(
 
 /// Left on a response that refuses a payment, for its header.
 #[derive(Clone)]
-pub(crate) struct Demanded(pub(crate) Box<PaymentRefused>);
+pub(crate) enum Demanded {
+    /// By a node.
+    Voucher(Box<PaymentRefused>),
+    /// By a gateway.
+    Authorization(Box<CallerRefused>),
+}
 
 /// What was asked for, and out of which it is paid.
 pub(crate) struct Paid {
     url: String,
-    payer: Option<AccountAddress>,
+    sent: Option<Sent>,
 }
 
 impl Paid {
@@ -192,44 +219,78 @@ impl Paid {
         let host = request.headers().get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or_default();
         let path: String = request.uri().path().chars().take(256).collect();
         // What is no payment is refused by the route.
-        let payment = payment(request.headers()).ok().flatten();
-        Paid { url: format!("http://{host}{path}"), payer: payment.map(|payment| payment.channel.payer) }
+        Paid { url: format!("http://{host}{path}"), sent: payment(request.headers()).ok().flatten() }
     }
 
-    /// Says in the response's headers what must be paid, or what was charged.
-    pub(crate) async fn tell<I: Inference>(self, inference: &I, response: &mut Response) {
-        if let Some(Demanded(refused)) = response.extensions().get::<Demanded>() {
-            if let Some(value) = encoded(&required(refused, &self.url)) {
-                response.headers_mut().insert(REQUIRED, value);
-            }
-            return;
-        }
-        let Some(payer) = self.payer else { return };
-        let headers = response.headers();
-        let receipt = headers.get(crate::server::RECEIPT_HEADER).and_then(|ids| ids.to_str().ok());
-        let Some(receipt) = receipt.and_then(|ids| ids.parse::<ReceiptId>().ok()) else { return };
-        let whole = headers
-            .get(header::CONTENT_TYPE)
-            .is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"));
-        let record = if whole { inference.receipt(receipt).await.ok().flatten() } else { None };
-        let said = match record {
-            Some(record) => {
-                let signed = record.receipt();
-                let (channel, fee) = (signed.receipt.payer_channel, signed.receipt.fee_micro_usd);
-                if channel == ChannelId::ZERO {
-                    return;
-                }
-                let state = inference.channel(channel).await;
-                settled(signed.domain.chain_id, &payer, Some(fee), state.as_ref())
-            }
-            None => match inference.settles() {
-                Some(domain) if !whole => settled(domain.chain_id, &payer, None, None),
-                _ => return,
-            },
+    /// Says in the response's headers what must be paid, or what was charged. A stream begins before that is known: what came of a payment by signature
+    /// is a comment at its end.
+    pub(crate) async fn tell<I: Inference>(self, inference: &Arc<I>, response: &mut Response) {
+        let demanded = match response.extensions().get::<Demanded>() {
+            Some(Demanded::Voucher(refused)) => Some(required(refused, &self.url)),
+            Some(Demanded::Authorization(refused)) => Some(callers::required(refused, &self.url)),
+            None => None,
         };
-        if let Some(value) = encoded(&said) {
+        if let Some(value) = demanded.as_ref().and_then(encoded) {
+            response.headers_mut().insert(REQUIRED, value);
+        }
+        match self.sent {
+            Some(Sent::Voucher(payment)) if demanded.is_none() => {
+                charged(payment.channel.payer, inference.as_ref(), response).await;
+            }
+            Some(Sent::Authorization(payment)) => moved(*payment, inference, response).await,
+            _ => {}
+        }
+    }
+}
+
+/// Says what came of a payment by signature.
+async fn moved<I: Inference>(payment: Authorization, inference: &Arc<I>, response: &mut Response) {
+    if let Some(settlement) = inference.settlement(&payment).await {
+        if let Some(value) = encoded(&callers::settled(&settlement)) {
             response.headers_mut().insert(RESPONSE, value);
         }
+        return;
+    }
+    let kind = response.headers().get(header::CONTENT_TYPE);
+    if kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream")) {
+        let inference = Arc::clone(inference);
+        let last = async move {
+            let settlement = inference.settlement(&payment).await?;
+            let said = STANDARD.encode(callers::settled(&settlement).to_string());
+            Some(Ok(Bytes::from(format!(": {RESPONSE} {said}\n\n"))))
+        };
+        let told = std::mem::take(response.body_mut()).into_data_stream();
+        let last = stream::once(last).filter_map(std::future::ready);
+        *response.body_mut() = Body::from_stream(told.chain(last));
+    }
+}
+
+/// Says what was charged out of a channel.
+async fn charged<I: Inference>(payer: AccountAddress, inference: &I, response: &mut Response) {
+    let headers = response.headers();
+    let receipt = headers.get(crate::server::RECEIPT_HEADER).and_then(|ids| ids.to_str().ok());
+    let Some(receipt) = receipt.and_then(|ids| ids.parse::<ReceiptId>().ok()) else { return };
+    let whole = headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"));
+    let record = if whole { inference.receipt(receipt).await.ok().flatten() } else { None };
+    let said = match record {
+        Some(record) => {
+            let signed = record.receipt();
+            let (channel, fee) = (signed.receipt.payer_channel, signed.receipt.fee_micro_usd);
+            if channel == ChannelId::ZERO {
+                return;
+            }
+            let state = inference.channel(channel).await;
+            settled(signed.domain.chain_id, &payer, Some(fee), state.as_ref())
+        }
+        None => match inference.settles() {
+            Some(domain) if !whole => settled(domain.chain_id, &payer, None, None),
+            _ => return,
+        },
+    };
+    if let Some(value) = encoded(&said) {
+        response.headers_mut().insert(RESPONSE, value);
     }
 }
 
@@ -258,7 +319,7 @@ mod tests {
         })
     }
 
-    fn read(value: &[u8]) -> Result<Option<Payment>, Refusal> {
+    fn read(value: &[u8]) -> Result<Option<Sent>, Refusal> {
         let mut headers = HeaderMap::new();
         headers.insert(SIGNATURE, HeaderValue::from_bytes(value).unwrap());
         payment(&headers)
@@ -270,7 +331,11 @@ mod tests {
 
     #[test]
     fn a_voucher_is_read() {
-        let payment = read(&encode(&sent())).unwrap().unwrap();
+        let voucher = |sent: Value| match read(&encode(&sent)) {
+            Ok(Some(Sent::Voucher(payment))) => *payment,
+            other => panic!("{other:?}"),
+        };
+        let payment = voucher(sent());
         let expected = Payment {
             channel: ChannelTerms {
                 payer: AccountAddress::from_bytes([1; 20]),
@@ -288,7 +353,7 @@ mod tests {
         assert_eq!(super::payment(&HeaderMap::new()), Ok(None));
         let mut most = sent();
         most["payload"]["voucher"]["maxClaimableAmount"] = json!(u128::MAX.to_string());
-        assert_eq!(read(&encode(&most)).unwrap().unwrap().max, u128::MAX);
+        assert_eq!(voucher(most).max, u128::MAX);
     }
 
     #[test]

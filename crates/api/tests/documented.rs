@@ -3,7 +3,10 @@
 
 mod mock;
 
-use assay_api::{ChannelState, PaymentProblem, PaymentRefused, PaymentTerms, Refusal, ServerOptions};
+use assay_api::{
+    CallerProblem, CallerRefused, CallerTerms, ChannelState, PaymentProblem, PaymentRefused, PaymentTerms,
+    Refusal, ServerOptions,
+};
 use assay_core::id::{AccountAddress, ChannelId, NodeAddress};
 use mock::Served;
 use serde_json::{Value, json};
@@ -140,6 +143,25 @@ fn errors() {
     };
     let channel = ChannelState { id: ChannelId::ZERO, charged: 1, voucher: None, balance: 1, claimed: 1 };
     let payment = |problem| Refusal::Payment(Box::new(PaymentRefused { problem, terms: terms.clone() }));
+    let caller_terms = CallerTerms {
+        chain_id: 1,
+        token: AccountAddress::ZERO,
+        token_domain: (text(), text()),
+        receiver: AccountAddress::ZERO,
+        exact: true,
+        upto: true,
+        most: 1,
+    };
+    let caller = |problem| Refusal::Caller(Box::new(CallerRefused { problem, terms: caller_terms.clone() }));
+    // What both kinds of payment have in common has one row.
+    for (of_caller, of_voucher) in [
+        (CallerProblem::Required, PaymentProblem::Required),
+        (CallerProblem::Unverified, PaymentProblem::Unverified),
+    ] {
+        let (of_caller, of_voucher) = (caller(of_caller), payment(of_voucher));
+        assert_eq!((of_caller.code(), of_caller.status()), (of_voucher.code(), of_voucher.status()));
+        assert_eq!(of_caller.may_retry(), of_voucher.may_retry());
+    }
     let all = [
         Refusal::InvalidJson { reason: text() },
         Refusal::Missing { param: text() },
@@ -167,6 +189,15 @@ fn errors() {
         payment(PaymentProblem::Busy),
         payment(PaymentProblem::Stale(channel)),
         payment(PaymentProblem::Unverified),
+        caller(CallerProblem::Invalid { error: text(), reason: text() }),
+        caller(CallerProblem::Allowance),
+        caller(CallerProblem::Unfunded { balance: 1, needed: 2 }),
+        caller(CallerProblem::Used { what: text() }),
+        caller(CallerProblem::Busy),
+        caller(CallerProblem::Crowded { running: 1 }),
+        caller(CallerProblem::Failed { reason: text() }),
+        caller(CallerProblem::Barred { reason: text() }),
+        caller(CallerProblem::Pending),
         Refusal::NoLane { asked: text() },
         Refusal::NoProvider { asked: text(), terms: text() },
         Refusal::ProviderLost { reason: text() },

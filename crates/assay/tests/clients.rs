@@ -3,7 +3,13 @@
 //! `ASSAY_SKIP_CLIENTS=1` leaves these tests out, and nothing else does.
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
+#[path = "../../chain/tests/anvil/mod.rs"]
+mod anvil;
+#[path = "../../ledger/tests/chains/mod.rs"]
+mod chains;
 mod harness;
+#[path = "../../ledger/tests/permit2/mod.rs"]
+mod permit2;
 #[path = "../../engine/tests/checkpoint/small.rs"]
 mod small;
 
@@ -63,6 +69,44 @@ fn openai_for_node() {
 #[test]
 fn ai_sdk_for_node() {
     node_js("ai_sdk.mjs");
+}
+
+/// A caller without an account, whom a gateway answers for the tokens of its wallet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn x402_for_node() {
+    if skipped("x402.mjs") {
+        return;
+    }
+    let chain = chains::Node::embedded().await;
+    let ledger = chain.deploy(chains::parameters()).await;
+    permit2::place(&chain.sender(&chain.actor("placer").await).await).await;
+    let payer = chain.member(&ledger, "payer").await;
+    let [seller, buyer] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let provider = Node::up(seller.path(), false, &["--price", "100/100"]);
+    let directory = ledger.parts().directory.to_string();
+    for args in
+        [&["ledger", "use", &directory, "--rpc", &chain.url][..], &["ledger", "faucet", "--amount", "1"]]
+    {
+        let done = assay(buyer.path(), args);
+        assert!(done.status.success(), "{args:?}: {}", stderr(&done));
+    }
+    let mut gateway = harness::command(buyer.path());
+    gateway.args(["gateway", "--x402", "--provider", &provider.url]);
+    let gateway = Node::at(gateway, "127.0.0.1:0");
+    let key = payer.key().to_bytes().to_string();
+    check(Command::new("node").arg(node_folder().join("x402.mjs")).args([
+        &gateway.url,
+        &chain.url,
+        &key,
+        "100",
+    ]));
+    // What left the wallet is what was charged, and listed.
+    let usage = stdout(&assay(buyer.path(), &["keys", "usage", "--json"]));
+    let charged = usage.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let charged: u128 = charged.map(|charge| u128::from(charge["amount"].as_u64().unwrap())).sum();
+    let left = ledger.holdings(payer.account()).await.unwrap().wallet.0;
+    assert_eq!(charged, u128::from(chains::PURSE) - left);
+    assert_eq!(usage.lines().count(), 5);
 }
 
 /// The example of the README: every vector is executed again before it is believed.

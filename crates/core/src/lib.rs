@@ -15,6 +15,7 @@
 )]
 
 pub mod answer;
+pub mod authorization;
 pub mod canonical;
 pub mod digest;
 pub mod embedding;

@@ -10,6 +10,7 @@
 //! It refuses to know who pays: credits come with the id of a payment that somebody else has checked.
 
 mod batch;
+mod callers;
 mod limits;
 mod script;
 mod secret;
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use self::batch::{Deed, Outcome};
+pub use self::callers::{BARRED_MS, CALLER_RUNNING_MAX, CallerPayment, Pledge, Pledged, Stage};
 pub use self::secret::{PREFIX, Secret, SecretError, SecretHash};
 use self::store::Store;
 pub use self::usage::{CSV_HEAD, Period, USAGE_PAGE_MAX, UsageTotal};

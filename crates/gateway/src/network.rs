@@ -1,6 +1,6 @@
 //! The network as one [`Inference`]: each request is given to a provider, and to another one if that fails before anything came.
 //!
-//! A request's way: 1. its key may begin it (`accounts`), and the most that it can cost is set aside; 2. providers are ranked (`routing`); 3. the
+//! A request's way: 1. its key may begin it (`accounts`), or the payment that came with it is reserved (`callers`), and the most that it can cost is set aside; 2. providers are ranked (`routing`); 3. the
 //! first is asked, with a voucher if it is paid (`lanes`), and if nothing has come within its patience, the next one too: the first that gives
 //! something answers, the others are taken back; 4. the record is checked against the request, the provider's key, the text that was told and the
 //! price that was offered; 5. what it costs is charged, and only then does the answer end. Whatever fails before costs the client nothing.
@@ -20,9 +20,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use alloy_primitives::{B128, B256};
 use assay_api::relay::{Destination, Frame, RelayClient, Work};
 use assay_api::{
-    Caller, EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Owner, Refusal, Source,
-    Task,
+    Caller, EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Owner, Refusal, Settlement,
+    Source, Task,
 };
+use assay_core::answer::AnswerRecord;
+use assay_core::authorization::Authorization;
 use assay_core::embedding::{EmbeddingRecord, EmbeddingRequest, Record};
 use assay_core::id::{Hash, ModelRoot, NodeAddress, Nonce, ReceiptId};
 use assay_core::keccak::keccak256;
@@ -37,6 +39,7 @@ use self::money::Purse;
 use self::resume::Told;
 use self::telling::{Telling, agreed};
 use crate::accounts::Accounts;
+use crate::callers::{self, Callers};
 use crate::lanes::payer::Payer;
 use crate::queue::{Queue, QueueOptions, Turn};
 use crate::routing::{BUSY_MS, Routing, Want};
@@ -49,6 +52,9 @@ const PIECES: usize = 64;
 const BEGINNING_CHARS: usize = 1024;
 /// Tokens of an answer that a request without `max_tokens` is expected to have.
 const TOKENS_EXPECTED: u32 = 256;
+
+/// What would be a request that has another's name.
+const OTHER_ANSWER: &str = "the books name another kind of answer";
 
 /// How the gateway asks.
 #[derive(Clone, Copy, Debug)]
@@ -85,6 +91,8 @@ struct Inner {
     routing: Mutex<Routing>,
     endpoints: Mutex<BTreeMap<NodeAddress, String>>,
     accounts: Option<Accounts>,
+    /// How somebody without an account pays.
+    callers: Option<Arc<Callers>>,
     /// Without one, only providers are asked that want no payment.
     payer: Option<Arc<Payer>>,
     records: Mutex<Records>,
@@ -157,13 +165,30 @@ impl Inner {
 
     /// Waits until the caller's key has its turn.
     async fn turn(&self, caller: &Caller) -> Result<Turn, Refusal> {
-        let key = match (&caller.behalf, &caller.key) {
+        let key = match (&caller.behalf, &caller.key, &caller.authorization) {
             // Who waits for a batch waits behind its own requests too.
-            (Some(owner), _) => keccak256(&[owner.key.as_bytes()]),
-            (None, Some(key)) => keccak256(&[key.reveal().as_bytes()]),
-            (None, None) => Hash::ZERO,
+            (Some(owner), _, _) => keccak256(&[owner.key.as_bytes()]),
+            (None, Some(key), _) => keccak256(&[key.reveal().as_bytes()]),
+            (None, None, Some(paid)) => keccak256(&[paid.payer.as_bytes()]),
+            (None, None, None) => Hash::ZERO,
         };
         self.queue.turn(key).await.map_err(|_| Refusal::Busy { retry_after_s: 1 })
+    }
+
+    /// Who pays by signature, if the caller is to: it has sent no key.
+    fn caller(&self, caller: &Caller) -> Option<&Arc<Callers>> {
+        self.callers.as_ref().filter(|_| caller.key.is_none() && caller.behalf.is_none())
+    }
+
+    /// Leaves only those who want nothing, if there are any and the caller has sent no payment.
+    fn free(&self, caller: &Caller, want: &mut Want) -> bool {
+        let Ok(nothing) = Price::new(0, 0) else { return false };
+        let free = Want { ceiling: Some(nothing), ..*want };
+        let takes = caller.authorization.is_none() && !self.candidates(&free).is_empty();
+        if takes {
+            *want = free;
+        }
+        takes
     }
 
     /// A model of some offer.
@@ -180,6 +205,7 @@ impl Network {
             routing: Mutex::default(),
             endpoints: Mutex::default(),
             accounts,
+            callers: None,
             payer: None,
             records: Mutex::default(),
             queue: Arc::new(Queue::new(options.queue)),
@@ -192,6 +218,12 @@ impl Network {
     /// Pays providers that want to be paid on the payer's ledger.
     pub fn paying(mut self, payer: Arc<Payer>) -> Network {
         Arc::get_mut(&mut self.inner).expect("nothing runs yet").payer = Some(payer);
+        self
+    }
+
+    /// Answers also who sends no key and pays by a signature, and who sends neither where a provider wants nothing.
+    pub fn calling(mut self, callers: Arc<Callers>) -> Network {
+        Arc::get_mut(&mut self.inner).expect("nothing runs yet").callers = Some(callers);
         self
     }
 
@@ -308,7 +340,7 @@ impl Inference for Network {
     async fn generate(&self, order: Order) -> Result<Generation, Refusal> {
         let inner = &self.inner;
         let Order { request, nonce, request_id, caller } = order;
-        let want = want(request.model, &caller, request.max_tokens, Some(&request.prompt));
+        let mut want = want(request.model, &caller, request.max_tokens, Some(&request.prompt));
         let model = inner.offered(request.model);
         let model = model.ok_or(Refusal::UnknownModel { asked: request.model.to_string() })?;
         let candidates = inner.candidates(&want);
@@ -319,11 +351,16 @@ impl Inference for Network {
             .iter()
             .filter_map(|candidate| candidate.price)
             .reduce(|a, b| Price::new(a.input().max(b.input()), a.output().max(b.output())).unwrap_or(a));
-        let purse = match &inner.accounts {
-            None => None,
-            Some(accounts) => {
-                let most = money::most(price, &request, model.context_length);
-                let key = money::request_key(request.hash().as_bytes(), nonce.as_ref());
+        let most = money::most(price, &request, model.context_length);
+        let key = money::request_key(request.hash().as_bytes(), nonce.as_ref());
+        let purse = match (&inner.accounts, inner.caller(&caller)) {
+            (_, Some(_)) if most == 0 || inner.free(&caller, &mut want) => None,
+            (_, Some(callers)) => match callers.reserve(&caller, key, most).await? {
+                callers::Opened::Reserved(reserved) => Some(Purse::Caller(reserved)),
+                callers::Opened::Told(told) => return self.told(*told),
+            },
+            (None, None) => None,
+            (Some(accounts), None) => {
                 match Purse::open(accounts, &caller, key, most).await? {
                     money::Opened::Purse(purse) => Some(purse),
                     money::Opened::Answered(receipt) => match self.again(receipt) {
@@ -396,29 +433,34 @@ impl Inference for Network {
     async fn embed(&self, order: EmbeddingOrder) -> Result<Arc<EmbeddingRecord>, Refusal> {
         let inner = &self.inner;
         let EmbeddingOrder { request, request_id, caller } = order;
-        let want = want(request.model, &caller, 1, None);
+        let mut want = want(request.model, &caller, 1, None);
         let model = inner.offered(request.model);
         let model = model.ok_or(Refusal::UnknownModel { asked: request.model.to_string() })?;
         let candidates = inner.candidates(&want);
-        let purse = match &inner.accounts {
-            None => None,
-            Some(accounts) => {
-                let price = candidates.iter().filter_map(|candidate| candidate.price).max();
-                let texts = u32::try_from(request.inputs.len()).unwrap_or(u32::MAX);
-                let most = price.map_or(0, |p| p.fee(texts.saturating_mul(model.context_length), 0));
-                let key = money::request_key(request.hash().as_bytes(), None);
-                match Purse::open(accounts, &caller, key, most).await? {
-                    money::Opened::Purse(purse) => Some(purse),
-                    money::Opened::Answered(receipt) => {
-                        if let Some(Kept { record: Record::Embedding(record), .. }) =
-                            inner.records().get(receipt)
-                        {
-                            return Ok(Arc::new((**record).clone()));
-                        }
-                        Some(Purse::anew(accounts, &caller, key, most).await?)
+        let price = candidates.iter().filter_map(|candidate| candidate.price).max();
+        let texts = u32::try_from(request.inputs.len()).unwrap_or(u32::MAX);
+        let most = price.map_or(0, |p| p.fee(texts.saturating_mul(model.context_length), 0));
+        let key = money::request_key(request.hash().as_bytes(), None);
+        let purse = match (&inner.accounts, inner.caller(&caller)) {
+            (_, Some(_)) if most == 0 || inner.free(&caller, &mut want) => None,
+            (_, Some(callers)) => match callers.reserve(&caller, key, most).await? {
+                callers::Opened::Reserved(reserved) => Some(Purse::Caller(reserved)),
+                callers::Opened::Told(told) => match told.record {
+                    Record::Embedding(record) => return Ok(Arc::new(*record)),
+                    Record::Answer(_) => return Err(Refusal::Internal { message: OTHER_ANSWER.into() }),
+                },
+            },
+            (None, None) => None,
+            (Some(accounts), None) => match Purse::open(accounts, &caller, key, most).await? {
+                money::Opened::Purse(purse) => Some(purse),
+                money::Opened::Answered(receipt) => {
+                    if let Some(Kept { record: Record::Embedding(record), .. }) = inner.records().get(receipt)
+                    {
+                        return Ok(Arc::new((**record).clone()));
                     }
+                    Some(Purse::anew(accounts, &caller, key, most).await?)
                 }
-            }
+            },
         };
         let mut last = None;
         let work = Work::Embed { request: request.clone() };
@@ -461,7 +503,8 @@ impl Inference for Network {
                     paying.settle(fee);
                 }
                 if let Some(purse) = purse {
-                    purse.charge(fee, &record.receipt, candidate.provider, &model.name).await?;
+                    let told = || callers::Told { events: vec![], record: Record::Embedding(record.clone()) };
+                    purse.charge(fee, &record.receipt, candidate.provider, &model.name, told).await?;
                 }
                 let bytes = record.transcript.vectors.iter().map(|v| v.len() * 4).sum::<usize>() + 4096;
                 let kept =
@@ -505,6 +548,10 @@ impl Inference for Network {
         Ok(self.inner.records().get(id).map(|kept| kept.record.clone()))
     }
 
+    async fn settlement(&self, payment: &Authorization) -> Option<Settlement> {
+        self.inner.callers.as_ref()?.settlement(payment).await
+    }
+
     async fn owner(&self, caller: &Caller) -> Result<Owner, Refusal> {
         match &self.inner.accounts {
             Some(accounts) => money::owner(accounts, caller).await,
@@ -524,10 +571,24 @@ impl Inference for Network {
 impl Network {
     /// An answer that was given and paid for before, told again as it was.
     fn again(&self, receipt: ReceiptId) -> Option<Generation> {
-        let (told, record) = match self.inner.records().get(receipt) {
-            Some(Kept { record: Record::Answer(record), events, .. }) => (events.clone(), record.clone()),
-            _ => return None,
-        };
+        match self.inner.records().get(receipt) {
+            Some(Kept { record: Record::Answer(record), events, .. }) => {
+                Some(self.retold(events.clone(), record.clone()))
+            }
+            _ => None,
+        }
+    }
+
+    /// The same from the books.
+    fn told(&self, told: callers::Told) -> Result<Generation, Refusal> {
+        match told.record {
+            Record::Answer(record) => Ok(self.retold(told.events, record)),
+            Record::Embedding(_) => Err(Refusal::Internal { message: OTHER_ANSWER.into() }),
+        }
+    }
+
+    fn retold(&self, told: Vec<Event>, record: Box<AnswerRecord>) -> Generation {
+        let receipt = record.receipt.receipt.id();
         let (stop, usage) = (record.transcript.stop, record.transcript.usage());
         let (provider, model) = (record.receipt.receipt.provider, record.receipt.receipt.model_root);
         let (events, receiver) = mpsc::channel(told.len() + 1);
@@ -537,7 +598,7 @@ impl Network {
             let _ = events.try_send(event);
         }
         let source = Some(Source { provider, price: self.inner.price(provider, model).flatten() });
-        Some(Generation { receipt_id: receipt, prompt_tokens: usage.prompt_tokens, source, events: receiver })
+        Generation { receipt_id: receipt, prompt_tokens: usage.prompt_tokens, source, events: receiver }
     }
 }
 

@@ -8,6 +8,7 @@
 
 pub mod amount;
 pub mod audits;
+pub mod authorization;
 pub mod channels;
 pub mod client;
 pub mod contracts;

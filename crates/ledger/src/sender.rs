@@ -227,8 +227,19 @@ impl Sender {
 
     /// Calls a contract in a transaction, and waits until it is mined for good. `purpose` is for people.
     pub async fn send<C: SolCall>(&self, purpose: &str, to: Address, call: &C) -> Result<Mined, SendError> {
-        let nonce = self.submit(purpose, Some(to), call.abi_encode().into()).await?;
+        self.send_data(purpose, to, call.abi_encode().into()).await
+    }
+
+    /// The same with the call as the contract takes it.
+    pub async fn send_data(&self, purpose: &str, to: Address, data: Bytes) -> Result<Mined, SendError> {
+        let nonce = self.submit(purpose, Some(to), data).await?;
         self.wait(nonce).await
+    }
+
+    /// Waits for what was sent for this purpose before and has not ended; nothing if there is none.
+    pub async fn finish(&self, purpose: &str) -> Option<Result<Mined, SendError>> {
+        let nonce = self.outbox.lock().await.waiting().find(|w| w.purpose == purpose)?.nonce;
+        Some(self.wait(nonce).await)
     }
 
     /// Creates a contract.

@@ -7,11 +7,15 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use assay_api::{FileOptions, ServerOptions, serve_with_files};
+use assay_gateway::accounts::Accounts;
+use assay_gateway::callers::Callers;
 use assay_gateway::lanes::LaneTerms;
 use assay_gateway::lanes::payer::{Deposits, Payer, PayerOptions, instance};
 use assay_gateway::network::{Network, NetworkOptions};
 use assay_ledger::amount::Amount;
 use assay_ledger::contracts::node_address;
+use assay_ledger::ledger::Ledger;
+use assay_ledger::sender::Sender;
 use assay_node::files::FolderStore;
 use clap::{Args, Subcommand};
 use tokio::net::TcpListener;
@@ -37,6 +41,9 @@ const LINES_IN_FLIGHT_MAX: usize = 32;
 /// With --pay, providers are paid by vouchers out of channels that are filled from the key's balance on the ledger (`assay deposit`); without,
 /// only those are asked that want no payment.
 ///
+/// With --x402, requests without a key are answered too: each is paid out of the caller's wallet by a signature that comes with it (x402, schemes `exact`
+/// and `upto`), to the key's account on the ledger, which needs the chain's coin for gas.
+///
 /// What is not here yet: encryption towards clients: put a server with TLS in front. Prompts travel to providers sealed to their keys.
 #[derive(Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -58,6 +65,9 @@ pub struct Gateway {
     /// Pay providers that want to be paid, from the key's balance on the ledger.
     #[arg(long)]
     pay: bool,
+    /// Answer also callers without a key, who pay by signature to the key's account on the ledger.
+    #[arg(long, conflicts_with = "open")]
+    x402: bool,
     /// Channels to one provider, at most: so many requests to it run at the same time.
     #[arg(long, default_value_t = 16, value_name = "N", requires = "pay", value_parser = clap::value_parser!(u16).range(1..=256))]
     lanes: u16,
@@ -80,6 +90,22 @@ enum What {
     Lanes(lanes::Lanes),
 }
 
+/// Who answers callers without an account.
+async fn open_callers(ledger: Ledger, sender: Arc<Sender>, accounts: Accounts) -> Result<Arc<Callers>> {
+    let account = sender.account();
+    if ledger.holdings(account).await?.coin.is_zero() {
+        eprintln!("warning: {account} has none of the chain's coin, and settling needs it for gas");
+    }
+    let callers = Callers::open(ledger, sender, accounts).await?;
+    let schemes = match callers.schemes() {
+        (true, true) => "upto and exact",
+        (true, false) => "exact (the chain has no Permit2 with x402's proxy for upto)",
+        _ => "upto (the token takes no transferWithAuthorization)",
+    };
+    eprintln!("callers without a key pay {account} by x402: {schemes}");
+    Ok(callers)
+}
+
 impl Gateway {
     pub fn run(mut self, home: &Home) -> Result<()> {
         if let Some(What::Lanes(lanes)) = self.what.take() {
@@ -89,19 +115,29 @@ impl Gateway {
         runtime.block_on(async {
             let accounts = if self.open { None } else { Some(self.accounts.open(home).await?) };
             if let Some(accounts) = &accounts
+                && !self.x402
                 && accounts.keys(None).await?.is_empty()
             {
                 eprintln!("no key is known yet; make one with `assay keys create NAME --credit 5`, or give --open");
             }
             let options =
                 NetworkOptions { patience: Duration::from_secs(self.patience), ..NetworkOptions::default() };
-            let network = Network::new(accounts, options);
-            let (network, deposits) = if self.pay {
-                let (payer, deposits) = self.payer(home).await?;
-                (network.paying(payer), Some(deposits))
-            } else {
-                (network, None)
-            };
+            let mut network = Network::new(accounts.clone(), options);
+            let (mut deposits, mut callers) = (None, None);
+            if self.pay || self.x402 {
+                let ledger = self.ledger.ledger(home).await?;
+                let sender = Arc::new(open_sender(home, ledger.client(), self.key.load(home)?).await?);
+                if self.pay {
+                    let (payer, task) = self.payer(home, ledger.clone(), Arc::clone(&sender)).await?;
+                    network = network.paying(payer);
+                    deposits = Some(task);
+                }
+                if let Some(accounts) = accounts.filter(|_| self.x402) {
+                    let opened = open_callers(ledger, sender, accounts).await?;
+                    network = network.calling(Arc::clone(&opened));
+                    callers = Some(opened);
+                }
+            }
             let network = Arc::new(network);
             let endpoints = self.endpoints(home, &network).await?;
             if endpoints.is_empty() {
@@ -148,10 +184,17 @@ impl Gateway {
                     None => std::future::pending().await,
                 }
             };
+            let settling = async {
+                match &callers {
+                    Some(callers) => callers.run().await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 served = serving => served?,
                 () = watching => {}
                 () = depositing => {}
+                () = settling => {}
             }
             eprintln!("Stopped.");
             Ok(())
@@ -159,9 +202,12 @@ impl Gateway {
     }
 
     /// Who pays, from the key's balance on the ledger.
-    async fn payer(&self, home: &Home) -> Result<(Arc<Payer>, Deposits)> {
-        let ledger = self.ledger.ledger(home).await?;
-        let sender = open_sender(home, ledger.client(), self.key.load(home)?).await?;
+    async fn payer(
+        &self,
+        home: &Home,
+        ledger: Ledger,
+        sender: Arc<Sender>,
+    ) -> Result<(Arc<Payer>, Deposits)> {
         let account = sender.account();
         let deposit = u64::try_from(self.lane_deposit.0).ok().filter(|deposit| *deposit > 0);
         let Some(deposit) = deposit else { bail!("--lane-deposit is more than nothing") };

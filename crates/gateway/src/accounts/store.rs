@@ -18,6 +18,7 @@ use super::{
 };
 
 const TABLES: &str = include_str!("../../migrations/0001_accounts.sql");
+const CALLERS: &str = include_str!("../../migrations/0002_callers.sql");
 /// Connections that readers and writers share.
 const CONNECTIONS_MAX: u32 = 16;
 
@@ -73,7 +74,9 @@ impl Store {
         });
         let pool = options.connect(&url).await?;
         let first = Migration::new(1, "accounts".into(), MigrationType::Simple, TABLES.into_sql_str(), false);
-        Migrator::with_migrations(vec![first]).run(&pool).await?;
+        let second =
+            Migration::new(2, "callers".into(), MigrationType::Simple, CALLERS.into_sql_str(), false);
+        Migrator::with_migrations(vec![first, second]).run(&pool).await?;
         Ok(Store { pool, engine })
     }
 
@@ -81,7 +84,11 @@ impl Store {
         self.engine
     }
 
-    async fn begin(&self) -> Result<Transaction<'static, Any>, AccountsError> {
+    pub(super) fn pool(&self) -> &AnyPool {
+        &self.pool
+    }
+
+    pub(super) async fn begin(&self) -> Result<Transaction<'static, Any>, AccountsError> {
         Ok(match self.engine {
             // To begin as a reader and become a writer fails where another has written meanwhile.
             Engine::Sqlite => self.pool.begin_with("BEGIN IMMEDIATE").await?,
@@ -246,7 +253,7 @@ fn made_if_absent(url: &str) -> String {
     if url.contains("mode=") { url.to_owned() } else { format!("{url}{joint}mode=rwc") }
 }
 
-async fn make_account(
+pub(super) async fn make_account(
     tx: &mut Transaction<'static, Any>,
     name: &str,
     now_ms: i64,

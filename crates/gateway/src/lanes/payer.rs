@@ -70,7 +70,7 @@ pub enum NoLane {
 /// An account that pays providers.
 pub struct Payer {
     ledger: Ledger,
-    sender: Sender,
+    sender: Arc<Sender>,
     vouchers: Eip712Domain,
     receipts: Domain,
     instance: [u8; INSTANCE_BYTES],
@@ -160,10 +160,11 @@ impl Payer {
     /// A payer whose account is the sender's, and the task without which it deposits nothing.
     pub fn new(
         ledger: Ledger,
-        sender: Sender,
+        sender: impl Into<Arc<Sender>>,
         instance: [u8; INSTANCE_BYTES],
         options: PayerOptions,
     ) -> (Arc<Payer>, Deposits) {
+        let sender = sender.into();
         let chain_id = ledger.client().chain_id();
         let at = &ledger.parts().at;
         let vouchers = voucher::domain(chain_id, at.channels);

@@ -11,9 +11,10 @@ use assay_core::receipt::SignedReceipt;
 use assay_core::request::{Prompt, Request};
 
 use crate::accounts::{
-    Accounts, AccountsError, Answered, Ask, Attempt, HoldId, KeyName, MicroUsd, Refused, RequestKey,
-    Reserved, Secret,
+    self, Accounts, AccountsError, Answered, Ask, Attempt, HoldId, KeyName, MicroUsd, Refused, RequestKey,
+    Secret,
 };
+use crate::callers::{Reserved, Told};
 
 /// A hold ends by itself after this long: longer than any answer takes.
 const HOLD: Duration = Duration::from_secs(3600);
@@ -70,10 +71,17 @@ pub(super) fn most(price: Option<Price>, request: &Request, window: u32) -> u64 
     price.fee(prompt, answer)
 }
 
-/// Money set aside for one request. Dropped without an end, it ends by itself when its time is over.
-pub(super) struct Purse {
-    accounts: Accounts,
-    hold: HoldId,
+/// Money for one request. Dropped without an end, it ends by itself.
+pub(super) enum Purse {
+    /// Set aside of an account's balance.
+    Hold {
+        /// Where.
+        accounts: Accounts,
+        /// Its name.
+        hold: HoldId,
+    },
+    /// Out of the wallet of somebody without an account.
+    Caller(Box<Reserved>),
 }
 
 /// What a key may do.
@@ -143,8 +151,10 @@ impl Purse {
             expires_ms: now_ms.saturating_add(lasts),
         };
         match accounts.reserve(ask).await.map_err(refusal)? {
-            Reserved::Held(hold) => Ok(Opened::Purse(Purse { accounts: accounts.clone(), hold: hold.id })),
-            Reserved::Answered(charge) => match charge.answer.receipt.parse() {
+            accounts::Reserved::Held(hold) => {
+                Ok(Opened::Purse(Purse::Hold { accounts: accounts.clone(), hold: hold.id }))
+            }
+            accounts::Reserved::Answered(charge) => match charge.answer.receipt.parse() {
                 Ok(receipt) => Ok(Opened::Answered(receipt)),
                 Err(_) => Err(Refusal::Internal { message: "the books name a receipt that is none".into() }),
             },
@@ -167,13 +177,22 @@ impl Purse {
         }
     }
 
-    /// Keeps the fee, durably, before anybody hears that the answer ended.
+    /// When an answer must have ended.
+    pub(super) fn deadline(&self) -> Option<tokio::time::Instant> {
+        match self {
+            Purse::Hold { .. } => None,
+            Purse::Caller(reserved) => Some(reserved.deadline()),
+        }
+    }
+
+    /// Keeps the fee, durably, before anybody hears that the answer ended. `told` is what was heard before the end.
     pub(super) async fn charge(
         self,
         fee: u64,
         receipt: &SignedReceipt,
         provider: NodeAddress,
         model: &str,
+        told: impl FnOnce() -> Told,
     ) -> Result<(), Refusal> {
         let answer = Answered {
             receipt: receipt.receipt.id().to_string(),
@@ -182,14 +201,24 @@ impl Purse {
             prompt_tokens: receipt.receipt.prompt_tokens,
             completion_tokens: receipt.receipt.completion_tokens,
         };
-        self.accounts.charge(self.hold, MicroUsd(fee), answer, now_ms()).await.map(drop).map_err(refusal)
+        match self {
+            Purse::Hold { accounts, hold } => {
+                accounts.charge(hold, MicroUsd(fee), answer, now_ms()).await.map(drop).map_err(refusal)
+            }
+            Purse::Caller(reserved) => reserved.charge(fee, answer, told()).await,
+        }
     }
 
     /// Gives everything back.
     pub(super) async fn release(self) {
-        if let Err(e) = self.accounts.release(self.hold).await {
-            // It ends by itself.
-            tracing::warn!(code = e.code(), reason = %e, "a hold could not be released");
+        match self {
+            Purse::Hold { accounts, hold } => {
+                if let Err(e) = accounts.release(hold).await {
+                    // It ends by itself.
+                    tracing::warn!(code = e.code(), reason = %e, "a hold could not be released");
+                }
+            }
+            Purse::Caller(reserved) => reserved.release().await,
         }
     }
 }

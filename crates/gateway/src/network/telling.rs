@@ -13,13 +13,14 @@ use assay_core::payment;
 use assay_core::receipt::SignedReceipt;
 use assay_core::request::Request;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::Inner;
 use super::attempt::{Candidate, First, Question, race};
 use super::kept::Kept;
 use super::money::Purse;
-use super::resume::{Place, Told};
+use super::resume::{self, Place};
+use crate::callers::Told;
 use crate::lanes::payer::Paying;
 use crate::queue::Turn;
 use crate::routing::{Outcome, Want};
@@ -47,7 +48,7 @@ pub(super) struct Telling {
     /// The name that the client knows the answer by.
     pub(super) named: ReceiptId,
     /// What the client has heard.
-    pub(super) told: Told,
+    pub(super) told: resume::Told,
     /// The same, to be told again if it is asked for.
     pub(super) kept: Vec<Event>,
     /// Others wait until it ends.
@@ -68,7 +69,19 @@ impl Telling {
         let mut lost = Vec::new();
         loop {
             let provider = first.candidate.provider;
-            let (ended, outcome) = self.tell(first, &events).await;
+            let until = self.purse.as_ref().and_then(Purse::deadline);
+            let telling = self.tell(first, &events);
+            let (ended, outcome) = match until {
+                None => telling.await,
+                Some(until) => match timeout_at(until, telling).await {
+                    Ok(told) => told,
+                    Err(_) => {
+                        let reason = "it took longer than its payment is valid".into();
+                        let _ = events.try_send(Event::Failed(Refusal::ProviderLost { reason }));
+                        (Ended::Over, Outcome::Neither)
+                    }
+                },
+            };
             let now_ms = self.inner.clock_ms();
             self.inner.routing().ended(provider, &self.want, outcome, now_ms);
             let Ended::Lost(reason) = ended else { break };
@@ -186,7 +199,9 @@ impl Telling {
             paying.settle(fee);
         }
         if let Some(purse) = self.purse.take() {
-            purse.charge(fee, &record.receipt, provider, &self.model).await?;
+            let told =
+                || Told { events: self.kept.clone(), record: Record::Answer(Box::new(record.clone())) };
+            purse.charge(fee, &record.receipt, provider, &self.model, told).await?;
         }
         let t = &record.transcript;
         let bytes = 3 * t.text.len()

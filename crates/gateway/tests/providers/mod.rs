@@ -21,7 +21,7 @@ use assay_core::request::{Prompt, Request};
 use assay_core::transcript::{NonceSource, StopReason, Transcript};
 use axum::serve::ListenerExt as _;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
 
 pub const MODEL: ModelRoot = ModelRoot::from_bytes([0xab; 32]);
@@ -39,6 +39,8 @@ pub enum Manner {
     Silent,
     /// Stops after the first words.
     BreaksOff,
+    /// Says its first words, and goes on when it is told to.
+    Late,
     /// Goes on for ever.
     Endless,
     /// Answers otherwise than the others do.
@@ -57,6 +59,8 @@ pub struct Node {
     manner: Mutex<Manner>,
     pub started: AtomicU32,
     pub cancelled: AtomicBool,
+    /// Lets those that are [`Manner::Late`] go on, one for each permit.
+    pub go: Semaphore,
     sequence: AtomicU64,
 }
 
@@ -173,7 +177,13 @@ impl Inference for Shared {
                     let record = node.record(manner, order.request, nonce, sequence, &whole);
                     let record = Arc::new(record);
                     let (stop, usage) = (record.transcript.stop, record.transcript.usage());
-                    for event in [text(begins), text(ends), Event::End { stop, usage, record }] {
+                    if events.send(text(begins)).await.is_err() {
+                        return;
+                    }
+                    if manner == Manner::Late {
+                        node.go.acquire().await.unwrap().forget();
+                    }
+                    for event in [text(ends), Event::End { stop, usage, record }] {
                         if events.send(event).await.is_err() {
                             return;
                         }
@@ -234,6 +244,7 @@ impl Provider {
             manner: Mutex::new(manner),
             started: AtomicU32::new(0),
             cancelled: AtomicBool::new(false),
+            go: Semaphore::new(0),
             sequence: AtomicU64::new(0),
         });
         let (url, serving) = Provider::serve(&node, "127.0.0.1:0").await;
