@@ -57,8 +57,8 @@ impl<T> std::fmt::Debug for Done<T> {
     }
 }
 
-/// A state to try contracts on.
-#[derive(Debug)]
+/// A state to try contracts on. A clone goes its own way from there.
+#[derive(Clone, Debug)]
 pub struct Scratch {
     db: CacheDB<EmptyDB>,
     number: u64,
