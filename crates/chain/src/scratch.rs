@@ -123,6 +123,12 @@ impl Scratch {
         decoded::<C>(self.transact(from, TxKind::Call(to), call.abi_encode().into())?)
     }
 
+    /// Sends the bytes of a call in a transaction of its own; what it returned, as bytes.
+    pub fn send_bytes(&mut self, from: Address, to: Address, call: Bytes) -> Result<Done<Bytes>, Failure> {
+        let Done { value, gas, logs } = self.transact(from, TxKind::Call(to), call)?;
+        Ok(Done { value: value.data().clone(), gas, logs })
+    }
+
     /// What a call returns, which changes nothing.
     pub fn read<C: SolCall>(&mut self, to: Address, call: &C) -> Result<C::Return, Failure> {
         Ok(self.call(to, call)?.value)

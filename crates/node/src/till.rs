@@ -247,7 +247,9 @@ impl Till {
     /// What is known of a channel: read again if that is old, or not `enough`.
     async fn seen(&self, id: B256, enough: impl Fn(&Seen) -> bool) -> Result<Seen, String> {
         let known = lock(&self.seen).get(&id).copied();
-        if let Some(known) = known.filter(|seen| seen.at.elapsed() < FRESH && !seen.holds.closing && enough(seen)) {
+        if let Some(known) =
+            known.filter(|seen| seen.at.elapsed() < FRESH && !seen.holds.closing && enough(seen))
+        {
             return Ok(known);
         }
         let at = Instant::now();
