@@ -485,12 +485,27 @@ impl<'a> World<'a> {
             self.tell(from, || format!("lost {name} to={to}"));
             return;
         }
-        let copies = 1 + usize::from(self.random.happens(Chance::ppm(self.doubled_ppm)));
-        for _ in 0..copies {
-            let late = self.random.happens(Chance::ppm(self.late_ppm));
-            let (least, most) = if late { LATE_MS } else { DELAY_MS };
-            let wait = self.random.between(least, most);
-            self.after(wait, Event::Arrives { from, to, message: message.clone() });
+        let doubled = self.random.happens(Chance::ppm(self.doubled_ppm));
+        let late = self.random.happens(Chance::ppm(self.late_ppm));
+        match message {
+            // A request has a connection of its own: who sends it again says so, and does so later.
+            Message::Request { ask, request, nonce, again } => {
+                let wait = self.random.between(DELAY_MS.0, DELAY_MS.1);
+                if doubled {
+                    let (request, again) = (request.clone(), true);
+                    let message = Message::Request { ask, again, request, nonce };
+                    self.after(wait + DELAY_MS.1, Event::Arrives { from, to, message });
+                }
+                let message = Message::Request { ask, again, request, nonce };
+                self.after(wait, Event::Arrives { from, to, message });
+            }
+            message => {
+                let (least, most) = if late { LATE_MS } else { DELAY_MS };
+                for _ in 0..1 + usize::from(doubled) {
+                    let wait = self.random.between(least, most);
+                    self.after(wait, Event::Arrives { from, to, message: message.clone() });
+                }
+            }
         }
     }
 

@@ -16,6 +16,8 @@ const CLIENTS: usize = 2;
 /// How long a client waits for an answer, and how often it asks for it.
 const LATE_MS: u64 = 300_000;
 const TRIES_MAX: u32 = 4;
+/// Some ask again at once.
+const HURRY_MS: u64 = 1_000;
 /// Time between two requests of a client.
 const NEXT_MS: (u64, u64) = (40_000, 400_000);
 
@@ -50,9 +52,10 @@ pub(super) fn all(seed: u64) -> Vec<Client> {
 }
 
 impl World<'_> {
+    /// Clients are not killed: they begin once.
     pub(super) fn client_starts(&mut self, i: usize) {
-        // Epoch 0 is for seats and pledges.
-        let wait = 3_600_000 + self.random.below(NEXT_MS.1);
+        // Epoch 0 is for seats and pledges, also where the chain stands still when it ends.
+        let wait = 3_600_000 + 600_000 + self.random.below(NEXT_MS.1);
         self.alarm(Who::Client(i), wait, Alarm::Next);
     }
 
@@ -66,14 +69,13 @@ impl World<'_> {
                 let nonce = model::nonce([r.bits(), r.bits(), r.bits(), r.bits()]);
                 let prompt = 2 + r.below(12) as u32;
                 let wait = r.between(NEXT_MS.0, NEXT_MS.1);
-                // A client that is in a hurry sends the same twice without saying so.
                 let twice = r.below(20) == 0;
                 let request = model::request(i, ask.number, prompt);
                 client.open.insert(ask, Sent { request, nonce });
                 self.alarm(Who::Client(i), wait, Alarm::Next);
                 self.ask(i, ask, 0);
                 if twice {
-                    self.ask(i, ask, 1);
+                    self.alarm(Who::Client(i), HURRY_MS, Alarm::Late { ask, tries: 1 });
                 }
             }
             Alarm::Late { ask, tries } if self.clients[i].open.contains_key(&ask) => {

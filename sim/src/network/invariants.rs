@@ -255,6 +255,11 @@ impl World<'_> {
         Ok(())
     }
 
+    /// Whether an address is that of an auditor that does its work.
+    fn works(&self, at: &Address) -> bool {
+        self.auditors.iter().any(|a| a.actor.address == *at && a.plan == auditor::Plan::Honest)
+    }
+
     /// A provider's batches on the ledger: epoch, first number, count.
     fn posted(&mut self, i: usize) -> Vec<(u64, u64, u64)> {
         let provider = self.providers[i].actor.address;
@@ -339,7 +344,10 @@ impl World<'_> {
             }
             for (epoch, ..) in self.posted(i) {
                 let batch = self.chain.batch(provider, epoch);
-                for member in 0..batch.panel {
+                let panel = auditors_of(&mut self.chain, provider, epoch, batch.panel);
+                // Auditors look at panels that they are on: the silence of one that nobody else is on is shown by nobody.
+                let seen = panel.iter().any(|at| self.works(at));
+                for member in (0..batch.panel).filter(|_| seen) {
                     let member = alloy_primitives::U256::from(member);
                     let call = Audits::memberOfCall { provider, epoch, member };
                     let phase = self.chain.read(at.audits, &call).phase;
