@@ -70,9 +70,13 @@ pub(super) fn plan(options: &Options, seed: u64, everybody: &[Who]) -> Vec<(u64,
         }
         clear
     };
-    for _ in 0..6 + random.below(10) {
+    let often: Vec<Who> = everybody
+        .iter()
+        .flat_map(|who| vec![*who; if matches!(who, Who::Gateway | Who::Provider(_)) { 3 } else { 1 }])
+        .collect();
+    for _ in 0..20 + random.below(40) {
         let at = random.between(from_ms, until_ms);
-        let who = everybody[random.below(everybody.len() as u64) as usize];
+        let who = often[random.below(often.len() as u64) as usize];
         let lasts = random.between(5_000, AWAY_MS_MAX);
         let kind = random.below(3);
         if !free(who, at, at + lasts) {
@@ -82,7 +86,8 @@ pub(super) fn plan(options: &Options, seed: u64, everybody: &[Who]) -> Vec<(u64,
             0 => plan.extend([(at, Fault::Pause(who)), (at + lasts, Fault::Resume(who))]),
             1 => plan.extend([(at, Fault::Kill(who)), (at + lasts, Fault::Start(who))]),
             _ => {
-                let other = everybody[random.below(everybody.len() as u64) as usize];
+                let others: Vec<Who> = everybody.iter().copied().filter(|other| *other != who).collect();
+                let other = others[random.below(others.len() as u64) as usize];
                 plan.extend([(at, Fault::Part(who, other)), (at + lasts, Fault::Join(who, other))]);
             }
         }
@@ -90,17 +95,19 @@ pub(super) fn plan(options: &Options, seed: u64, everybody: &[Who]) -> Vec<(u64,
     // The chain: one thing at a time.
     let mut at = from_ms;
     loop {
-        at += random.between(600_000, 3_000_000);
+        at += random.between(100_000, 1_200_000);
         if at >= until_ms {
             break;
         }
         let lasts = random.between(60_000, STALL_MS_MAX);
-        match random.below(3) {
+        match random.below(8) {
             0 => plan.push((at, Fault::Stall(at + lasts))),
             1 => plan.push((at, Fault::Censor(at + 3 * lasts))),
             _ => {
                 let depth = random.between(1, DEPTH_MAX);
                 plan.extend([(at, Fault::Fork), (at + depth * BLOCK_S * 1000, Fault::Reorganise)]);
+                at += DEPTH_MAX * BLOCK_S * 1000;
+                continue;
             }
         }
         at += 3 * lasts;

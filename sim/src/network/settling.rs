@@ -15,7 +15,7 @@ use assay_ledger::posting;
 use assay_node::disputes::Standing;
 use assay_node::settlement::{
     BatchView, ChannelView, DemandView, Described, DisputeView, Duty, EpochView, NodeView, OwnView, View,
-    due, party,
+    due, party, take_back,
 };
 use assay_verify::dispute::Party;
 
@@ -139,7 +139,7 @@ impl World<'_> {
             }
             Duty::Missed(epoch) => {
                 let builder = p.builder.as_mut().expect("it runs");
-                builder.missed(*epoch).expect("what was sealed can be missed");
+                take_back(builder, *epoch).expect("what is not on the ledger can be taken back");
                 None
             }
             Duty::Post(epoch) => p.post(chain, *epoch).map(|data| (at.epochs, data)),
@@ -213,6 +213,10 @@ impl Provider {
         let account = chain.read(at.epochs, &Epochs::accountOfCall { provider });
         let unsettled = chain.read(at.channels, &Channels::unsettledOfCall { receiver: provider });
         let epoch = chain.epoch();
+        if self.claimed_in != epoch {
+            self.claimed_in = epoch;
+            self.claimed.clear();
+        }
         let last_posted = u64::from(account.lastPosted).checked_sub(1);
         let batches = self.batches(chain, last_posted, account.lastSettled);
         let own = self.own(&batches);
@@ -328,12 +332,10 @@ impl Provider {
 
     fn own(&self, batches: &[BatchView]) -> OwnView {
         let builder = self.builder.as_ref().expect("it runs");
-        let sealed = builder.batches().iter().find(|entry| entry.progress == Progress::Sealed);
-        let sealed = sealed.map(|entry| entry.batch.epoch);
-        let stands = sealed.is_some_and(|epoch| batches.iter().any(|batch| batch.epoch == epoch));
         let from = builder.next().unwrap_or(0);
-        let first = self.store.range(from..self.in_flight()).next().filter(|_| builder.waiting() > 0);
-        OwnView { ready: first.map(|(_, record)| record.receipt.receipt.epoch), sealed, stands }
+        let first =
+            self.store.range(from..self.in_flight().max(from)).next().filter(|_| builder.waiting() > 0);
+        OwnView::of(builder, batches, first.map(|(_, record)| record.receipt.receipt.epoch))
     }
 
     fn demands(&mut self, chain: &mut Chain) -> Vec<DemandView> {
