@@ -182,6 +182,7 @@ impl World<'_> {
         let lost: BTreeSet<usize> =
             back.iter().copied().filter(|id| self.chain.txs[*id].fate == super::chain::Fate::Lost).collect();
         self.reorganised_ms = Some(self.now_ms);
+        self.truth.undone += back.len() as u64;
         self.tell(Who::Chain, || {
             format!("turns back depth={depth} undone={} lost={}", back.len(), lost.len())
         });

@@ -29,7 +29,7 @@ use super::{Held, Mutant, World};
 /// Lanes to one provider, and what is put into each, in millionths of a dollar.
 const TERMS: LaneTerms = LaneTerms { lanes_max: 4, deposit: 20_000_000 };
 /// How often offers and strikes are read.
-const LOOK_MS: u64 = 240_000;
+const LOOK_MS: u64 = 300_000;
 /// The least time that a provider is waited for before another is asked too.
 const PATIENCE_MS: u64 = 5_000;
 /// How long one is waited for at all.

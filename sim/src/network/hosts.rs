@@ -3,6 +3,8 @@
 //! The rule is that of the daemon's round (`assay_node::host::duties`), which has no state of its own but the ledger and the disk: every question that is open is
 //! answered, or shown to have had no answer when its time is over.
 
+use std::sync::LazyLock;
+
 use alloy_primitives::{Address, B256, U256};
 use alloy_sol_types::SolCall;
 use assay_core::id::Hash;
@@ -34,9 +36,11 @@ pub(super) struct Host {
     settled: std::collections::BTreeSet<(usize, u64)>,
 }
 
+static AUTHOR: LazyLock<Address> = LazyLock::new(|| Actor::named("author").address);
+
 /// Who listed the model.
 pub(super) fn author() -> Address {
-    Actor::named("author").address
+    *AUTHOR
 }
 
 fn chunk(index: u64) -> Vec<u8> {

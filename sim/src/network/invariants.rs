@@ -33,7 +33,7 @@ use super::wire::{Ask, Who};
 use super::{Held, Summary, World, wrong};
 
 /// How seldom chance may leave a cheat undrawn, as a number of halvings: below one in 10^12.
-const HALVINGS: u64 = 40;
+const HALVINGS: f64 = 40.0;
 /// What was undone by a reorganisation may be done twice for so long, in milliseconds.
 const AFTER_REORGANISATION_MS: u64 = 7_200_000;
 
@@ -44,6 +44,8 @@ pub(super) struct Truth {
     said: BTreeMap<(usize, B256), BTreeMap<u64, u64>>,
     /// What nodes began with: stake and what they had in the vault.
     began: BTreeMap<Address, u64>,
+    /// Transactions that reorganisations took back.
+    pub(super) undone: u64,
 }
 
 fn stake(chain: &mut Chain, node: Address) -> u64 {
@@ -54,7 +56,7 @@ fn stake(chain: &mut Chain, node: Address) -> u64 {
 impl Truth {
     pub(super) fn new(chain: &mut Chain) -> Truth {
         let [_, _, _, supply] = chain.money();
-        Truth { supply, said: BTreeMap::new(), began: BTreeMap::new() }
+        Truth { supply, said: BTreeMap::new(), began: BTreeMap::new(), undone: 0 }
     }
 
     /// A provider says an answer.
@@ -275,10 +277,9 @@ impl World<'_> {
 
     /// Who lied in what was drawn for somebody who does its work is struck, and who lied often enough is whatever was drawn.
     ///
-    /// Of a batch with an honest member on its panel of `n`, a receipt is drawn with a chance of at least the smallest rate `r`, and assigned to that member with one
-    /// of `1/n`, on its own. So of `k` such receipts none is found with a chance of at most `(1 - r/n)^k`, which is below `2^-40` when
-    /// `k · r / n ≥ 40 · ln 2`, since `1 - x ≤ e^-x`. With 28 for `40 · ln 2` from above, `k ≥ 28 · n / r`, the sum of `r / n` over the receipts is compared.
-    /// In 200 runs with two cheats each a false alarm has a chance of 4 · 10^-10; in a million runs of 2 · 10^-6.
+    /// A receipt is drawn with a chance of at least the smallest rate `r`, and falls to one of `h` honest members of a panel of `n` with one of `h/n`, on its own. So
+    /// all of them escape with at most the product of `1 - r h/n` over them: the alarm is for less than `2^-40`, as after 40 receipts of panels that are honest
+    /// throughout. In 200 runs with two cheats each a false alarm has a chance of 4 in 10^10, in a million runs of 2 in 10^6.
     fn check_cheats(&mut self) -> Held {
         let registry = self.chain.parts.at.registry;
         let rates = self.chain.p.rates.clone();
@@ -290,7 +291,7 @@ impl World<'_> {
             if self.chain.read(registry, &Registry::isStruckCall { node }) {
                 continue;
             }
-            let mut weight_ppm = 0;
+            let mut halvings = 0.0;
             for (epoch, first, count) in self.posted(i) {
                 let (beacon, fixed, _) = self.chain.beacon(epoch);
                 if fixed == 0 {
@@ -304,6 +305,8 @@ impl World<'_> {
                 let members: Vec<u8> =
                     (0u8..).zip(&panel).filter(|(_, at)| works(at)).map(|(m, _)| m).collect();
                 let draw = Draw { provider: node, beacon, batch: &batch, rates: &rates, members: &members };
+                let share = members.len() as f64 / f64::from(batch.panel.max(1));
+                let escapes = -(1.0 - f64::from(RATE_PPM) / 1e6 * share).log2();
                 for (number, record) in self.providers[i].store.range(first..first + count) {
                     let fee = record.receipt.receipt.fee_micro_usd;
                     if !draw.members_for(*number, fee).is_empty() {
@@ -312,12 +315,10 @@ impl World<'_> {
                         );
                         return Err(wrong("cheats_are_struck", what));
                     }
-                    if !members.is_empty() {
-                        weight_ppm += u64::from(RATE_PPM) / u64::from(batch.panel.max(1));
-                    }
+                    halvings += escapes;
                 }
             }
-            if weight_ppm >= HALVINGS * 700_000 {
+            if halvings >= HALVINGS {
                 return Err(wrong(
                     "cheats_are_struck_soon",
                     format!("provider-{i} lied often and is not struck"),
@@ -377,6 +378,10 @@ impl World<'_> {
         let answers: usize = self.clients.iter().map(|c| c.got.len()).sum();
         let charged: usize = self.gateway.books.charges.values().map(Vec::len).sum();
         let refused = self.chain.txs.iter().filter(|tx| tx.is_refused()).count();
+        let lapsed = self.chain.logs_from(0).filter_map(|logged| logged.as_event::<Audits::Lapsed>());
+        let lazy = lapsed.count() as u64;
+        let accused = self.chain.logs_from(0).filter_map(|logged| logged.as_event::<Audits::Accused>());
+        let accused = accused.count() as u64;
         let numbers = [
             ("answers", answers as u64),
             ("charges", charged as u64),
@@ -386,6 +391,10 @@ impl World<'_> {
             ("struck", struck as u64),
             ("transactions", self.chain.txs.len() as u64),
             ("refused", refused as u64),
+            ("undone", self.truth.undone),
+            ("kills", self.processes.values().map(|process| u64::from(process.life) - 1).sum()),
+            ("lazy_penalised", lazy),
+            ("accusations", accused),
             ("blocks", self.chain.number()),
         ];
         Summary { seed: self.seed, events: self.count, numbers: numbers.into() }

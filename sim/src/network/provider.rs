@@ -35,8 +35,9 @@ const SEQUENCE_BLOCK: u64 = 16;
 const FRESH_MS: u64 = till::FRESH.as_millis() as u64;
 /// Stake of a provider, in dollars.
 pub(super) const STAKE: u64 = 40;
-/// The chain is asked for the epoch at least so often; this many milliseconds.
-const OFFER_S: u64 = 3_600;
+/// How long an offer is valid, and after how long another one is made, in seconds.
+const OFFER_S: u64 = 7_200;
+const NEW_OFFER_S: u64 = 3_600;
 
 /// What a provider is up to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,6 +126,7 @@ pub(super) struct Provider {
     pub(super) jobs: BTreeMap<u64, Job>,
     last_job: u64,
     epoch: u64,
+    offered: Option<SignedOffer>,
     pub(super) builder: Option<Builder<Memory>>,
     pub(super) fed: u64,
     pub(super) claimed: BTreeMap<B256, u128>,
@@ -196,6 +198,7 @@ impl Provider {
             jobs: BTreeMap::new(),
             last_job: 0,
             epoch: 0,
+            offered: None,
             builder: None,
             fed: 0,
             claimed: BTreeMap::new(),
@@ -210,6 +213,7 @@ impl Provider {
     /// It is killed.
     pub(super) fn forget(&mut self) {
         self.in_flight.clear();
+        self.offered = None;
         self.seen.clear();
         self.busy.clear();
         self.attempts.clear();
@@ -295,8 +299,11 @@ impl World<'_> {
         }
     }
 
-    fn offer(&self, i: usize, now_s: u64) -> SignedOffer {
-        let p = &self.providers[i];
+    fn offer(&mut self, i: usize, now_s: u64) -> SignedOffer {
+        let p = &mut self.providers[i];
+        if let Some(made) = p.offered.as_ref().filter(|made| now_s < made.offer.issued_s + NEW_OFFER_S) {
+            return made.clone();
+        }
         let offer = Offer {
             provider: p.actor.node(),
             issued_s: now_s,
@@ -316,7 +323,9 @@ impl World<'_> {
             }],
         };
         let signature = p.actor.sign(&offer.signing_hash());
-        SignedOffer { offer, signature }
+        let made = SignedOffer { offer, signature };
+        p.offered = Some(made.clone());
+        made
     }
 
     fn ordered(
