@@ -369,7 +369,6 @@ impl<'a> World<'a> {
     fn start(&mut self, who: Who) {
         match who {
             Who::Provider(i) => self.provider_starts(i),
-            Who::Auditor(i) => self.auditor_starts(i),
             Who::Gateway => self.gateway_starts(),
             Who::Client(i) => self.client_starts(i),
             _ => {}

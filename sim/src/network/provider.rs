@@ -97,6 +97,16 @@ pub(super) struct Job {
     record: Option<AnswerRecord>,
 }
 
+/// A voucher that pays for a request.
+struct Admitted {
+    config: ChannelConfig,
+    id: B256,
+    /// What was charged before.
+    charged: u128,
+    /// The highest voucher of the channel.
+    voucher: (u128, Bytes),
+}
+
 /// A panel that was seen.
 #[derive(Clone, Debug)]
 pub(super) struct Panel {
@@ -343,7 +353,7 @@ impl World<'_> {
         }
         let who = Who::Provider(i);
         match self.admitted(i, &payment, &request) {
-            Ok((config, id, charged, voucher)) => {
+            Ok(Admitted { config, id, charged, voucher }) => {
                 let p = &mut self.providers[i];
                 p.busy.insert(id);
                 let sequence = p.number();
@@ -375,13 +385,7 @@ impl World<'_> {
     }
 
     /// What a voucher is found to be worth.
-    #[allow(clippy::type_complexity)]
-    fn admitted(
-        &mut self,
-        i: usize,
-        payment: &Payment,
-        request: &Request,
-    ) -> Result<(ChannelConfig, B256, u128, (u128, Bytes)), Refused> {
+    fn admitted(&mut self, i: usize, payment: &Payment, request: &Request) -> Result<Admitted, Refused> {
         let now_ms = self.now_ms;
         let (at, vouchers) = (self.chain.parts.at.clone(), self.chain.vouchers.clone());
         let receiver = self.providers[i].actor.address;
@@ -424,7 +428,7 @@ impl World<'_> {
         let shown = (payment.max, Bytes::copy_from_slice(payment.signature.as_bytes()));
         let known = known.map(|claim| (claim.voucher.maxClaimableAmount, claim.signature));
         let voucher = known.filter(|known| known.0 >= shown.0).unwrap_or(shown);
-        Ok((config, id, charged, voucher))
+        Ok(Admitted { config, id, charged, voucher })
     }
 
     fn end_job(&mut self, i: usize, job: u64) {
