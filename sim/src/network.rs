@@ -206,7 +206,6 @@ struct World<'a> {
     doubled_ppm: u64,
     late_ppm: u64,
     stalled_until_ms: u64,
-    reorganised_ms: Option<u64>,
     clients: Vec<clients::Client>,
     gateway: gateway::Gateway,
     providers: Vec<provider::Provider>,
@@ -258,7 +257,6 @@ impl<'a> World<'a> {
             doubled_ppm: 0,
             late_ppm: 0,
             stalled_until_ms: 0,
-            reorganised_ms: None,
             clients,
             gateway,
             providers,
@@ -317,7 +315,7 @@ impl<'a> World<'a> {
                         process.missed.push(Event::Arrives { from, to, message });
                         Ok(())
                     }
-                    State::Runs => self.hear(from, to, message),
+                    State::Runs => self.hear(from, to, *message),
                 }
             }
             Event::Rings { who, life, alarm } => {
@@ -492,17 +490,17 @@ impl<'a> World<'a> {
                 let wait = self.random.between(DELAY_MS.0, DELAY_MS.1);
                 if doubled {
                     let (request, again) = (request.clone(), true);
-                    let message = Message::Request { ask, again, request, nonce };
+                    let message = Box::new(Message::Request { ask, again, request, nonce });
                     self.after(wait + DELAY_MS.1, Event::Arrives { from, to, message });
                 }
-                let message = Message::Request { ask, again, request, nonce };
+                let message = Box::new(Message::Request { ask, again, request, nonce });
                 self.after(wait, Event::Arrives { from, to, message });
             }
             message => {
                 let (least, most) = if late { LATE_MS } else { DELAY_MS };
                 for _ in 0..1 + usize::from(doubled) {
                     let wait = self.random.between(least, most);
-                    self.after(wait, Event::Arrives { from, to, message: message.clone() });
+                    self.after(wait, Event::Arrives { from, to, message: Box::new(message.clone()) });
                 }
             }
         }

@@ -181,8 +181,10 @@ impl World<'_> {
         let Some((depth, back)) = back else { return };
         let lost: BTreeSet<usize> =
             back.iter().copied().filter(|id| self.chain.txs[*id].fate == super::chain::Fate::Lost).collect();
-        self.reorganised_ms = Some(self.now_ms);
-        self.truth.undone += back.len() as u64;
+        for id in &back {
+            let tx = &self.chain.txs[*id];
+            self.truth.took_back(tx.from, &tx.what, self.now_ms);
+        }
         self.tell(Who::Chain, || {
             format!("turns back depth={depth} undone={} lost={}", back.len(), lost.len())
         });

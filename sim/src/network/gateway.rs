@@ -418,10 +418,11 @@ impl World<'_> {
             Refused::Stale { charged, shown } if !found.corrected => {
                 let (config, _) = g.channel(chain, provider, taken.index);
                 // A voucher of ours proves what it says.
-                let ours = |(max, signature): &(u128, SignatureBytes)| {
+                let ours = |shown: &(u128, SignatureBytes)| {
+                    let (max, signature) = shown;
                     voucher::check(&config, *max, signature.as_bytes(), &chain.vouchers).is_ok()
                 };
-                let shown = shown.filter(ours).map(|(max, _)| max);
+                let shown = shown.filter(|shown| ours(shown)).map(|shown| shown.0);
                 let most = taken.most;
                 let corrected = g.lanes(chain, provider).correct(taken.index, charged, shown, most);
                 match corrected {

@@ -34,8 +34,8 @@ use super::{Held, Summary, World, wrong};
 
 /// How seldom chance may leave a cheat undrawn, as a number of halvings: below one in 10^12.
 const HALVINGS: f64 = 40.0;
-/// What was undone by a reorganisation may be done twice for so long, in milliseconds.
-const AFTER_REORGANISATION_MS: u64 = 7_200_000;
+/// Where something of a node's was undone by a reorganisation, what it sends may be refused for so long, in milliseconds.
+const AFTER_UNDONE_MS: u64 = 7_200_000;
 
 /// What the run knows and nobody in it does.
 pub(super) struct Truth {
@@ -45,7 +45,10 @@ pub(super) struct Truth {
     /// What nodes began with: stake and what they had in the vault.
     began: BTreeMap<Address, u64>,
     /// Transactions that reorganisations took back.
-    pub(super) undone: u64,
+    undone: u64,
+    /// When something of an account was taken back last, and what.
+    undone_of: BTreeMap<Address, u64>,
+    undone_what: BTreeSet<(Address, String)>,
 }
 
 fn stake(chain: &mut Chain, node: Address) -> u64 {
@@ -56,7 +59,21 @@ fn stake(chain: &mut Chain, node: Address) -> u64 {
 impl Truth {
     pub(super) fn new(chain: &mut Chain) -> Truth {
         let [_, _, _, supply] = chain.money();
-        Truth { supply, said: BTreeMap::new(), began: BTreeMap::new(), undone: 0 }
+        Truth {
+            supply,
+            said: BTreeMap::new(),
+            began: BTreeMap::new(),
+            undone: 0,
+            undone_of: BTreeMap::new(),
+            undone_what: BTreeSet::new(),
+        }
+    }
+
+    /// A reorganisation took a transaction back.
+    pub(super) fn took_back(&mut self, from: Address, what: &str, now_ms: u64) {
+        self.undone += 1;
+        self.undone_of.insert(from, now_ms);
+        self.undone_what.insert((from, what.to_owned()));
     }
 
     /// A provider says an answer.
@@ -133,7 +150,11 @@ impl World<'_> {
         ];
         let late =
             [tx.is::<Epochs::NotPosting>(), tx.is::<Audits::TooLate>(), tx.is::<Epochs::PostingOpen>()];
-        let recently = self.reorganised_ms.is_some_and(|at| self.now_ms < at + AFTER_REORGANISATION_MS);
+        // What a reorganisation took back may be done twice, and what was built on it be refused.
+        let recently = match tx.is::<Epochs::AlreadyPosted>() {
+            true => self.truth.undone_what.contains(&(tx.from, tx.what.clone())),
+            false => self.truth.undone_of.get(&tx.from).is_some_and(|at| self.now_ms < at + AFTER_UNDONE_MS),
+        };
         if first.contains(&true) || (self.options.faults && late.contains(&true)) || recently {
             return Ok(());
         }

@@ -59,7 +59,7 @@ pub(super) enum Refused {
     /// So much was charged before; and the voucher that proves it.
     Stale {
         charged: u128,
-        shown: Option<(u128, SignatureBytes)>,
+        shown: Option<Box<(u128, SignatureBytes)>>,
     },
     /// The channel holds too little, or its payer leaves.
     Unfunded,
@@ -420,7 +420,7 @@ impl World<'_> {
             Doubt::Stale { charged } => {
                 let shown = known.as_ref().and_then(|claim| {
                     let signature = <[u8; 65]>::try_from(claim.signature.as_ref()).ok()?;
-                    Some((claim.voucher.maxClaimableAmount, SignatureBytes::from_bytes(signature)))
+                    Some(Box::new((claim.voucher.maxClaimableAmount, SignatureBytes::from_bytes(signature))))
                 });
                 Refused::Stale { charged, shown }
             }

@@ -168,7 +168,7 @@ pub(super) enum Event {
     /// A block.
     Block,
     /// A message arrives.
-    Arrives { from: Who, to: Who, message: Message },
+    Arrives { from: Who, to: Who, message: Box<Message> },
     /// An alarm of a process that was started as the so manieth of its name.
     Rings { who: Who, life: u32, alarm: Alarm },
     /// Something goes wrong, or ends to.
