@@ -1,4 +1,4 @@
-//! `assay-sim`: the economy under one seed, from the command line.
+//! `assay-sim`: the economy, and the network itself, under one seed, from the command line.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use assay_sim::economy::{Economy, Outcome};
 use assay_sim::events::Events;
-use assay_sim::{report, scenario, sweep};
+use assay_sim::{network, report, scenario, sweep};
 use clap::{Args, Parser, Subcommand};
 
 /// Plays the network under one seed, and says who gains.
@@ -23,6 +23,33 @@ enum Command {
     Economy(Run),
     /// Plays the network, varies audit rate, stake, fee and collusion, and writes docs/benchmarks/economics.*.
     Sweep(Sweep),
+    /// Plays networks of the daemons' own decisions over the contracts, with liars and faults; prints every event of one, or a line for each of many.
+    Network(Network),
+}
+
+#[derive(Args)]
+struct Network {
+    /// The first seed.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// How many seeds are played, one after the other.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    seeds: u64,
+    /// Epochs with demand.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    epochs: u64,
+    /// Nothing goes wrong.
+    #[arg(long)]
+    no_faults: bool,
+    /// Nobody lies.
+    #[arg(long)]
+    no_liars: bool,
+    /// Plant a bug, to see which invariant finds it.
+    #[arg(long, value_enum)]
+    mutant: Option<network::Mutant>,
+    /// Print a summary as JSON, and no events.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Args)]
@@ -126,6 +153,35 @@ impl Sweep {
     }
 }
 
+impl Network {
+    fn run(self) -> Result<()> {
+        let Network { seed, seeds, epochs, no_faults, no_liars, mutant, json } = self;
+        let options = network::Options { epochs, faults: !no_faults, liars: !no_liars, mutant };
+        let mut out = std::io::BufWriter::new(std::io::stdout());
+        for seed in seed..seed.saturating_add(seeds) {
+            let mut failed = None;
+            let mut sink = |line: &str| {
+                if failed.is_none() && seeds == 1 && !json {
+                    failed = writeln!(out, "{line}").err();
+                }
+            };
+            let played = network::play(seed, options, &mut sink);
+            if let Some(error) = failed {
+                return Err(error).context("printing events");
+            }
+            match played {
+                Ok(summary) => writeln!(out, "{}", summary.json())?,
+                Err(broken) => {
+                    out.flush()?;
+                    return Err(broken.into());
+                }
+            }
+            out.flush()?;
+        }
+        Ok(())
+    }
+}
+
 /// Whether a reader such as `head` has had enough.
 fn nobody_reads(error: &anyhow::Error) -> bool {
     let closed = |e: &std::io::Error| e.kind() == std::io::ErrorKind::BrokenPipe;
@@ -136,6 +192,7 @@ fn main() -> Result<()> {
     let done = match Arguments::parse().command {
         Command::Economy(run) => run.run(),
         Command::Sweep(sweep) => sweep.run(),
+        Command::Network(network) => network.run(),
     };
     match done {
         Err(error) if nobody_reads(&error) => Ok(()),

@@ -57,8 +57,8 @@ impl<T> std::fmt::Debug for Done<T> {
     }
 }
 
-/// A state to try contracts on.
-#[derive(Debug)]
+/// A state to try contracts on. A clone goes its own way from there.
+#[derive(Clone, Debug)]
 pub struct Scratch {
     db: CacheDB<EmptyDB>,
     number: u64,
@@ -121,6 +121,12 @@ impl Scratch {
         call: &C,
     ) -> Result<Done<C::Return>, Failure> {
         decoded::<C>(self.transact(from, TxKind::Call(to), call.abi_encode().into())?)
+    }
+
+    /// Sends the bytes of a call in a transaction of its own; what it returned, as bytes.
+    pub fn send_bytes(&mut self, from: Address, to: Address, call: Bytes) -> Result<Done<Bytes>, Failure> {
+        let Done { value, gas, logs } = self.transact(from, TxKind::Call(to), call)?;
+        Ok(Done { value: value.data().clone(), gas, logs })
     }
 
     /// What a call returns, which changes nothing.

@@ -233,8 +233,8 @@ fn read(path: &Path) -> Option<Entries> {
 }
 
 impl Entries {
-    /// Takes the names out of a block's log. Logs of another form name nothing.
-    fn take(&mut self, of: Address, block: u64, log: &Log) {
+    /// Takes the names that concern the node `of` out of a block's log. Logs of another form name nothing.
+    pub fn take(&mut self, of: Address, block: u64, log: &Log) {
         if let Some(e) = named::<Epochs::Posted>(log) {
             self.batches.insert((e.epoch, e.provider));
         } else if let Some(e) = named::<Objections::Demanded>(log) {

@@ -92,6 +92,38 @@ pub enum Phase {
     Final,
 }
 
+impl Phase {
+    /// Where an epoch stands at a time of the chain, from the number of its beacon's block, and when the beacon was fixed; 0 where that has not
+    /// happened.
+    pub fn at(times: &Directory::Times, epoch: u64, now: u64, beacon_block: u64, fixed_at: u64) -> Phase {
+        if fixed_at != 0 {
+            let mut ends = fixed_at;
+            for (seconds, phase) in [
+                (times.commitSeconds, Phase::Committing),
+                (times.revealSeconds, Phase::Revealing),
+                (times.objectSeconds, Phase::Objecting),
+            ] {
+                // The second in which a window ends belongs to it.
+                ends = ends.saturating_add(seconds.into());
+                if now <= ends {
+                    return phase;
+                }
+            }
+            return Phase::Final;
+        }
+        if beacon_block != 0 {
+            return Phase::Awaiting { block: beacon_block };
+        }
+        let over =
+            times.genesis.saturating_add(epoch.saturating_add(1).saturating_mul(times.epochSeconds.into()));
+        match now {
+            _ if now < over => Phase::Running,
+            _ if now < over.saturating_add(times.postSeconds.into()) => Phase::Posting,
+            _ => Phase::Closing,
+        }
+    }
+}
+
 /// A ledger.
 #[derive(Clone, Debug)]
 pub struct Ledger {
@@ -186,32 +218,7 @@ impl Ledger {
     /// Where an epoch stands at a time of the chain, from what [`Epochs::beaconOfCall`] says of its beacon: the number of its block, and when
     /// it was fixed; 0 where that has not happened.
     pub fn phase_at(&self, epoch: u64, now: u64, beacon_block: u64, fixed_at: u64) -> Phase {
-        let times = &self.parameters.times;
-        if fixed_at != 0 {
-            let mut ends = fixed_at;
-            for (seconds, phase) in [
-                (times.commitSeconds, Phase::Committing),
-                (times.revealSeconds, Phase::Revealing),
-                (times.objectSeconds, Phase::Objecting),
-            ] {
-                // The second in which a window ends belongs to it.
-                ends = ends.saturating_add(seconds.into());
-                if now <= ends {
-                    return phase;
-                }
-            }
-            return Phase::Final;
-        }
-        if beacon_block != 0 {
-            return Phase::Awaiting { block: beacon_block };
-        }
-        let over =
-            times.genesis.saturating_add(epoch.saturating_add(1).saturating_mul(times.epochSeconds.into()));
-        match now {
-            _ if now < over => Phase::Running,
-            _ if now < over.saturating_add(times.postSeconds.into()) => Phase::Posting,
-            _ => Phase::Closing,
-        }
+        Phase::at(&self.parameters.times, epoch, now, beacon_block, fixed_at)
     }
 
     /// Moves tokens of the sender's wallet into its vault balance. Says what arrived: a token may take a fee.

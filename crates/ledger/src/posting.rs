@@ -112,8 +112,8 @@ pub async fn post<D: Disk>(
     Ok(batch)
 }
 
-/// Seals as many receipts as a panel can audit; the rest waits for the next epoch.
-fn seal<D: Disk>(
+/// Seals as many receipts as a panel can audit; the rest waits for the next epoch. `backing` is the provider's stake.
+pub fn seal<D: Disk>(
     builder: &mut Builder<D>,
     epoch: u64,
     mut terms: Terms,

@@ -42,6 +42,7 @@ pub use self::decide::{
 pub use self::desk::{AuditDesk, DeskError};
 pub use self::event::{Event, Listener};
 use self::perform::name;
+pub use self::perform::take_back;
 use crate::disputes::{self, MoveError};
 use crate::execution::Library;
 use crate::sending::send_code;
@@ -167,6 +168,8 @@ pub struct Settlement {
     in_flight: u64,
     /// What was claimed from channels that owe nothing more, as it was read last.
     claimed: BTreeMap<B256, u128>,
+    /// In which epoch that was.
+    claimed_in: u64,
     /// Epochs of which nothing is left to do.
     done: BTreeSet<u64>,
     /// Disputes whose end was told.
@@ -215,6 +218,7 @@ impl Settlement {
             fed,
             in_flight: 0,
             claimed: BTreeMap::new(),
+            claimed_in: 0,
             done: BTreeSet::new(),
             ended: BTreeSet::new(),
             short: BTreeMap::new(),

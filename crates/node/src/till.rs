@@ -58,12 +58,38 @@ pub struct Till {
     busy: Mutex<HashSet<B256>>,
 }
 
-/// What the chain said of a channel.
+/// What the chain says of a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holds {
+    /// What was deposited and has not left.
+    pub balance: u64,
+    /// What was claimed.
+    pub claimed: u64,
+    /// Whether its withdrawal was announced.
+    pub closing: bool,
+}
+
+/// Why a voucher does not pay for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doubt {
+    /// The channel's withdrawal was announced.
+    Closing,
+    /// The voucher allows less than is needed: so much was charged before.
+    Stale {
+        /// All in all.
+        charged: u128,
+    },
+    /// The channel holds less than is needed.
+    Unfunded {
+        /// All in all.
+        needed: u128,
+    },
+}
+
+/// What the chain said of a channel, and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Seen {
-    balance: u64,
-    claimed: u64,
-    closing: bool,
+    holds: Holds,
     at: Instant,
 }
 
@@ -183,26 +209,26 @@ impl Till {
             .and_then(|known| known.map_err(|e| e.to_string()))
             .map_err(|message| Refusal::Internal { message })?;
         let owed = known.as_ref().map_or(0, |claim| claim.totalClaimed);
-        let enough = |seen: &Seen| u128::from(seen.balance) >= needed(owed, seen, most);
+        let enough = |seen: &Seen| u128::from(seen.holds.balance) >= needed(owed, &seen.holds, most);
         let seen = self.seen(id, enough).await.map_err(|reason| {
             tracing::warn!(channel = %id, reason, "the chain does not say what a channel holds");
             refuse(PaymentProblem::Unverified)
         })?;
-        let needed = needed(owed, &seen, most);
-        if seen.closing {
-            return Err(refuse(PaymentProblem::Closing));
-        }
-        if payment.max < needed {
-            let charged = owed.max(seen.claimed.into());
-            return Err(refuse(PaymentProblem::Stale(state(id, charged, known.as_ref(), &seen))));
-        }
-        if u128::from(seen.balance) < needed {
-            return Err(refuse(PaymentProblem::Unfunded { balance: seen.balance.into(), needed }));
-        }
+        let charged = judge(payment.max, most, owed, &seen.holds).map_err(|doubt| {
+            refuse(match doubt {
+                Doubt::Closing => PaymentProblem::Closing,
+                Doubt::Stale { charged } => {
+                    PaymentProblem::Stale(state(id, charged, known.as_ref(), &seen.holds))
+                }
+                Doubt::Unfunded { needed } => {
+                    PaymentProblem::Unfunded { balance: seen.holds.balance.into(), needed }
+                }
+            })
+        })?;
         let shown = (payment.max, Bytes::copy_from_slice(payment.signature.as_bytes()));
         let known = known.map(|claim| (claim.voucher.maxClaimableAmount, claim.signature));
         let voucher = known.filter(|known| known.0 >= shown.0).unwrap_or(shown);
-        Ok(Ticket { config, id, charged: needed - u128::from(most), most, voucher, busy })
+        Ok(Ticket { config, id, charged, most, voucher, busy })
     }
 
     /// What is known of a channel that has paid, as far as the chain was asked before.
@@ -211,34 +237,19 @@ impl Till {
         let claim = tokio::task::spawn_blocking(move || store.claim(id)).await.ok()?.ok()??;
         let id = B256::from(*id.as_bytes());
         let seen = lock(&self.seen).get(&id).copied()?;
-        Some(state(id, claim.totalClaimed.max(seen.claimed.into()), Some(&claim), &seen))
+        Some(state(id, claim.totalClaimed.max(seen.holds.claimed.into()), Some(&claim), &seen.holds))
     }
 
-    /// The channel of a voucher that its payer signed and this provider can claim, or why it is none.
     fn readable(&self, payment: &Payment) -> Result<(ChannelConfig, B256), String> {
-        let config = voucher::config(&payment.channel).ok_or("the withdrawal delay is beyond 40 bits")?;
-        let receiver = address(&self.receiver);
-        if config.receiver != receiver {
-            return Err(format!("its receiver is {} and not {receiver}", config.receiver));
-        }
-        let token = self.ledger.parts().at.token;
-        if config.token != token {
-            return Err(format!("its token is {} and not {token}", config.token));
-        }
-        // Who may claim and refund besides this provider could leave it with nothing.
-        if ![Address::ZERO, receiver].contains(&config.receiverAuthorizer) {
-            return Err(format!("{} could claim and refund it too", config.receiverAuthorizer));
-        }
-        voucher::check(&config, payment.max, payment.signature.as_bytes(), &self.vouchers)
-            .map_err(|e| e.to_string())?;
-        let id = voucher::channel_id(&config, &self.vouchers);
-        Ok((config, id))
+        readable(payment, address(&self.receiver), self.ledger.parts().at.token, &self.vouchers)
     }
 
     /// What is known of a channel: read again if that is old, or not `enough`.
     async fn seen(&self, id: B256, enough: impl Fn(&Seen) -> bool) -> Result<Seen, String> {
         let known = lock(&self.seen).get(&id).copied();
-        if let Some(known) = known.filter(|seen| seen.at.elapsed() < FRESH && !seen.closing && enough(seen)) {
+        if let Some(known) =
+            known.filter(|seen| seen.at.elapsed() < FRESH && !seen.holds.closing && enough(seen))
+        {
             return Ok(known);
         }
         let at = Instant::now();
@@ -247,18 +258,18 @@ impl Till {
             Ok(read) => read,
             Err(reason) => {
                 let believed =
-                    |seen: &Seen| seen.at.elapsed() < BELIEVED_MAX && !seen.closing && enough(seen);
+                    |seen: &Seen| seen.at.elapsed() < BELIEVED_MAX && !seen.holds.closing && enough(seen);
                 return known.filter(believed).ok_or(reason);
             }
         };
         let closing = read.leavesAt.to::<u64>() != 0;
-        let seen = Seen { balance: read.balance, claimed: read.claimed, closing, at };
+        let seen = Seen { holds: Holds { balance: read.balance, claimed: read.claimed, closing }, at };
         let mut all = lock(&self.seen);
         if all.len() >= CHANNELS_MAX && !all.contains_key(&id) {
             all.clear();
         }
         // What holds nothing may be one of any number.
-        if seen.balance > 0 {
+        if seen.holds.balance > 0 {
             all.insert(id, seen);
         } else {
             all.remove(&id);
@@ -267,17 +278,54 @@ impl Till {
     }
 }
 
-/// What a voucher must allow. What was claimed was charged, also if this provider's store has lost it.
-fn needed(owed: u128, seen: &Seen, most: u64) -> u128 {
-    owed.max(seen.claimed.into()).saturating_add(most.into())
+/// The channel of a voucher that its payer signed and `receiver` can claim, in the token that it is paid in, or why it is none.
+pub fn readable(
+    payment: &Payment,
+    receiver: Address,
+    token: Address,
+    vouchers: &Eip712Domain,
+) -> Result<(ChannelConfig, B256), String> {
+    let config = voucher::config(&payment.channel).ok_or("the withdrawal delay is beyond 40 bits")?;
+    if config.receiver != receiver {
+        return Err(format!("its receiver is {} and not {receiver}", config.receiver));
+    }
+    if config.token != token {
+        return Err(format!("its token is {} and not {token}", config.token));
+    }
+    // Who may claim and refund besides this provider could leave it with nothing.
+    if ![Address::ZERO, receiver].contains(&config.receiverAuthorizer) {
+        return Err(format!("{} could claim and refund it too", config.receiverAuthorizer));
+    }
+    voucher::check(&config, payment.max, payment.signature.as_bytes(), vouchers)
+        .map_err(|e| e.to_string())?;
+    let id = voucher::channel_id(&config, vouchers);
+    Ok((config, id))
 }
 
-fn state(id: B256, charged: u128, known: Option<&VoucherClaim>, seen: &Seen) -> ChannelState {
+/// Whether a voucher with the ceiling `max` pays for a request that can cost `most` at the most, on a channel that owes `owed`. What was charged
+/// before, if so.
+pub fn judge(max: u128, most: u64, owed: u128, holds: &Holds) -> Result<u128, Doubt> {
+    let needed = needed(owed, holds, most);
+    let charged = owed.max(holds.claimed.into());
+    match () {
+        () if holds.closing => Err(Doubt::Closing),
+        () if max < needed => Err(Doubt::Stale { charged }),
+        () if u128::from(holds.balance) < needed => Err(Doubt::Unfunded { needed }),
+        () => Ok(charged),
+    }
+}
+
+/// What a voucher must allow. What was claimed was charged, also if this provider's store has lost it.
+fn needed(owed: u128, holds: &Holds, most: u64) -> u128 {
+    owed.max(holds.claimed.into()).saturating_add(most.into())
+}
+
+fn state(id: B256, charged: u128, known: Option<&VoucherClaim>, holds: &Holds) -> ChannelState {
     let voucher = known.and_then(|claim| {
         let signature = <[u8; 65]>::try_from(claim.signature.as_ref()).ok()?;
         Some((claim.voucher.maxClaimableAmount, SignatureBytes::from_bytes(signature)))
     });
-    let (balance, claimed) = (seen.balance.into(), seen.claimed.into());
+    let (balance, claimed) = (holds.balance.into(), holds.claimed.into());
     ChannelState { id: channel_id(id), charged, voucher, balance, claimed }
 }
 

@@ -384,6 +384,53 @@ async fn a_provider_that_lost_its_journals_goes_on_from_its_receipts() {
     assert!(provider.failures().is_empty(), "{:?}", provider.failures());
 }
 
+/// A branch is given up on which a batch was posted for good, as far as its provider could know. In time it is posted again, with the claims that the
+/// branch had; too late, its receipts stand in the next batch.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_deep_reorganisation_takes_back_is_posted_again_or_later() {
+    for late in [false, true] {
+        let e = Economy::new(all_drawn()).await;
+        let provider = Provider::new(&e, "provider", STAKE).await;
+        e.node.advance(3_600).await;
+        let epoch = e.ledger.epoch().await.unwrap();
+        {
+            let store = provider.store();
+            provider.serve(&e, &store, epoch, 1);
+        }
+        e.node.advance(3_600).await;
+        let mut living = provider.live(&e).await;
+        let fork = e.node.ask("evm_snapshot", serde_json::json!([])).await;
+        living.settlement.round().await.unwrap();
+        assert_eq!(e.batch(provider.account, epoch).await.count, 1, "{:?}", provider.events);
+        // The next round hears that nothing more is owed.
+        living.settlement.round().await.unwrap();
+        assert_eq!(e.node.ask("evm_revert", serde_json::json!([fork])).await, serde_json::json!(true));
+        assert_eq!(e.batch(provider.account, epoch).await.count, 0);
+        let mut stands = epoch;
+        if late {
+            provider.serve(&e, &living.store, epoch + 1, 2);
+            e.node.advance(3_600).await;
+            stands += 1;
+        } else {
+            // Who is killed meanwhile reads everything anew.
+            drop(living);
+            living = provider.live(&e).await;
+        }
+        for _ in 0..3 {
+            living.settlement.round().await.unwrap();
+        }
+        let batch = e.batch(provider.account, stands).await;
+        assert_eq!(
+            (batch.first, batch.count),
+            (0, 1 + u32::from(late)),
+            "late: {late}, {:?}",
+            provider.events
+        );
+        assert_eq!(provider.count("missed"), usize::from(late), "{:?}", provider.events);
+        assert_eq!(u128::from(batch.total), u128::from(FEE) * u128::from(batch.count));
+    }
+}
+
 #[test]
 fn executions_say_what_a_dispute_would() {
     let model = honest::Node::new();

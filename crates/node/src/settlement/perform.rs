@@ -5,7 +5,7 @@ use assay_core::id::ModelRoot;
 use assay_ledger::amount::Amount;
 use assay_ledger::contracts::{Channels, Disputes, Epochs, Objections, Registry};
 use assay_ledger::docket::{DemandId, DemandKind, DisputeId};
-use assay_ledger::epochs::SealError;
+use assay_ledger::epochs::{Builder, Disk, Progress, ProgressError, SealError};
 use assay_ledger::posting::{PostError, listings, post};
 use assay_ledger::sender::SendError;
 use assay_ledger::voucher;
@@ -34,7 +34,7 @@ impl Settlement {
                 Ok(once::<Channels::NothingToDo>(settled)?.then_some(Event::Income))
             }
             Duty::Missed(epoch) => {
-                self.builder.missed(*epoch)?;
+                take_back(&mut self.builder, *epoch)?;
                 Ok(Some(Event::Missed { epoch: *epoch }))
             }
             Duty::Post(epoch) => self.post(*epoch).await,
@@ -172,6 +172,18 @@ impl Settlement {
         let moved = disputes::move_on(&self.ledger, &self.sender, case, model, party).await?;
         Ok(moved.then_some(Event::Moved { dispute: *id }))
     }
+}
+
+/// Takes back a batch that is not on the ledger and can no longer be posted, with those after it: their receipts wait for a later epoch.
+pub fn take_back<D: Disk>(builder: &mut Builder<D>, epoch: u64) -> Result<(), ProgressError> {
+    let from = |builder: &Builder<D>| -> Vec<(u64, Progress)> {
+        let batches = builder.batches().iter().filter(|entry| entry.batch.epoch >= epoch);
+        batches.map(|entry| (entry.batch.epoch, entry.progress)).collect()
+    };
+    if from(builder).iter().any(|(_, progress)| *progress != Progress::Sealed) {
+        builder.unposted(epoch)?;
+    }
+    from(builder).into_iter().rev().try_for_each(|(epoch, _)| builder.missed(epoch))
 }
 
 /// A duty in words.

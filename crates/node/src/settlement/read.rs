@@ -7,7 +7,7 @@ use alloy_primitives::B256;
 use assay_ledger::client::ClientError;
 use assay_ledger::contracts::{Channels, Epochs, Objections, Registry};
 use assay_ledger::docket::DemandId;
-use assay_ledger::epochs::{Progress, Terms};
+use assay_ledger::epochs::{Builder, Disk, Progress, Terms};
 use assay_ledger::ledger::Phase;
 use assay_ledger::voucher;
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
@@ -27,6 +27,22 @@ const OPEN_MAX: usize = 64;
 /// Epochs before the running one of which some may still be posted.
 const RECENT_MAX: u64 = 8;
 
+impl OwnView {
+    /// What the builder has, beside the batches that are on the ledger; `ready` as the view has it. A batch that was posted and is not on the
+    /// ledger was undone by a reorganisation, deeper than its sender waited for: it is sealed again, and posted or taken back.
+    pub fn of<D: Disk>(builder: &Builder<D>, batches: &[BatchView], ready: Option<u64>) -> OwnView {
+        let on_ledger = |epoch: u64| batches.iter().any(|batch| batch.epoch == epoch);
+        let open = |progress: &Progress, epoch: u64| match progress {
+            Progress::Sealed => true,
+            Progress::Posted(_) => !on_ledger(epoch),
+            Progress::Settled(_) => false,
+        };
+        let sealed = builder.batches().iter().find(|entry| open(&entry.progress, entry.batch.epoch));
+        let sealed = sealed.map(|entry| entry.batch.epoch);
+        OwnView { ready, sealed, stands: sealed.is_some_and(on_ledger) }
+    }
+}
+
 impl Settlement {
     /// Reads everything.
     pub(super) async fn read(&mut self) -> Result<View, SettlementError> {
@@ -41,6 +57,11 @@ impl Settlement {
             self.ledger.view(block, at.channels, &Channels::unsettledOfCall { receiver: provider }).await?;
         let epoch = self.ledger.view(block, at.epochs, &Epochs::currentCall {}).await?;
         let times = self.ledger.parameters().times.clone();
+        if self.claimed_in != epoch {
+            // A reorganisation may have taken a claim back.
+            self.claimed_in = epoch;
+            self.claimed.clear();
+        }
         let epoch_began = times.genesis.saturating_add(epoch.saturating_mul(times.epochSeconds.into()));
         let last_posted = u64::from(account.lastPosted).checked_sub(1);
         let batches = self.batches(block, last_posted, account.lastSettled).await?;
@@ -101,7 +122,7 @@ impl Settlement {
             })
         });
         let found: Vec<ChannelView> = read.buffered(READS_AT_ONCE).try_collect().await?;
-        // A claim that a reorganisation takes back is found again when the process starts, or when more is owed.
+        // A claim that a reorganisation takes back is found again in the next epoch, or when more is owed.
         let done = found.iter().filter(|channel| channel.owed <= channel.claimed);
         self.claimed.extend(done.map(|channel| (channel.id, channel.claimed)));
         Ok(found.into_iter().filter(|channel| channel.owed > channel.claimed).collect())
@@ -178,11 +199,8 @@ impl Settlement {
     }
 
     fn own(&self, batches: &[BatchView]) -> Result<OwnView, SettlementError> {
-        let sealed = self.builder.batches().iter().find(|entry| entry.progress == Progress::Sealed);
-        let sealed = sealed.map(|entry| entry.batch.epoch);
-        let stands = sealed.is_some_and(|epoch| batches.iter().any(|batch| batch.epoch == epoch));
         let ready = if self.builder.waiting() > 0 { self.first_waiting()? } else { None };
-        Ok(OwnView { ready, sealed, stands })
+        Ok(OwnView::of(&self.builder, batches, ready))
     }
 
     /// The epoch of the first receipt that no batch has, unless its number or one before it may still be signed.

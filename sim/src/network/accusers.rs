@@ -1,0 +1,149 @@
+//! Those who doubt digests: a canary, who knows what some receipts should be and finds digests that are not of them, and a griefer, who doubts what is right.
+//!
+//! An accuser that states a right trace root is acquitted by the opened digest or wins by the accused's silence; one that states a wrong one is contested, has to defend
+//! what nobody executed, and loses when its time is over.
+
+use std::collections::BTreeSet;
+
+use alloy_primitives::{B256, U256};
+use alloy_sol_types::SolCall;
+use assay_core::id::Hash;
+use assay_core::merkle;
+use assay_core::receipt::Receipt;
+use assay_ledger::contracts::{Audits, b256};
+use assay_ledger::ledger::Phase;
+use assay_node::auditor::Draw;
+
+use super::auditor;
+use super::chain::{Actor, Chain};
+use super::model::{self, By};
+use super::provider;
+use super::wire::Who;
+use super::{Held, Options, World};
+
+/// False accusations of a griefer.
+const GRIEFS: usize = 2;
+/// Dollars that an accuser has for bonds.
+const PURSE: u64 = 400;
+
+/// Somebody who doubts.
+pub(super) struct Accuser {
+    pub(super) who: Who,
+    pub(super) actor: Actor,
+    heard: usize,
+    revealed: Vec<Audits::Revealed>,
+    doubted: BTreeSet<(u64, B256, u8)>,
+    lapsed: BTreeSet<B256>,
+    griefs: usize,
+}
+
+/// All accusers, with money for bonds.
+pub(super) fn all(chain: &mut Chain, options: &Options) -> Vec<Accuser> {
+    let all = if options.liars { vec![Who::Canary, Who::Griefer] } else { vec![] };
+    let accuser = |who: Who| {
+        let actor = Actor::named(&who.to_string());
+        chain.rich(actor.address, PURSE);
+        Accuser {
+            who,
+            actor,
+            heard: 0,
+            revealed: vec![],
+            doubted: BTreeSet::new(),
+            lapsed: BTreeSet::new(),
+            griefs: 0,
+        }
+    };
+    all.into_iter().map(accuser).collect()
+}
+
+impl World<'_> {
+    pub(super) fn accuser_round(&mut self, who: Who) -> Held {
+        let Some(i) = self.accusers.iter().position(|accuser| accuser.who == who) else { return Ok(()) };
+        if !self.is_clear(who) {
+            return Ok(());
+        }
+        let a = &mut self.accusers[i];
+        let new = self.chain.heard.get(a.heard..).unwrap_or_default();
+        a.revealed.extend(new.iter().filter_map(|logged| logged.as_event::<Audits::Revealed>()));
+        let accused: Vec<B256> = new
+            .iter()
+            .filter_map(|logged| logged.as_event::<Audits::Accused>())
+            .filter(|e| e.accuser == a.actor.address)
+            .map(|e| e.id)
+            .collect();
+        a.lapsed.extend(accused);
+        a.heard = self.chain.heard.len();
+        self.lapse(i);
+        let revealed = std::mem::take(&mut self.accusers[i].revealed);
+        let (now, later): (Vec<_>, Vec<_>) =
+            revealed.into_iter().partition(|e| self.chain.beacon(e.epoch).2 != Phase::Revealing);
+        self.accusers[i].revealed = later;
+        for e in now {
+            self.doubt(i, &e);
+        }
+        Ok(())
+    }
+
+    /// Ends accusations of its own to which there was no answer.
+    fn lapse(&mut self, i: usize) {
+        let at = self.chain.parts.at.audits;
+        let (who, me) = (self.accusers[i].who, self.accusers[i].actor.address);
+        for id in self.accusers[i].lapsed.clone() {
+            let about = self.chain.read(at, &Audits::accusationOfCall { id });
+            if about.state == 1 && self.chain.time_s() > about.until.to::<u64>() {
+                self.tell(who, || format!("sends Lapse({id})"));
+                self.send(who, me, at, Audits::lapseCall { id }.abi_encode(), format!("Lapse({id})"));
+            } else if about.state == 3 {
+                self.accusers[i].lapsed.remove(&id);
+            }
+        }
+    }
+
+    fn doubt(&mut self, i: usize, e: &Audits::Revealed) {
+        let (who, me) = (self.accusers[i].who, self.accusers[i].actor.address);
+        let at = self.chain.parts.at.audits;
+        let member = u8::try_from(e.member).unwrap_or(u8::MAX);
+        let provider = self.providers.iter().position(|p| p.actor.address == e.provider);
+        let Some(p) = provider.filter(|p| self.providers[*p].plan == provider::Plan::Honest) else { return };
+        let call = Audits::memberOfCall { provider: e.provider, epoch: e.epoch, member: e.member };
+        let known = self.chain.read(at, &call);
+        let accused = self.auditors.iter().find(|a| a.actor.address == known.auditor);
+        let Some(plan) = accused.map(|a| a.plan) else { return };
+        let wanted = if who == Who::Canary { auditor::Plan::Lazy } else { auditor::Plan::Honest };
+        if plan != wanted || known.phase != 2 || (who == Who::Griefer && self.accusers[i].griefs >= GRIEFS) {
+            return;
+        }
+        let batch = self.chain.batch(e.provider, e.epoch);
+        let beacon = self.chain.beacon(e.epoch).0;
+        let rates = self.chain.p.rates.clone();
+        let draw = Draw { provider: e.provider, beacon, batch: &batch, rates: &rates, members: &[member] };
+        let records = &self.providers[p].store;
+        let end = batch.first + u64::from(batch.count);
+        let drawn = records
+            .range(batch.first..end)
+            .find(|(n, record)| !draw.members_for(**n, record.receipt.receipt.fee_micro_usd).is_empty());
+        let Some((number, record)) = drawn else { return };
+        let mark = (e.epoch, b256(&Hash::from_bytes(e.provider.into_word().0)), member);
+        if !self.accusers[i].doubted.insert(mark) {
+            return;
+        }
+        let by = if who == Who::Canary { By::Asked } else { By::Cheap };
+        let trace = model::trace(by, &record.request, record.transcript.nonce);
+        let leaf = |n: u64| {
+            let hash =
+                records.get(&n).map_or(Hash::ZERO, |r| r.receipt.receipt.signing_hash(&self.chain.receipts));
+            merkle::leaf(hash.as_bytes())
+        };
+        let leaves: Vec<Hash> = (batch.first..end).map(leaf).collect();
+        let Some(proof) = merkle::prove(&leaves, (*number - batch.first) as usize) else { return };
+        let receipt: &Receipt = &record.receipt.receipt;
+        let (receipt, proof) = (receipt.into(), (&proof).into());
+        let (epoch, number) = (e.epoch, *number);
+        let call =
+            Audits::accuseCall { epoch, member: U256::from(member), receipt, proof, traceRoot: b256(&trace) };
+        self.accusers[i].griefs += 1;
+        let what = format!("Accuse(provider={p}, epoch={epoch}, member={member}, sequence={number})");
+        self.tell(who, || format!("sends {what}"));
+        self.send(who, me, at, call.abi_encode(), what);
+    }
+}
