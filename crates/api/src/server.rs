@@ -27,13 +27,13 @@ use crate::answer::chat::ChatStream;
 use crate::answer::completions::CompletionStream;
 use crate::answer::{self, Choices, Frame, Meter};
 use crate::files::{self, Desk, FileOptions, FileStore, MaybeDesk};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, OPENMETRICS};
 use crate::parameters::{Route, parse};
 use crate::refusal::Refused;
 use crate::x402::{self, Paid};
 use crate::{
     ApiKey, Arriving, Caller, Inference, ModelCard, Order, Refusal, Source, Task, batches, embeddings,
-    messages, ollama, responses,
+    messages, ollama, responses, traces,
 };
 
 pub(crate) const RECEIPT_HEADER: HeaderName = HeaderName::from_static("x-assay-receipt");
@@ -205,13 +205,16 @@ async fn around<I: Inference>(State(s): State<Shared<I>>, mut request: Request, 
     };
     request.extensions_mut().insert(RequestId(id.clone()));
     let paid = Paid::of(&request);
-    let mut response = next.run(request).await;
+    let span = traces::request(request.method(), request.uri().path(), request.headers());
+    let mut response = span.clone().within(next.run(request)).await;
+    span.count("http.response.status_code", response.status().as_u16().into());
     paid.tell(s.inference.as_ref(), &mut response).await;
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID_HEADER, value);
     }
     if let Some(Refused(code)) = response.extensions().get::<Refused>() {
         s.metrics.refused(code);
+        span.fail(code);
     }
     response
 }
@@ -263,7 +266,12 @@ pub(crate) async fn start<I: Inference>(
     requests: impl Iterator<Item = assay_core::request::Request> + Send,
 ) -> Result<Choices, Refusal> {
     let mut choices = Choices::default();
+    let span = traces::current();
+    span.asks(&card.id);
     for request in requests {
+        if choices.is_empty() {
+            span.limited(request.max_tokens);
+        }
         let order = Order {
             request,
             nonce: received.nonce,
@@ -271,6 +279,7 @@ pub(crate) async fn start<I: Inference>(
             caller: received.caller.clone(),
         };
         let generation = s.inference.generate(order).await?;
+        span.responds(&generation.receipt_id);
         choices.push(generation, Meter::new(Arc::clone(&s.metrics), card.id.clone(), received.started));
     }
     Ok(choices)
@@ -521,9 +530,11 @@ async fn health<I: Inference>(State(s): State<Shared<I>>) -> Response {
 
 async fn metrics<I: Inference>(State(s): State<Shared<I>>) -> Response {
     let models: Vec<String> = s.inference.models().into_iter().map(|m| m.id).collect();
-    let text = s.metrics.text(s.inference.load(), &models, &s.inference.arriving());
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], text).into_response()
+    let mut text = s.metrics.text(s.inference.load(), &models, &s.inference.arriving());
+    s.inference.metrics(&mut text);
+    // Writing to a string does not fail.
+    let _ = prometheus_client::encoding::text::encode_eof(&mut text);
+    ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response()
 }
 
 async fn hint<I: Inference>(State(s): State<Shared<I>>, headers: HeaderMap) -> String {

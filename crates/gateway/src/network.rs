@@ -9,6 +9,7 @@
 
 mod attempt;
 mod kept;
+mod metrics;
 mod money;
 mod resume;
 mod telling;
@@ -21,6 +22,7 @@ use alloy_primitives::{B128, B256};
 use assay_api::relay::{Destination, Frame, RelayClient, Work};
 use assay_api::{
     Caller, EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Refusal, Source, Task,
+    traces,
 };
 use assay_core::embedding::{EmbeddingRecord, EmbeddingRequest, Record};
 use assay_core::id::{Hash, ModelRoot, NodeAddress, Nonce, ReceiptId};
@@ -32,13 +34,14 @@ use tokio::sync::mpsc;
 
 use self::attempt::{Candidate, Nothing, Question, Whole, race};
 use self::kept::{Kept, Records};
+use self::metrics::Metrics;
 use self::money::Purse;
 use self::resume::Told;
 use self::telling::{Telling, agreed};
 use crate::accounts::Accounts;
 use crate::lanes::payer::Payer;
 use crate::queue::{Queue, QueueOptions, Turn};
-use crate::routing::{BUSY_MS, Routing, Want};
+use crate::routing::{BUSY_MS, Outcome, Routing, Want};
 
 /// Clocks of providers and gateways may differ by this much, in seconds.
 const SKEW_S: u64 = 60;
@@ -88,6 +91,7 @@ struct Inner {
     payer: Option<Arc<Payer>>,
     records: Mutex<Records>,
     queue: Arc<Queue>,
+    metrics: Metrics,
     options: NetworkOptions,
     started: Instant,
 }
@@ -154,6 +158,13 @@ impl Inner {
         able.take(self.options.attempts_max).collect()
     }
 
+    /// An attempt that began is over.
+    fn ended(&self, provider: NodeAddress, want: &Want, outcome: Outcome) {
+        self.metrics.attempt(outcome);
+        let now_ms = self.clock_ms();
+        self.routing().ended(provider, want, outcome, now_ms);
+    }
+
     /// Waits until the caller's key has its turn.
     async fn turn(&self, caller: &Caller) -> Result<Turn, Refusal> {
         let key = caller.key.as_ref().map_or(Hash::ZERO, |key| keccak256(&[key.reveal().as_bytes()]));
@@ -169,6 +180,8 @@ impl Inner {
 impl Network {
     /// A network of nobody yet. With `accounts`, requests need keys and are charged; without, everyone may ask.
     pub fn new(accounts: Option<Accounts>, options: NetworkOptions) -> Network {
+        let queue = Arc::new(Queue::new(options.queue));
+        let metrics = Metrics::new(&queue, accounts.as_ref().map(Accounts::tally));
         let inner = Inner {
             client: RelayClient::new(),
             routing: Mutex::default(),
@@ -176,7 +189,8 @@ impl Network {
             accounts,
             payer: None,
             records: Mutex::default(),
-            queue: Arc::new(Queue::new(options.queue)),
+            queue,
+            metrics,
             options,
             started: Instant::now(),
         };
@@ -185,7 +199,9 @@ impl Network {
 
     /// Pays providers that want to be paid on the payer's ledger.
     pub fn paying(mut self, payer: Arc<Payer>) -> Network {
-        Arc::get_mut(&mut self.inner).expect("nothing runs yet").payer = Some(payer);
+        let inner = Arc::get_mut(&mut self.inner).expect("nothing runs yet");
+        inner.metrics.paying(&payer);
+        inner.payer = Some(payer);
         self
     }
 
@@ -321,7 +337,10 @@ impl Inference for Network {
                 match Purse::open(accounts, &caller, key, most).await? {
                     money::Opened::Purse(purse) => Some(purse),
                     money::Opened::Answered(receipt) => match self.again(receipt) {
-                        Some(generation) => return Ok(generation),
+                        Some(generation) => {
+                            inner.metrics.repeated.inc();
+                            return Ok(generation);
+                        }
                         // Not here any more: to execute it for nothing would be an offer to whoever asks for that.
                         None => Some(Purse::anew(accounts, &caller, key, most).await?),
                     },
@@ -357,6 +376,7 @@ impl Inference for Network {
         let (mut first, turn) = match began.await {
             Ok(began) => began,
             Err(refusal) => {
+                inner.metrics.refused.inc();
                 if let Some(purse) = purse {
                     purse.release().await;
                 }
@@ -383,7 +403,7 @@ impl Inference for Network {
             _turn: turn,
         };
         // Owned by the request: it ends with the answer, or when the client's receiver is gone.
-        tokio::spawn(telling.forward(first, events));
+        traces::current().spawn(telling.forward(first, events));
         Ok(Generation { receipt_id, prompt_tokens, source, events: receiver })
     }
 
@@ -407,6 +427,7 @@ impl Inference for Network {
                         if let Some(Kept { record: Record::Embedding(record), .. }) =
                             inner.records().get(receipt)
                         {
+                            inner.metrics.repeated.inc();
                             return Ok(Arc::new((**record).clone()));
                         }
                         Some(Purse::anew(accounts, &caller, key, most).await?)
@@ -461,12 +482,14 @@ impl Inference for Network {
                 let kept =
                     Kept { record: Record::Embedding(record.clone()), events: vec![], bytes, named: None };
                 inner.records().keep(kept);
+                inner.metrics.answered.inc();
                 return Ok(Arc::new(*record));
             }
             if last.as_ref().is_some_and(may_wait) && Instant::now() < until {
                 turn = held.busy(Duration::from_millis(BUSY_MS)).await.ok();
             }
         }
+        inner.metrics.refused.inc();
         if let Some(purse) = purse {
             purse.release().await;
         }
@@ -497,6 +520,10 @@ impl Inference for Network {
     /// A record that this gateway still holds: of the last answers, [`kept::RECORDS_BYTES_MAX`] in all. Providers keep theirs for ever.
     async fn receipt(&self, id: ReceiptId) -> Result<Option<Record>, Refusal> {
         Ok(self.inner.records().get(id).map(|kept| kept.record.clone()))
+    }
+
+    fn metrics(&self, text: &mut String) {
+        self.inner.metrics.text(&self.inner, text);
     }
 
     fn load(&self) -> Load {

@@ -22,7 +22,7 @@ use super::seal::{Frames, SALT_BYTES, Unsealer};
 use super::{Frame, ORDER_BYTES_MAX, ORDER_S_MAX, RelayOrder, Work};
 use crate::inference::{Caller, EmbeddingOrder, Event, Inference, Order, Task};
 use crate::server::now_s;
-use crate::{ModelCard, Refusal};
+use crate::{ModelCard, Refusal, traces};
 
 /// Orders whose ids are remembered. More cannot be under way within [`ORDER_S_MAX`] without being refused.
 const REMEMBERED_MAX: usize = 1 << 20;
@@ -175,7 +175,7 @@ async fn take<I: Inference>(State(relay): State<Shared<I>>, request: Request) ->
     let alive = relay.options.alive;
     let outcome = RelayOrder::from_canonical_bytes(&order);
     // Owned by the answer: it ends when its last frame is sent, or when its reader is gone.
-    tokio::spawn(async move {
+    traces::current().spawn(async move {
         let mut teller = Teller { frames, wire, alive };
         if teller.wire.send(Bytes::copy_from_slice(&salt)).await.is_err() {
             return;

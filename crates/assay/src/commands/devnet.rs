@@ -127,6 +127,7 @@ impl Up {
         let mut network = Network::start(&folder, plan).await?;
         println!("OPENAI_BASE_URL=http://{}/v1", network.state.gateway);
         println!("OPENAI_API_KEY={}", network.state.secret);
+        println!("metrics: prometheus --config.file={}", network::scraped(&folder).display());
         let asked = load::Asked::default();
         let load = load::run(load::Clients::of(&network.state), self.load, asked.clone());
         let until = async {
