@@ -33,7 +33,7 @@ use crate::refusal::Refused;
 use crate::x402::{self, Paid};
 use crate::{
     ApiKey, Arriving, Caller, Inference, ModelCard, Order, Refusal, Source, Task, batches, embeddings,
-    messages, ollama, responses, traces,
+    messages, ollama, relay, responses, traces,
 };
 
 pub(crate) const RECEIPT_HEADER: HeaderName = HeaderName::from_static("x-assay-receipt");
@@ -204,6 +204,10 @@ async fn around<I: Inference>(State(s): State<Shared<I>>, mut request: Request, 
         None => format!("req-{:x}-{:x}", s.started_ns, s.next_request.fetch_add(1, Relaxed)),
     };
     request.extensions_mut().insert(RequestId(id.clone()));
+    if request.uri().path() == relay::ORDERS {
+        // Its answer is sealed: whoever makes it counts it.
+        request.extensions_mut().insert(Arc::clone(&s.metrics));
+    }
     let paid = Paid::of(&request);
     let span = traces::request(request.method(), request.uri().path(), request.headers());
     let mut response = span.clone().within(next.run(request)).await;

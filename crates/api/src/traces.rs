@@ -22,7 +22,7 @@ use opentelemetry::trace::{
 use opentelemetry::{Context, KeyValue, Value};
 use tokio::task::JoinHandle;
 
-use crate::relay::Work;
+use crate::relay::{ORDERS, Work};
 
 /// The header by which a span is continued elsewhere: <https://www.w3.org/TR/trace-context/>.
 pub const TRACEPARENT: &str = "traceparent";
@@ -120,7 +120,7 @@ const ROUTES: [(&str, Option<&str>); 9] = [
     ("/api/generate", Some("text_completion")),
     ("/v1/embeddings", Some("embeddings")),
     ("/api/embed", Some("embeddings")),
-    ("/v1/orders", None),
+    (ORDERS, None),
 ];
 
 /// What a work is called.

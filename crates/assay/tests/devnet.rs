@@ -46,9 +46,10 @@ fn exposed(text: &str) -> BTreeSet<String> {
     text.lines().filter_map(name).collect()
 }
 
-/// Asks every daemon of a network for its metrics until it is told to stop.
-async fn watch(network: PathBuf, mut stop: tokio::sync::oneshot::Receiver<()>) -> Names {
+/// Asks every daemon of a network for its metrics and how it is until it is told to stop. The metrics, and who was ready.
+async fn watch(network: PathBuf, mut stop: tokio::sync::oneshot::Receiver<()>) -> (Names, BTreeSet<String>) {
     let (client, mut seen, mut asked) = (client(), Names::new(), BTreeSet::new());
+    let mut ready = BTreeSet::new();
     while stop.try_recv().is_err() {
         tokio::time::sleep(Duration::from_millis(100)).await;
         let Ok(text) = std::fs::read_to_string(&network) else { continue };
@@ -72,9 +73,13 @@ async fn watch(network: PathBuf, mut stop: tokio::sync::oneshot::Receiver<()>) -
             let Ok(text) = response.text().await else { continue };
             assert!(kind.starts_with("application/openmetrics-text"), "{part}: {kind}");
             seen.entry(part.to_owned()).or_default().extend(exposed(&text));
+            let health = client.get(format!("http://{at}/health")).send().await;
+            if health.is_ok_and(|health| health.status() == 200) {
+                ready.insert(part.to_owned());
+            }
         }
     }
-    seen
+    (seen, ready)
 }
 
 #[tokio::test]
@@ -95,11 +100,12 @@ async fn a_network_starts_answers_says_how_it_is_and_ends_with_all_its_money() {
     assert!(said.contains("tokens are accounted for") && said.contains("provider-2"), "{said}");
 
     // What daemons count is what the table says, both ways.
-    let (seen, mut documented) = (watching.await.unwrap(), documented());
+    let ((seen, ready), mut documented) = (watching.await.unwrap(), documented());
     for names in documented.values_mut() {
         names.retain(|name| !OF_ARRIVALS.contains(&name.as_str()));
     }
     assert_eq!(seen, documented);
+    assert!(ready.iter().eq(documented.keys()), "{ready:?}");
 
     let scraped = std::fs::read_to_string(home.path().join("devnet/prometheus.yml")).unwrap();
     for member in ["gateway", "provider-1", "provider-2", "auditor-1", "host-1"] {
