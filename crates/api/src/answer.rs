@@ -19,6 +19,7 @@ use serde_json::{Map, Value, json};
 use tokio::time::timeout;
 
 use crate::metrics::{Finish, Metrics};
+use crate::traces::{self, Span};
 use crate::{Event, Generation, Logprob, Refusal, Source};
 
 /// Parts of a stream that are ready to be sent.
@@ -126,11 +127,13 @@ pub(crate) struct Meter {
     started: Instant,
     last: Option<Instant>,
     finished: bool,
+    /// Of the request: it is open as long as an answer to it is told.
+    span: Span,
 }
 
 impl Meter {
     pub(crate) fn new(metrics: Arc<Metrics>, model: String, started: Instant) -> Meter {
-        Meter { metrics, model, started, last: None, finished: false }
+        Meter { metrics, model, started, last: None, finished: false, span: traces::current() }
     }
 
     pub(crate) fn see(&mut self, event: &Event) {
@@ -148,12 +151,16 @@ impl Meter {
                 self.finish(finish);
                 self.tokens(*usage);
             }
-            Event::Failed(_) => self.finish(Finish::Error),
+            Event::Failed(refusal) => {
+                self.span.fail(refusal.code());
+                self.finish(Finish::Error);
+            }
         }
     }
 
     pub(crate) fn tokens(&self, usage: Usage) {
         self.metrics.tokens(&self.model, usage);
+        self.span.used(usage.prompt_tokens, usage.completion_tokens);
     }
 
     /// Nothing was measured: the request was refused.
@@ -170,6 +177,7 @@ impl Meter {
 impl Drop for Meter {
     fn drop(&mut self) {
         if !self.finished {
+            self.span.fail("client_left");
             self.finish(Finish::Abort);
         }
     }
@@ -208,6 +216,11 @@ impl Choices {
     /// Who answers, in order of index.
     pub(crate) fn sources(&self) -> Vec<Source> {
         self.running.iter().filter_map(|r| r.generation.as_ref()?.source).collect()
+    }
+
+    /// Whether there is none yet.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.running.is_empty()
     }
 
     fn len(&self) -> usize {

@@ -18,7 +18,7 @@ use crate::metrics::Finish;
 use crate::parameters::prompts::ids;
 use crate::parameters::{Object, body_object, model, out_of_range, over_limit, unsupported, wrong_type};
 use crate::server::{Shared, encoder, receive, with_receipts};
-use crate::{EmbeddingOrder, Inference, Refusal};
+use crate::{EmbeddingOrder, Inference, Refusal, traces};
 
 /// How vectors are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,6 +109,7 @@ pub(crate) async fn route<I: Inference>(
     let (asked, encoding) = (parsed.model.clone(), parsed.encoding);
     let request = parsed.request(card.root);
     request.check().map_err(over_limit)?;
+    traces::current().asks(&card.id);
     let mut meter = Meter::new(Arc::clone(&s.metrics), card.id, received.started);
     let order = EmbeddingOrder { request, request_id: received.request_id, caller: received.caller };
     let record = match s.inference.embed(order).await {

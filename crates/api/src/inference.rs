@@ -47,6 +47,11 @@ pub trait Inference: Send + Sync + 'static {
     /// What it is busy with.
     fn load(&self) -> Load;
 
+    /// Adds what it counts itself to the server's metrics: OpenMetrics text without its end, under names that begin with `assay_`.
+    fn metrics(&self, text: &mut String) {
+        let _ = text;
+    }
+
     /// The ledger by which it is paid by its clients, as its receipts name it; nothing if it asks them for no vouchers.
     fn settles(&self) -> Option<Domain> {
         None

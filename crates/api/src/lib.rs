@@ -20,6 +20,7 @@ mod refusal;
 pub mod relay;
 mod responses;
 mod server;
+pub mod traces;
 mod x402;
 
 pub use files::{FileOptions, FileStore, StorageError};
@@ -27,6 +28,7 @@ pub use inference::{
     ApiKey, Arriving, Caller, EmbeddingOrder, Event, Generation, Inference, Load, Logprob, ModelCard, Order,
     Owner, Source, Task, TokenChance,
 };
+pub use metrics::OPENMETRICS;
 pub use payment::{ChannelState, PaymentProblem, PaymentRefused, PaymentTerms};
 pub use refusal::Refusal;
 pub use server::{ServerOptions, router, serve, serve_with_files};

@@ -14,6 +14,9 @@ use prometheus_client::registry::Registry;
 
 use crate::{Arriving, Load};
 
+/// The content type of metrics.
+pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ModelLabel {
     model_name: String,
@@ -117,6 +120,7 @@ impl Metrics {
         m
     }
 
+    /// All of them, without an end: the implementor's own may follow.
     pub(crate) fn text(&self, load: Load, models: &[String], arriving: &[Arriving]) -> String {
         let gauges = [&self.arriving_bytes, &self.arriving_size, &self.arriving_layer];
         gauges.iter().for_each(|gauge| gauge.clear());
@@ -133,7 +137,7 @@ impl Metrics {
         self.cache.get_or_create(&label).set(f64::from(load.kv_cache_used_ppm) / 1e6);
         let mut text = String::new();
         // Writing to a string does not fail.
-        let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
+        let _ = prometheus_client::encoding::text::encode_registry(&mut text, &self.registry);
         text
     }
 

@@ -26,6 +26,8 @@ pub use self::server::{OfferSigner, Relay, RelayOptions};
 use crate::Refusal;
 use crate::inference::Logprob;
 
+/// Where orders are sent.
+pub(crate) const ORDERS: &str = "/v1/orders";
 /// Most bytes of a sealed order: the largest request and what sealing adds.
 pub const ORDER_BYTES_MAX: usize = 17 << 20;
 /// Most bytes of a sealed frame: the largest record and what sealing adds.

@@ -27,13 +27,13 @@ use crate::answer::chat::ChatStream;
 use crate::answer::completions::CompletionStream;
 use crate::answer::{self, Choices, Frame, Meter};
 use crate::files::{self, Desk, FileOptions, FileStore, MaybeDesk};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, OPENMETRICS};
 use crate::parameters::{Route, parse};
 use crate::refusal::Refused;
 use crate::x402::{self, Paid, Sent};
 use crate::{
     ApiKey, Arriving, Caller, Inference, ModelCard, Order, Owner, Refusal, Source, Task, batches, embeddings,
-    messages, ollama, responses,
+    messages, ollama, relay, responses, traces,
 };
 
 pub(crate) const RECEIPT_HEADER: HeaderName = HeaderName::from_static("x-assay-receipt");
@@ -204,14 +204,21 @@ async fn around<I: Inference>(State(s): State<Shared<I>>, mut request: Request, 
         None => format!("req-{:x}-{:x}", s.started_ns, s.next_request.fetch_add(1, Relaxed)),
     };
     request.extensions_mut().insert(RequestId(id.clone()));
+    if request.uri().path() == relay::ORDERS {
+        // Its answer is sealed: whoever makes it counts it.
+        request.extensions_mut().insert(Arc::clone(&s.metrics));
+    }
     let paid = Paid::of(&request);
-    let mut response = next.run(request).await;
+    let span = traces::request(request.method(), request.uri().path(), request.headers());
+    let mut response = span.clone().within(next.run(request)).await;
+    span.count("http.response.status_code", response.status().as_u16().into());
     paid.tell(&s.inference, &mut response).await;
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID_HEADER, value);
     }
     if let Some(Refused(code)) = response.extensions().get::<Refused>() {
         s.metrics.refused(code);
+        span.fail(code);
     }
     response
 }
@@ -275,10 +282,15 @@ pub(crate) async fn start<I: Inference>(
     requests: impl Iterator<Item = assay_core::request::Request> + Send,
 ) -> Result<Choices, Refusal> {
     let mut choices = Choices::default();
+    let span = traces::current();
+    span.asks(&card.id);
     let mut requests = requests.peekable();
     while let Some(request) = requests.next() {
         if received.caller.authorization.is_some() && requests.peek().is_some() {
             return Err(one_answer());
+        }
+        if choices.is_empty() {
+            span.limited(request.max_tokens);
         }
         let order = Order {
             request,
@@ -291,6 +303,7 @@ pub(crate) async fn start<I: Inference>(
             return Err(one_answer());
         }
         let generation = generation?;
+        span.responds(&generation.receipt_id);
         choices.push(generation, Meter::new(Arc::clone(&s.metrics), card.id.clone(), received.started));
     }
     Ok(choices)
@@ -551,9 +564,11 @@ async fn health<I: Inference>(State(s): State<Shared<I>>) -> Response {
 
 async fn metrics<I: Inference>(State(s): State<Shared<I>>) -> Response {
     let models: Vec<String> = s.inference.models().into_iter().map(|m| m.id).collect();
-    let text = s.metrics.text(s.inference.load(), &models, &s.inference.arriving());
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], text).into_response()
+    let mut text = s.metrics.text(s.inference.load(), &models, &s.inference.arriving());
+    s.inference.metrics(&mut text);
+    // Writing to a string does not fail.
+    let _ = prometheus_client::encoding::text::encode_eof(&mut text);
+    ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response()
 }
 
 async fn hint<I: Inference>(State(s): State<Shared<I>>, headers: HeaderMap) -> String {

@@ -21,29 +21,59 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Arg, ArgAction, Command};
 use toml::{Table, Value};
 
+use crate::home::Home;
+
 /// The file's name in the data directory.
 pub const FILE: &str = "assay.toml";
 
 /// The command line with what the configuration file adds.
 pub fn with_file(cli: &Command, line: Vec<OsString>) -> Result<Vec<OsString>> {
-    let path = match std::env::var_os("ASSAY_CONFIG").filter(|path| !path.is_empty()) {
-        Some(path) => PathBuf::from(path),
-        None => match crate::home::Home::open(data_dir(&line).as_deref()) {
-            Ok(home) => home.path().join(FILE),
-            // Without a data directory there is no file; the command says what is missing.
-            Err(_) => return Ok(line),
-        },
-    };
-    let text = match std::fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound && std::env::var_os("ASSAY_CONFIG").is_none() => {
-            return Ok(line);
-        }
-        Err(e) => return Err(e).with_context(|| path.display().to_string()),
-    };
-    let table: Table = text.parse().with_context(|| path.display().to_string())?;
+    // Without a data directory there is no file; the command says what is missing.
+    let home = Home::open(data_dir(&line).as_deref()).ok();
+    let Some((path, table)) = read(home.as_ref())? else { return Ok(line) };
     merged(cli, &table, line, &|name| std::env::var_os(name).is_some())
         .with_context(|| path.display().to_string())
+}
+
+/// The file's path and what is in it, if there is one.
+fn read(home: Option<&Home>) -> Result<Option<(PathBuf, Table)>> {
+    let named = std::env::var_os("ASSAY_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
+    let is_named = named.is_some();
+    let Some(path) = named.or_else(|| home.map(|home| home.path().join(FILE))) else { return Ok(None) };
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && !is_named => return Ok(None),
+        Err(e) => return Err(e).with_context(|| path.display().to_string()),
+    };
+    let table = text.parse().with_context(|| path.display().to_string())?;
+    Ok(Some((path, table)))
+}
+
+/// What daemons would be started with, as far as environment and file say it: for who looks at them from outside.
+pub struct Settings(Table);
+
+impl Settings {
+    pub fn read(home: &Home) -> Result<Settings> {
+        Ok(Settings(read(Some(home))?.map(|(_, table)| table).unwrap_or_default()))
+    }
+
+    /// Whether there is a table of a command.
+    pub fn has(&self, command: &str) -> bool {
+        self.0.contains_key(command)
+    }
+
+    /// An option's value: of the environment's variable, if it has one and that is set, else of the file.
+    pub fn text(&self, command: &str, key: &str, variable: Option<&str>) -> Option<String> {
+        let set = variable.and_then(|name| std::env::var(name).ok()).filter(|value| !value.is_empty());
+        let said = || self.0.get(command)?.get(key)?.as_str().map(str::to_owned);
+        set.or_else(said)
+    }
+
+    /// Whether a switch is on.
+    pub fn is_on(&self, command: &str, key: &str) -> bool {
+        let value = self.0.get(command).and_then(|table| table.get(key));
+        value.and_then(Value::as_bool).unwrap_or_default()
+    }
 }
 
 /// The data directory that the command line names.

@@ -1,7 +1,9 @@
-//! The data directory, and the models in it.
+//! The data directory, the models in it, and which daemon uses it.
 
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use assay_core::id::ModelRoot;
@@ -11,6 +13,47 @@ use assay_engine::artifact::Artifact;
 pub static BUILT_IN: &[u8] = include_bytes!("../../../models/stories-1.7m.assay");
 /// Its path, in messages.
 const BUILT_IN_NAME: &str = "(built in)";
+
+/// How often a daemon asks for its data directory, and how long it waits in between: who only looks whether it is held lets go at once.
+const HOLD_ATTEMPTS: u32 = 10;
+const HOLD_PAUSE: Duration = Duration::from_millis(50);
+
+/// A process of which a data directory has one at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Daemon {
+    Provider,
+    Host,
+    Gateway,
+    Auditor,
+}
+
+impl Daemon {
+    pub const ALL: [Daemon; 4] = [Daemon::Provider, Daemon::Host, Daemon::Gateway, Daemon::Auditor];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Daemon::Provider => "provider",
+            Daemon::Host => "host",
+            Daemon::Gateway => "gateway",
+            Daemon::Auditor => "auditor",
+        }
+    }
+
+    /// What starts it.
+    pub fn command(self) -> &'static str {
+        match self {
+            Daemon::Provider => "assay up",
+            Daemon::Host => "assay host",
+            Daemon::Gateway => "assay gateway",
+            Daemon::Auditor => "assay auditor",
+        }
+    }
+}
+
+/// A data directory that is held for a daemon, until this is dropped or the process ends, however it ends: the lock is the kernel's.
+pub struct Held {
+    _lock: File,
+}
 
 /// A data directory.
 pub struct Home {
@@ -32,6 +75,50 @@ impl Home {
     /// The directory.
     pub fn path(&self) -> &Path {
         &self.root
+    }
+
+    /// The file by whose lock a daemon holds the directory.
+    fn lock_path(&self, daemon: Daemon) -> PathBuf {
+        self.root.join("locks").join(daemon.name())
+    }
+
+    /// Holds the directory for a daemon. Fails if another process of its kind does.
+    pub fn hold(&self, daemon: Daemon) -> Result<Held> {
+        let path = self.lock_path(daemon);
+        let open = || -> std::io::Result<File> {
+            if let Some(folder) = path.parent() {
+                std::fs::create_dir_all(folder)?;
+            }
+            File::options().read(true).write(true).create(true).truncate(false).open(&path)
+        };
+        let lock = open().with_context(|| path.display().to_string())?;
+        for attempt in 1..=HOLD_ATTEMPTS {
+            match lock.try_lock() {
+                Ok(()) => return Ok(Held { _lock: lock }),
+                Err(TryLockError::WouldBlock) if attempt < HOLD_ATTEMPTS => std::thread::sleep(HOLD_PAUSE),
+                Err(TryLockError::WouldBlock) => break,
+                Err(TryLockError::Error(e)) => return Err(e).with_context(|| path.display().to_string()),
+            }
+        }
+        bail!(
+            "another `{}` uses {}; stop it, or give this one a data directory of its own with --data-dir",
+            daemon.command(),
+            self.root.display()
+        )
+    }
+
+    /// Whether a daemon holds the directory now. Changes nothing.
+    pub fn is_held(&self, daemon: Daemon) -> std::io::Result<bool> {
+        let lock = match File::open(self.lock_path(daemon)) {
+            Ok(lock) => lock,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            Err(e) => return Err(e),
+        };
+        match lock.try_lock_shared() {
+            Ok(()) => Ok(false),
+            Err(TryLockError::WouldBlock) => Ok(true),
+            Err(TryLockError::Error(e)) => Err(e),
+        }
     }
 
     /// Where the node's key is.

@@ -13,12 +13,14 @@ mod commands;
 mod config;
 mod home;
 mod progress;
+mod telemetry;
 
 use commands::{
     audit, auditor, bench, chain, devnet, dispute, doctor, gateway, host, hub, import, key, keys, ledger,
     models, money, publish, pull, run, search, stake, trace, up, vectors, verify,
 };
 use home::Home;
+use telemetry::Traces;
 
 /// An open network for AI inference that nobody has to trust: serve models whose answers anyone can re-execute to the bit.
 #[derive(Parser)]
@@ -97,6 +99,19 @@ enum Command {
     },
 }
 
+impl Command {
+    /// What a daemon is called in traces; nothing else has any.
+    fn service(&self) -> Option<&'static str> {
+        match self {
+            Command::Up(_) | Command::Serve(_) => Some("assay-provider"),
+            Command::Gateway(_) => Some("assay-gateway"),
+            Command::Host(_) => Some("assay-host"),
+            Command::Auditor(_) => Some("assay-auditor"),
+            _ => None,
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let line = match config::with_file(&Cli::command(), std::env::args_os().collect()) {
         Ok(line) => line,
@@ -112,6 +127,8 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     // Nothing else installs TLS, so it cannot have been installed before.
     let _ = rustls::crypto::ring::default_provider().install_default();
+    // Until the end of the command.
+    let _traces = cli.command.service().and_then(Traces::start);
     let home = || Home::open(cli.data_dir.as_deref());
     let result = match cli.command {
         Command::Devnet(c) => home().and_then(|h| c.run(&h)).map(|()| ExitCode::SUCCESS),

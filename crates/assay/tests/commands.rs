@@ -124,6 +124,7 @@ fn the_doctor_finds_a_damaged_model_and_a_damaged_key() {
     std::fs::create_dir_all(home.path().join("models")).unwrap();
     std::fs::write(home.path().join("models/damaged.assay"), bytes).unwrap();
     assert!(!find("damaged.assay"));
+    std::fs::create_dir_all(home.path().join("node")).unwrap();
     std::fs::write(home.path().join("node/key"), "nonsense").unwrap();
     assert!(!find("key"));
 }

@@ -181,7 +181,7 @@ fn an_auditor_says_what_it_lacks_takes_its_seats_and_stops() {
     fine(home, &chain, &["stake", "250", "--role", "auditor"]);
     let mut auditor = command(home)
         .env("ASSAY_RPC", &chain.url)
-        .args(["auditor", "--seats", "3", "--every", "1"])
+        .args(["auditor", "--listen", "127.0.0.1:0", "--seats", "3", "--every", "1"])
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()

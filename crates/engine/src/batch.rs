@@ -103,6 +103,8 @@ pub enum SubmitError {
 /// What happens to a job.
 #[derive(Debug)]
 pub enum Event {
+    /// It left the queue: the next pass executes some of its prompt.
+    Admitted,
     /// The whole prompt has been read and the first token chosen.
     Started,
     /// A token was chosen.
@@ -304,7 +306,7 @@ impl<'t> Batcher<'t> {
         self.running.retain(|a| !a.cancelled);
     }
 
-    fn admit(&mut self) {
+    fn admit(&mut self, report: &mut dyn FnMut(JobId, Event)) {
         while self.running.len() < self.limits.running_max {
             let Some(job) = self.waiting.front() else { return };
             let cache_bytes = self.cache_bytes_of(job);
@@ -313,6 +315,7 @@ impl<'t> Batcher<'t> {
             }
             let capacity = self.capacity(job);
             let Some(job) = self.waiting.pop_front() else { return };
+            report(job.id, Event::Admitted);
             let rules = StopRules {
                 end_tokens: self.end_tokens.clone(),
                 stop: job.stop.clone(),
@@ -336,8 +339,8 @@ impl<'t> Batcher<'t> {
     }
 
     /// Whom the next pass is for and which tokens it executes; `None` when nobody runs.
-    fn compose(&mut self) -> Option<UnderWay> {
-        self.admit();
+    fn compose(&mut self, report: &mut dyn FnMut(JobId, Event)) -> Option<UnderWay> {
+        self.admit(report);
         let rows_max = self.limits.rows_max.clamp(1, crate::forward::BATCH_ROWS_MAX);
         // Decoding requests first: each needs one row, and someone is reading along.
         let mut order: Vec<usize> = (0..self.running.len()).collect();
@@ -368,7 +371,7 @@ impl<'t> Batcher<'t> {
     /// stop on the way; the next step goes on with it.
     pub fn step(&mut self, report: &mut dyn FnMut(JobId, Event)) -> Stepped {
         let begun = self.under_way.take();
-        let Some(mut under_way) = begun.or_else(|| self.compose()) else { return Stepped::Done };
+        let Some(mut under_way) = begun.or_else(|| self.compose(report)) else { return Stepped::Done };
         let kernel = self.executor.kernel();
         let UnderWay { pass, taking, tokens, positions } = &mut under_way;
         let executed = self.executor.go_on(pass, &mut segments(&mut self.running, taking, tokens));

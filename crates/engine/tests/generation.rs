@@ -67,7 +67,7 @@ fn run(batcher: &mut Batcher<'_>) -> BTreeMap<JobId, (Answer, String)> {
     let (mut answers, mut texts) = (BTreeMap::new(), BTreeMap::<JobId, String>::new());
     while !batcher.is_idle() {
         batcher.step(&mut |id, event| match event {
-            Event::Started => {}
+            Event::Admitted | Event::Started => {}
             Event::Token { text, .. } => texts.entry(id).or_default().push_str(&text),
             Event::Done(answer) => {
                 answers.insert(id, (*answer, texts.remove(&id).unwrap_or_default()));

@@ -20,6 +20,7 @@ mod writer;
 
 use std::fmt;
 
+use prometheus_client::metrics::counter::Counter;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
@@ -366,6 +367,20 @@ impl Books {
 pub struct Accounts {
     store: Store,
     work: mpsc::Sender<Work>,
+    tally: Tally,
+}
+
+/// What a process has had its books do since it began. Clones count together.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    /// Times that money was set aside.
+    pub(crate) holds: Counter,
+    /// Holds that ended with a charge.
+    pub(crate) charges: Counter,
+    /// What was charged, in millionths of a dollar.
+    pub(crate) charged: Counter,
+    /// Holds that ended without a charge.
+    pub(crate) releases: Counter,
 }
 
 fn named(name: &str) -> Result<(), AccountsError> {
@@ -385,13 +400,28 @@ impl Accounts {
     pub async fn open(url: &str) -> Result<Accounts, AccountsError> {
         let store = Store::open(url).await?;
         let work = writer::start(store.clone());
-        Ok(Accounts { store, work })
+        Ok(Accounts { store, work, tally: Tally::default() })
+    }
+
+    /// Looks at a database that is there: how many keys it has, and what SQLite finds wrong with its file, if anything. Makes and changes nothing.
+    pub async fn examine(url: &str) -> Result<(i64, Option<String>), AccountsError> {
+        Store::examine(url).await
+    }
+
+    /// What was asked of the books by this process.
+    pub fn tally(&self) -> &Tally {
+        &self.tally
     }
 
     /// Sets money aside for a request, if its key may begin it.
     pub async fn reserve(&self, ask: Ask) -> Result<Reserved, AccountsError> {
         match self.hand(Deed::Reserve(ask)).await? {
-            Outcome::Reserved(reserved) => Ok(reserved?),
+            Outcome::Reserved(reserved) => {
+                if let Ok(Reserved::Held(_)) = reserved {
+                    self.tally.holds.inc();
+                }
+                Ok(reserved?)
+            }
             Outcome::Settled(_) => Err(AccountsError::Closed),
         }
     }
@@ -404,12 +434,22 @@ impl Accounts {
         answer: Answered,
         now_ms: i64,
     ) -> Result<Settled, AccountsError> {
-        self.settle(Deed::Charge { hold, amount, answer: Box::new(answer), now_ms }).await
+        let deed = Deed::Charge { hold, amount, answer: Box::new(answer), now_ms };
+        let settled = self.settle(deed).await?;
+        if let Settled::Now(charged) = settled {
+            self.tally.charges.inc();
+            self.tally.charged.inc_by(charged.0);
+        }
+        Ok(settled)
     }
 
     /// Ends a hold: everything goes back. A failed or empty answer costs nothing.
     pub async fn release(&self, hold: HoldId) -> Result<Settled, AccountsError> {
-        self.settle(Deed::Release { hold }).await
+        let settled = self.settle(Deed::Release { hold }).await?;
+        if let Settled::Now(_) = settled {
+            self.tally.releases.inc();
+        }
+        Ok(settled)
     }
 
     /// Releases holds whose time is over: their gateway is gone. Says how many.

@@ -59,6 +59,25 @@ pub struct OnChain {
     pub closing: bool,
 }
 
+/// Lanes as they are shown: how many, and what they hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// With a request.
+    pub running: usize,
+    /// Without one.
+    pub idle: usize,
+    /// Whose withdrawal was announced.
+    pub leaving: usize,
+    /// Those with a deposit on its way.
+    pub depositing: usize,
+    /// What was put in and did not leave.
+    pub balance: u128,
+    /// What is believed to have been charged, all in all.
+    pub charged: u128,
+    /// Requests that wait for a lane.
+    pub waiting: usize,
+}
+
 /// A lane that was taken for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Taken {
@@ -251,6 +270,20 @@ impl Lanes {
     /// All lanes: what each holds, what was charged, and what was signed.
     pub fn sums(&self) -> impl Iterator<Item = (u128, u128, u128)> + '_ {
         self.lanes.iter().map(|lane| (lane.balance, lane.charged, lane.signed))
+    }
+
+    /// Adds these lanes to what is shown.
+    pub fn show(&self, seen: &mut Seen) {
+        for lane in &self.lanes {
+            match lane {
+                Lane { running: Some(_), .. } => seen.running += 1,
+                Lane { closing: true, .. } => seen.leaving += 1,
+                _ => seen.idle += 1,
+            }
+            seen.depositing += usize::from(lane.depositing);
+            seen.balance = seen.balance.saturating_add(lane.balance);
+            seen.charged = seen.charged.saturating_add(lane.charged);
+        }
     }
 
     /// Lanes with a request.

@@ -9,6 +9,7 @@
 
 mod attempt;
 mod kept;
+mod metrics;
 mod money;
 mod resume;
 mod telling;
@@ -21,7 +22,7 @@ use alloy_primitives::{B128, B256};
 use assay_api::relay::{Destination, Frame, RelayClient, Work};
 use assay_api::{
     Caller, EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Owner, Refusal, Settlement,
-    Source, Task,
+    Source, Task, traces,
 };
 use assay_core::answer::AnswerRecord;
 use assay_core::authorization::Authorization;
@@ -35,6 +36,7 @@ use tokio::sync::mpsc;
 
 use self::attempt::{Candidate, Nothing, Question, Whole, race};
 use self::kept::{Kept, Records};
+use self::metrics::Metrics;
 use self::money::Purse;
 use self::resume::Told;
 use self::telling::{Telling, agreed};
@@ -42,7 +44,7 @@ use crate::accounts::Accounts;
 use crate::callers::{self, Callers};
 use crate::lanes::payer::Payer;
 use crate::queue::{Queue, QueueOptions, Turn};
-use crate::routing::{BUSY_MS, Routing, Want};
+use crate::routing::{BUSY_MS, Outcome, Routing, Want};
 
 /// Clocks of providers and gateways may differ by this much, in seconds.
 const SKEW_S: u64 = 60;
@@ -97,6 +99,7 @@ struct Inner {
     payer: Option<Arc<Payer>>,
     records: Mutex<Records>,
     queue: Arc<Queue>,
+    metrics: Metrics,
     options: NetworkOptions,
     started: Instant,
 }
@@ -163,6 +166,13 @@ impl Inner {
         able.take(self.options.attempts_max).collect()
     }
 
+    /// An attempt that began is over.
+    fn ended(&self, provider: NodeAddress, want: &Want, outcome: Outcome) {
+        self.metrics.attempt(outcome);
+        let now_ms = self.clock_ms();
+        self.routing().ended(provider, want, outcome, now_ms);
+    }
+
     /// Waits until the caller's key has its turn.
     async fn turn(&self, caller: &Caller) -> Result<Turn, Refusal> {
         let key = match (&caller.behalf, &caller.key, &caller.authorization) {
@@ -200,6 +210,8 @@ impl Inner {
 impl Network {
     /// A network of nobody yet. With `accounts`, requests need keys and are charged; without, everyone may ask.
     pub fn new(accounts: Option<Accounts>, options: NetworkOptions) -> Network {
+        let queue = Arc::new(Queue::new(options.queue));
+        let metrics = Metrics::new(&queue, accounts.as_ref().map(Accounts::tally));
         let inner = Inner {
             client: RelayClient::new(),
             routing: Mutex::default(),
@@ -208,7 +220,8 @@ impl Network {
             callers: None,
             payer: None,
             records: Mutex::default(),
-            queue: Arc::new(Queue::new(options.queue)),
+            queue,
+            metrics,
             options,
             started: Instant::now(),
         };
@@ -217,7 +230,9 @@ impl Network {
 
     /// Pays providers that want to be paid on the payer's ledger.
     pub fn paying(mut self, payer: Arc<Payer>) -> Network {
-        Arc::get_mut(&mut self.inner).expect("nothing runs yet").payer = Some(payer);
+        let inner = Arc::get_mut(&mut self.inner).expect("nothing runs yet");
+        inner.metrics.paying(&payer);
+        inner.payer = Some(payer);
         self
     }
 
@@ -364,7 +379,10 @@ impl Inference for Network {
                 match Purse::open(accounts, &caller, key, most).await? {
                     money::Opened::Purse(purse) => Some(purse),
                     money::Opened::Answered(receipt) => match self.again(receipt) {
-                        Some(generation) => return Ok(generation),
+                        Some(generation) => {
+                            inner.metrics.repeated.inc();
+                            return Ok(generation);
+                        }
                         // Not here any more: to execute it for nothing would be an offer to whoever asks for that.
                         None => Some(Purse::anew(accounts, &caller, key, most).await?),
                     },
@@ -400,6 +418,7 @@ impl Inference for Network {
         let (mut first, turn) = match began.await {
             Ok(began) => began,
             Err(refusal) => {
+                inner.metrics.refused.inc();
                 if let Some(purse) = purse {
                     purse.release().await;
                 }
@@ -426,7 +445,7 @@ impl Inference for Network {
             _turn: turn,
         };
         // Owned by the request: it ends with the answer, or when the client's receiver is gone.
-        tokio::spawn(telling.forward(first, events));
+        traces::current().spawn(telling.forward(first, events));
         Ok(Generation { receipt_id, prompt_tokens, source, events: receiver })
     }
 
@@ -456,6 +475,7 @@ impl Inference for Network {
                 money::Opened::Answered(receipt) => {
                     if let Some(Kept { record: Record::Embedding(record), .. }) = inner.records().get(receipt)
                     {
+                        inner.metrics.repeated.inc();
                         return Ok(Arc::new((**record).clone()));
                     }
                     Some(Purse::anew(accounts, &caller, key, most).await?)
@@ -510,12 +530,14 @@ impl Inference for Network {
                 let kept =
                     Kept { record: Record::Embedding(record.clone()), events: vec![], bytes, named: None };
                 inner.records().keep(kept);
+                inner.metrics.answered.inc();
                 return Ok(Arc::new(*record));
             }
             if last.as_ref().is_some_and(may_wait) && Instant::now() < until {
                 turn = held.busy(Duration::from_millis(BUSY_MS)).await.ok();
             }
         }
+        inner.metrics.refused.inc();
         if let Some(purse) = purse {
             purse.release().await;
         }
@@ -557,6 +579,10 @@ impl Inference for Network {
             Some(accounts) => money::owner(accounts, caller).await,
             None => Ok(Owner::default()),
         }
+    }
+
+    fn metrics(&self, text: &mut String) {
+        self.inner.metrics.text(&self.inner, text);
     }
 
     fn load(&self) -> Load {

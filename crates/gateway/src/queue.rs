@@ -6,10 +6,12 @@
 //! request is.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use assay_core::id::Hash;
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::oneshot;
 
 /// How the queue is kept.
@@ -189,13 +191,16 @@ pub enum NoTurn {
 pub struct Queue {
     turns: Mutex<Turns<oneshot::Sender<()>>>,
     wait: Duration,
+    /// Requests that had to wait, and for how many seconds, all in all.
+    pub(crate) waits: Counter,
+    pub(crate) waited: Counter<f64, AtomicU64>,
 }
 
 impl Queue {
     /// An empty one.
     pub fn new(options: QueueOptions) -> Queue {
         let turns = Mutex::new(Turns::new(options.running_max, options.waiting_max));
-        Queue { turns, wait: options.wait }
+        Queue { turns, wait: options.wait, waits: Counter::default(), waited: Counter::default() }
     }
 
     fn turns(&self) -> MutexGuard<'_, Turns<oneshot::Sender<()>>> {
@@ -205,6 +210,12 @@ impl Queue {
     /// Requests that wait.
     pub fn waiting(&self) -> usize {
         self.turns().waiting()
+    }
+
+    /// Requests that run, and how many may.
+    pub fn running(&self) -> (usize, usize) {
+        let turns = self.turns();
+        (turns.running(), turns.limit)
     }
 
     /// Waits until a request of `key` may run.
@@ -254,7 +265,11 @@ struct Waiting {
 
 impl Waiting {
     async fn turn(mut self) -> Result<Turn, NoTurn> {
-        match tokio::time::timeout(self.queue.wait, &mut self.grant).await {
+        let began = Instant::now();
+        let granted = tokio::time::timeout(self.queue.wait, &mut self.grant).await;
+        self.queue.waits.inc();
+        self.queue.waited.inc_by(began.elapsed().as_secs_f64());
+        match granted {
             Ok(Ok(())) => {
                 Ok(Turn { queue: Arc::clone(&self.queue), key: self.key, held: true, answered: false })
             }

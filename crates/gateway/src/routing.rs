@@ -101,6 +101,8 @@ pub struct Standing {
     pub completed: u64,
     /// Failures.
     pub failed: u64,
+    /// Failures since the last answer.
+    pub failures: u32,
 }
 
 /// Providers and what is believed of them.
@@ -192,6 +194,7 @@ impl Routing {
             rests_until_ms: p.rests_until_ms,
             completed: p.completed,
             failed: p.failed,
+            failures: p.failures,
         })
     }
 

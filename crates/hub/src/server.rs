@@ -57,6 +57,9 @@ impl Default for ServerOptions {
     }
 }
 
+/// The content type of metrics.
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
 struct Host {
     store: Store,
     rate: Rate,
@@ -317,7 +320,7 @@ async fn have(State(host): Hosted, Path(hash): Path<String>) -> Result<Response,
 async fn metrics(State(host): Hosted) -> Response {
     let mut text = String::new();
     match prometheus_client::encoding::text::encode(&mut text, &host.registry) {
-        Ok(()) => text.into_response(),
+        Ok(()) => ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }

@@ -265,6 +265,24 @@ impl Ledger {
         sender.send("enrol the node", self.parts.at.registry, &call).await
     }
 
+    /// Gives a node of the sender roles beside those that it has.
+    pub async fn add_roles(&self, sender: &Sender, node: Address, roles: u8) -> Result<Mined, SendError> {
+        let call = Registry::addRolesCall { node, roles };
+        sender.send("give the node roles", self.parts.at.registry, &call).await
+    }
+
+    /// Says where a node answers, which is the sender or belongs to it.
+    pub async fn describe(
+        &self,
+        sender: &Sender,
+        node: Address,
+        endpoint: String,
+        price_list: B256,
+    ) -> Result<Mined, SendError> {
+        let call = Registry::describeCall { node, endpoint, priceList: price_list };
+        sender.send("describe the node", self.parts.at.registry, &call).await
+    }
+
     /// The domain in which a node's key agrees to its owner.
     pub fn registry_domain(&self) -> Eip712Domain {
         eip712_domain! {

@@ -10,6 +10,7 @@
 mod decide;
 mod event;
 mod journal;
+mod metrics;
 mod read;
 mod shown;
 mod told;
@@ -19,6 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use alloy_eips::BlockId;
 use alloy_primitives::{Address, B256, U256};
 use assay_api::audits::{AuditClient, AuditError};
 use assay_core::answer::AnswerRecord;
@@ -30,10 +32,11 @@ use assay_ledger::client::ClientError;
 use assay_ledger::contracts::{Audits, Disputes, Objections, b256, node_address};
 use assay_ledger::docket::{DemandId, DemandKind, DisputeId, Docket};
 use assay_ledger::follow::FollowError;
-use assay_ledger::ledger::{Ledger, Phase, Role};
+use assay_ledger::ledger::{Ledger, Phase, Role, logged};
 use assay_ledger::sender::{SendError, Sender};
 use assay_verify::dispute::Party;
 use assay_verify::receipts::audit_digest;
+use prometheus_client::registry::Registry;
 
 pub use self::decide::{
     AccusationView, BatchId, BatchView, Bonds, DEMANDS_MAX, Duty, LAST_PART, MemberPhase, MemberView,
@@ -41,6 +44,7 @@ pub use self::decide::{
 };
 pub use self::event::{Event, Listener};
 pub use self::journal::{Commitment, Done, Journal, JournalError, Work};
+use self::metrics::Metrics;
 pub use self::told::{Draw, Drawn, TellError, check};
 use self::work::Audit;
 use crate::disputes::{self, Case, MoveError};
@@ -149,6 +153,7 @@ pub struct Auditor {
     journal: Journal,
     options: AuditorOptions,
     listener: Listener,
+    metrics: Metrics,
     /// Batches that are being audited.
     audits: BTreeMap<BatchId, Audit>,
     /// Batches of which nothing is left to do.
@@ -181,6 +186,8 @@ impl Auditor {
         let folder = options.folder.join(format!("{genesis:x}-{:x}-{auditor:x}", ledger.parts().directory));
         let journal = Journal::open(folder)?;
         let docket = Docket::open(ledger.clone(), auditor, &options.folder).await?;
+        let metrics = Metrics::default();
+        let listener = metrics.counting(auditor, listener);
         Ok(Auditor {
             ledger,
             sender,
@@ -191,6 +198,7 @@ impl Auditor {
             journal,
             options,
             listener,
+            metrics,
             audits: BTreeMap::new(),
             over: BTreeSet::new(),
             seats: None,
@@ -202,6 +210,11 @@ impl Auditor {
     /// The auditor's address.
     pub fn address(&self) -> Address {
         self.auditor
+    }
+
+    /// What it counts, for whoever shows it.
+    pub fn metrics(&self) -> Registry {
+        self.metrics.registry()
     }
 
     /// One round: everything that is due, once. Says how many duties were done.
@@ -231,6 +244,8 @@ impl Auditor {
             }
         }
         self.tidy(&view);
+        let coins = self.ledger.client().coin(self.auditor, BlockId::latest()).await?;
+        self.metrics.read(&view, coins);
         Ok(done)
     }
 
@@ -266,6 +281,10 @@ impl Auditor {
                 let call = Audits::collectCall { provider, epoch, member: U256::from(*member) };
                 let audits = self.ledger.parts().at.audits;
                 let sent = self.sender.send(&format!("collect for epoch {epoch}"), audits, &call).await;
+                if let Some(paid) = sent.as_ref().ok().and_then(|mined| logged::<Audits::Paid>(mined, audits))
+                {
+                    self.metrics.earned(paid.amount);
+                }
                 Ok(once::<Audits::WrongPhase>(sent)?
                     .then_some(Event::Collected { batch: *id, member: *member }))
             }

@@ -46,9 +46,14 @@ impl std::fmt::Debug for NodeKey {
 impl NodeKey {
     /// Reads the key in `path`, or makes one there.
     pub fn load_or_create(path: &Path) -> Result<NodeKey, KeyError> {
+        NodeKey::load(path)?.map_or_else(|| NodeKey::create(path), Ok)
+    }
+
+    /// Reads the key in `path`, if there is one.
+    pub fn load(path: &Path) -> Result<Option<NodeKey>, KeyError> {
         match std::fs::read_to_string(path) {
-            Ok(text) => NodeKey::parse(path, text.trim()),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => NodeKey::create(path),
+            Ok(text) => NodeKey::parse(path, text.trim()).map(Some),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(KeyError::Io { path: path.to_owned(), source }),
         }
     }

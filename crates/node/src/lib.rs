@@ -10,6 +10,7 @@ pub mod fetched;
 pub mod files;
 pub mod host;
 pub mod key;
+pub mod observed;
 pub mod provider;
 pub mod secret;
 mod sending;

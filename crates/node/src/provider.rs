@@ -7,10 +7,11 @@ mod embedding;
 mod stock;
 mod teller;
 
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, OnceLock, RwLock};
 use std::time::Instant;
 
 use assay_api::relay::{OfferSigner, Relay, RelayOptions};
+use assay_api::traces::{self, Span, SpanKind};
 use assay_api::{
     Caller, ChannelState, EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Refusal,
     Source, Task,
@@ -28,6 +29,7 @@ use assay_engine::batch::{Answer, Event as EngineEvent, Job, SubmitError};
 use assay_engine::constants::Constants as _;
 use assay_engine::text::tools::CallFinder;
 use axum::Router;
+use prometheus_client::registry::Registry;
 use tokio::sync::mpsc;
 
 use crate::key::NodeKey;
@@ -55,6 +57,8 @@ pub struct Provider {
     threads: u32,
     price: Option<Price>,
     till: Option<Arc<Till>>,
+    /// What is counted beside answers.
+    shown: OnceLock<Registry>,
 }
 
 impl Provider {
@@ -77,6 +81,7 @@ impl Provider {
             threads,
             price: None,
             till: None,
+            shown: OnceLock::new(),
         }
     }
 
@@ -88,6 +93,11 @@ impl Provider {
     /// Answers only who pays this price by vouchers that the till takes.
     pub fn settling(self, till: Arc<Till>, price: Price) -> Provider {
         Provider { price: Some(price), till: Some(till), ..self }
+    }
+
+    /// Shows these metrics beside those of its answers: those of its settlement. What is shown once stays.
+    pub fn show(&self, metrics: Registry) {
+        let _ = self.shown.set(metrics);
     }
 
     /// The routes by which gateways see what is offered and send orders.
@@ -171,6 +181,8 @@ impl Provider {
             .map_err(internal)?;
         let request_hash = request.hash();
         let seed = sampler_seed(nonce, request_hash, request.model);
+        let span = execution(traces::asked(&request.prompt), &model);
+        span.limited(request.max_tokens);
         let started = Instant::now();
         let job = |id| Job {
             id,
@@ -206,10 +218,12 @@ impl Provider {
             nonce_source,
             sequence,
             started,
+            admitted: None,
             first: None,
             threads: self.threads,
             kernel: model.kernel().name(),
             request_id,
+            span,
         };
         let (events, receiver) = mpsc::channel(PIECES);
         // Owned by the request: it ends with the answer, or when the client's receiver is gone.
@@ -217,6 +231,19 @@ impl Provider {
         let source = Some(Source { provider: self.key.address(), price: self.price });
         Ok(Generation { receipt_id, prompt_tokens, source, events: receiver })
     }
+}
+
+/// The span of an execution, below the request's: queue, prefill and decode are below it.
+fn execution(operation: &'static str, model: &ServedModel) -> Span {
+    let above = traces::current();
+    if !above.is_on() {
+        return Span::default();
+    }
+    let name = &model.artifact().provenance().name;
+    let span = above.child(SpanKind::Internal, format!("{operation} {name}"));
+    span.does(operation, name);
+    span.set("assay.kernel", model.kernel().name());
+    span
 }
 
 fn internal(e: impl std::fmt::Display) -> Refusal {
@@ -295,10 +322,13 @@ struct Answering {
     /// Held until the record is stored: as long as it is, its number is no gap in an epoch.
     sequence: Sequence,
     started: Instant,
+    /// When it left the queue.
+    admitted: Option<Instant>,
     first: Option<Instant>,
     threads: u32,
     kernel: &'static str,
     request_id: String,
+    span: Span,
 }
 
 impl Answering {
@@ -314,6 +344,10 @@ impl Answering {
                     Some(withdrawn) => no_receipt(&self.name, withdrawn),
                     None => internal("the engine stopped; see the server's log"),
                 }),
+                Some(EngineEvent::Admitted) => {
+                    self.admitted = Some(Instant::now());
+                    continue;
+                }
                 Some(EngineEvent::Started) => {
                     self.first = Some(Instant::now());
                     continue;
@@ -351,15 +385,25 @@ impl Answering {
 
     /// Signs and stores; the end of the answer is reported only after its record is durable.
     async fn conclude(self, answer: Answer) -> Event {
-        let request_id = self.request_id.clone();
+        let (request_id, span) = (self.request_id.clone(), self.span.clone());
+        let executed = Instant::now();
+        let first = self.first.unwrap_or(executed);
+        let admitted = self.admitted.unwrap_or(first);
+        span.past("queue", self.started, admitted);
+        span.past("prefill", admitted, first);
+        span.past("decode", first, executed);
         let done = tokio::task::spawn_blocking(move || self.record(answer)).await;
         match done {
             Ok(Ok(record)) => {
                 let usage = record.transcript.usage();
+                span.past("sign and store", executed, Instant::now());
+                span.used(usage.prompt_tokens, usage.completion_tokens);
+                span.responds(&record.receipt.receipt.id());
                 Event::End { stop: record.transcript.stop, usage, record: Arc::new(record) }
             }
             Ok(Err(message)) => {
                 tracing::error!(request_id, message, "an answer could not be receipted");
+                span.fail("no_receipt");
                 Event::Failed(Refusal::Internal { message })
             }
             Err(e) => Event::Failed(internal(e)),
@@ -476,6 +520,13 @@ impl Inference for Provider {
         }
         total.kv_cache_used_ppm = (used * 1_000_000).checked_div(limit).unwrap_or(0) as u32;
         total
+    }
+
+    fn metrics(&self, text: &mut String) {
+        if let Some(shown) = self.shown.get() {
+            // Writing to a string does not fail.
+            let _ = prometheus_client::encoding::text::encode_registry(text, shown);
+        }
     }
 
     fn settles(&self) -> Option<Domain> {

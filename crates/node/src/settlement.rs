@@ -11,6 +11,7 @@
 mod decide;
 mod desk;
 mod event;
+mod metrics;
 mod perform;
 mod read;
 mod records;
@@ -21,6 +22,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use alloy_eips::BlockId;
 use alloy_primitives::{Address, B256};
 use assay_core::id::ModelRoot;
 use assay_core::receipt::SignedReceipt;
@@ -34,6 +36,7 @@ use assay_ledger::ledger::{Ledger, Role};
 use assay_ledger::posting::PostError;
 use assay_ledger::sender::{SendError, Sender};
 use axum::Router;
+use prometheus_client::registry::Registry;
 
 pub use self::decide::{
     BatchView, CLAIMS_AT_ONCE, ChannelView, DemandView, Described, DisputeView, Duty, EpochView, NodeView,
@@ -41,6 +44,7 @@ pub use self::decide::{
 };
 pub use self::desk::{AuditDesk, DeskError};
 pub use self::event::{Event, Listener};
+use self::metrics::Metrics;
 use self::perform::name;
 pub use self::perform::take_back;
 use crate::disputes::{self, MoveError};
@@ -162,6 +166,7 @@ pub struct Settlement {
     desk: Arc<AuditDesk>,
     options: SettlementOptions,
     listener: Listener,
+    metrics: Metrics,
     /// Every receipt below this number is in the builder, if it has a place there.
     fed: u64,
     /// The least number that might still be signed when receipts were read last.
@@ -200,6 +205,8 @@ impl Settlement {
         let folder = options.folder.join(format!("{genesis:x}-{}-{provider:x}", identity.domain.contract));
         let (builder, opened) = Builder::open(&folder, identity)?;
         let docket = Docket::open(ledger.clone(), provider, &options.folder).await?;
+        let metrics = Metrics::default();
+        let listener = metrics.counting(provider, listener);
         let desk = Arc::new(AuditDesk::new(&ledger, identity, Arc::clone(&store), Arc::clone(&listener)));
         let options = SettlementOptions { folder, ..options };
         let fed = builder.next().unwrap_or(0);
@@ -215,6 +222,7 @@ impl Settlement {
             desk,
             options,
             listener,
+            metrics,
             fed,
             in_flight: 0,
             claimed: BTreeMap::new(),
@@ -235,6 +243,11 @@ impl Settlement {
         }
         settlement.restore().await?;
         Ok(settlement)
+    }
+
+    /// What it counts, for whoever shows it.
+    pub fn metrics(&self) -> Registry {
+        self.metrics.registry()
     }
 
     /// What auditors use: `POST /v1/audits`.
@@ -299,6 +312,8 @@ impl Settlement {
             }
         }
         self.tidy(&view)?;
+        let coins = self.ledger.client().coin(self.provider, BlockId::latest()).await?;
+        self.metrics.read(&view, self.builder.waiting(), coins);
         Ok(done)
     }
 

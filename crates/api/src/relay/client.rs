@@ -10,6 +10,7 @@ use assay_core::payment::Payment;
 use super::seal::{Frames, SALT_BYTES, Sent, seal};
 use super::{FRAME_BYTES_MAX, Frame, OFFER_JSON_BYTES_MAX, ORDER_S_MAX, RelayOrder, Work};
 use crate::server::now_s;
+use crate::traces;
 
 /// Most bytes of a refusal that is not sealed.
 const REFUSAL_BYTES_MAX: usize = 64 << 10;
@@ -168,7 +169,11 @@ impl RelayClient {
             endpoint: endpoint.clone(),
             reason: "its sealing key is no key".into(),
         })?;
-        let posted = self.http.post(format!("{endpoint}/v1/orders")).body(sealed).send().await;
+        let mut post = self.http.post(format!("{endpoint}/v1/orders")).body(sealed);
+        if let Some(parent) = traces::current().traceparent() {
+            post = post.header(traces::TRACEPARENT, parent);
+        }
+        let posted = post.send().await;
         let mut response =
             posted.map_err(|e| RelayError::Unreachable { endpoint: endpoint.clone(), reason: reason(&e) })?;
         if !response.status().is_success() {

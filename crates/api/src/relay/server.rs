@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use assay_core::canonical::Canonical as _;
-use assay_core::id::{Hash, NodeAddress, SignatureBytes};
+use assay_core::id::{Hash, ModelRoot, NodeAddress, SignatureBytes};
 use assay_core::offer::{Offer, OfferedModel, SignedOffer};
 use assay_core::receipt::Domain;
+use assay_core::transcript::Usage;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
@@ -19,10 +20,12 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::seal::{Frames, SALT_BYTES, Unsealer};
-use super::{Frame, ORDER_BYTES_MAX, ORDER_S_MAX, RelayOrder, Work};
+use super::{Frame, ORDER_BYTES_MAX, ORDER_S_MAX, ORDERS, RelayOrder, Work};
+use crate::answer::Meter;
 use crate::inference::{Caller, EmbeddingOrder, Event, Inference, Order, Task};
+use crate::metrics::{Finish, Metrics};
 use crate::server::now_s;
-use crate::{ModelCard, Refusal};
+use crate::{ModelCard, Refusal, traces};
 
 /// Orders whose ids are remembered. More cannot be under way within [`ORDER_S_MAX`] without being refused.
 const REMEMBERED_MAX: usize = 1 << 20;
@@ -85,7 +88,7 @@ impl<I: Inference> Relay<I> {
     pub fn routes(self) -> Router {
         Router::new()
             .route("/v1/offer", get(offer::<I>))
-            .route("/v1/orders", post(take::<I>))
+            .route(ORDERS, post(take::<I>))
             .with_state(Arc::new(self))
     }
 
@@ -153,6 +156,7 @@ async fn offer<I: Inference>(State(relay): State<Shared<I>>) -> Response {
 }
 
 async fn take<I: Inference>(State(relay): State<Shared<I>>, request: Request) -> Response {
+    let measured = Measured { metrics: request.extensions().get().cloned(), started: Instant::now() };
     let sealed = tokio::time::timeout(relay.options.body, to_bytes(request.into_body(), ORDER_BYTES_MAX));
     let sealed = match sealed.await {
         Err(_) => {
@@ -175,14 +179,14 @@ async fn take<I: Inference>(State(relay): State<Shared<I>>, request: Request) ->
     let alive = relay.options.alive;
     let outcome = RelayOrder::from_canonical_bytes(&order);
     // Owned by the answer: it ends when its last frame is sent, or when its reader is gone.
-    tokio::spawn(async move {
+    traces::current().spawn(async move {
         let mut teller = Teller { frames, wire, alive };
         if teller.wire.send(Bytes::copy_from_slice(&salt)).await.is_err() {
             return;
         }
         let last = match outcome {
             Err(e) => Frame::Failed(Refusal::Invalid { param: "order".into(), message: e.to_string() }),
-            Ok(order) => teller.answer(&relay, order).await,
+            Ok(order) => teller.answer(&relay, order, &measured).await,
         };
         teller.tell(&last).await;
     });
@@ -191,6 +195,27 @@ async fn take<I: Inference>(State(relay): State<Shared<I>>, request: Request) ->
     }));
     let headers = [(header::CONTENT_TYPE, "application/octet-stream"), (header::CACHE_CONTROL, "no-store")];
     (headers, body).into_response()
+}
+
+/// Where an order is counted: with what the server counts that it came to, if it came to one.
+struct Measured {
+    metrics: Option<Arc<Metrics>>,
+    started: Instant,
+}
+
+impl Measured {
+    fn refused(&self, refusal: Refusal) -> Frame {
+        if let Some(metrics) = &self.metrics {
+            metrics.refused(refusal.code());
+        }
+        Frame::Failed(refusal)
+    }
+
+    fn meter<I: Inference>(&self, relay: &Relay<I>, model: ModelRoot) -> Option<Meter> {
+        let metrics = Arc::clone(self.metrics.as_ref()?);
+        let card = relay.inference.models().into_iter().find(|card| card.root == model)?;
+        Some(Meter::new(metrics, card.id, self.started))
+    }
 }
 
 /// Writes one answer.
@@ -226,35 +251,55 @@ impl Teller {
     }
 
     /// Everything but the last frame.
-    async fn answer<I: Inference>(&mut self, relay: &Relay<I>, order: RelayOrder) -> Frame {
+    async fn answer<I: Inference>(
+        &mut self,
+        relay: &Relay<I>,
+        order: RelayOrder,
+        measured: &Measured,
+    ) -> Frame {
         if let Err(refusal) = relay.admit(&order, now_s()) {
-            return Frame::Failed(refusal);
+            return measured.refused(refusal);
         }
         let gone = || Frame::Failed(Refusal::Internal { message: "nobody reads the answer".into() });
         let request_id = order.request_id;
         let caller = Caller { payment: order.payment.map(Box::new), ..Caller::default() };
         match order.work {
             Work::Embed { request } => {
+                let meter = measured.meter(relay, request.model);
                 let order = EmbeddingOrder { request, request_id, caller };
                 match self.patiently(relay.inference.embed(order)).await {
                     None => gone(),
-                    Some(Ok(record)) => Frame::Embedded(Box::new(Arc::unwrap_or_clone(record))),
-                    Some(Err(refusal)) => Frame::Failed(refusal),
+                    Some(Ok(record)) => {
+                        if let Some(mut meter) = meter {
+                            meter.finish(Finish::Stop);
+                            let prompt_tokens = record.transcript.tokens();
+                            meter.tokens(Usage { prompt_tokens, completion_tokens: 0 });
+                        }
+                        Frame::Embedded(Box::new(Arc::unwrap_or_clone(record)))
+                    }
+                    Some(Err(refusal)) => {
+                        if let Some(mut meter) = meter {
+                            meter.discard();
+                        }
+                        measured.refused(refusal)
+                    }
                 }
             }
             Work::CountTokens { model, prompt } => {
                 match self.patiently(relay.inference.count_tokens(model, prompt)).await {
                     None => gone(),
                     Some(Ok(count)) => Frame::Counted(count),
-                    Some(Err(refusal)) => Frame::Failed(refusal),
+                    Some(Err(refusal)) => measured.refused(refusal),
                 }
             }
             Work::Generate { request, nonce } => {
+                let model = request.model;
                 let order = Order { request, nonce, request_id, caller };
                 match self.patiently(relay.inference.generate(order)).await {
                     None => gone(),
-                    Some(Err(refusal)) => Frame::Failed(refusal),
+                    Some(Err(refusal)) => measured.refused(refusal),
                     Some(Ok(mut generation)) => {
+                        let mut meter = measured.meter(relay, model);
                         let (receipt_id, prompt_tokens) = (generation.receipt_id, generation.prompt_tokens);
                         if !self.tell(&Frame::Queued { receipt_id, prompt_tokens }).await {
                             return gone();
@@ -263,6 +308,9 @@ impl Teller {
                             let Some(event) = self.patiently(generation.events.recv()).await else {
                                 return gone();
                             };
+                            if let (Some(meter), Some(event)) = (&mut meter, &event) {
+                                meter.see(event);
+                            }
                             let frame = frame(event);
                             if frame.is_last() {
                                 return frame;

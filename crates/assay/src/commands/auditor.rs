@@ -1,21 +1,26 @@
 //! `assay auditor`: checks what the lottery draws, and is paid for it.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use assay_engine::kernel::Kernel;
 use assay_engine::pool::Pool;
 use assay_ledger::amount::Amount;
 use assay_ledger::ledger::Role;
 use assay_node::auditor::{Auditor, AuditorOptions, Event, Listener};
 use assay_node::execution::{Installed, Library};
+use assay_node::observed::{self, Rounds};
 use clap::Args;
+use tokio::net::TcpListener;
 
 use super::ledger::connection::{KeyArgs, LedgerArgs, open_sender};
 use super::up::stop_signal;
-use crate::home::Home;
+use crate::home::{Daemon, Home};
 
+/// Where an auditor says how it is: 127.0.0.1:11741.
+pub const DEFAULT_LISTEN: &str = "127.0.0.1:11741";
 /// Lowest priority that a process can give itself.
 #[cfg(unix)]
 const NICEST: i32 = 19;
@@ -38,6 +43,9 @@ pub struct AuditorArgs {
     /// Seconds between two looks at the ledger.
     #[arg(long, default_value_t = 15, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     every: u64,
+    /// Address and port of /health and /metrics. Nothing else is served there.
+    #[arg(long, env = "ASSAY_AUDITOR_LISTEN", default_value = DEFAULT_LISTEN, value_name = "ADDR:PORT")]
+    listen: SocketAddr,
     #[command(flatten)]
     ledger: LedgerArgs,
     #[command(flatten)]
@@ -46,6 +54,7 @@ pub struct AuditorArgs {
 
 impl AuditorArgs {
     pub fn run(self, home: &Home) -> Result<()> {
+        let _held = home.hold(Daemon::Auditor)?;
         // Threads that begin later have the priority of the one that begins them.
         #[cfg(unix)]
         if let Err(e) = rustix::process::nice(NICEST) {
@@ -78,11 +87,18 @@ impl AuditorArgs {
                 executed_at_once: EXECUTED_AT_ONCE,
             };
             let mut auditor = Auditor::open(ledger, sender, Arc::new(library), options, listener()).await?;
-            println!("auditor {}, {} seats wanted", auditor.address(), self.seats);
+            let listener = TcpListener::bind(self.listen).await.with_context(|| {
+                format!("{} cannot be listened on; choose another address with --listen", self.listen)
+            })?;
+            let at = listener.local_addr()?;
+            println!("auditor {} on http://{at}, {} seats wanted", auditor.address(), self.seats);
+            let good = Rounds::new(Duration::from_secs(self.every));
+            let shown = observed::serve(listener, observed::routes(auditor.metrics(), good.clone()));
             let rounds = async {
                 loop {
-                    if let Err(e) = auditor.round().await {
-                        tracing::warn!(code = e.code(), reason = %e, "a round ended early");
+                    match auditor.round().await {
+                        Ok(_) => good.succeeded(),
+                        Err(e) => tracing::warn!(code = e.code(), reason = %e, "a round ended early"),
                     }
                     tokio::time::sleep(Duration::from_secs(self.every)).await;
                 }
@@ -90,6 +106,7 @@ impl AuditorArgs {
             // What is under way is on disk, and goes on with the next start.
             tokio::select! {
                 () = rounds => {}
+                shown = shown => shown.context("/health and /metrics")?,
                 () = stop_signal() => {}
             }
             tracing::info!("stopping");

@@ -147,6 +147,7 @@ impl Up {
         let mut network = Network::start(&folder, plan).await?;
         println!("OPENAI_BASE_URL=http://{}/v1", network.state.gateway);
         println!("OPENAI_API_KEY={}", network.state.secret);
+        println!("metrics: prometheus --config.file={}", network::scraped(&folder).display());
         let asked = load::Asked::default();
         let mut chaos = self.chaos.map(Chaos::new);
         let used = network.used();

@@ -26,10 +26,10 @@ use super::keys::AccountsArgs;
 use super::ledger::connection::{KeyArgs, LedgerArgs, open_sender};
 use super::ledger::nodes::{Nodes, urls};
 use super::up::stop_signal;
-use crate::home::Home;
+use crate::home::{Daemon, Home};
 
 /// Where a gateway listens: 127.0.0.1:11731.
-const DEFAULT_LISTEN: &str = "127.0.0.1:11731";
+pub const DEFAULT_LISTEN: &str = "127.0.0.1:11731";
 /// How often offers are read again.
 const EVERY: Duration = Duration::from_secs(30);
 /// Lines of a batch that are asked at the same time: providers are several.
@@ -111,6 +111,7 @@ impl Gateway {
         if let Some(What::Lanes(lanes)) = self.what.take() {
             return lanes.run(home);
         }
+        let _held = home.hold(Daemon::Gateway)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         runtime.block_on(async {
             let accounts = if self.open { None } else { Some(self.accounts.open(home).await?) };

@@ -24,7 +24,7 @@ use tokio::net::TcpListener;
 
 use super::ledger::connection::{KeyArgs, LedgerArgs, open_sender};
 use super::up::stop_signal;
-use crate::home::Home;
+use crate::home::{Daemon, Home};
 
 mod watch;
 
@@ -124,6 +124,7 @@ impl HostArgs {
         if !(0.001..=1e9).contains(&self.disk) {
             bail!("{} GiB cannot be; give at least 0.001", self.disk);
         }
+        let _held = home.hold(Daemon::Host)?;
         let key = self.key.load(home)?;
         let address = NodeAddress::from_bytes(key.address().into_array());
         let admission = if self.publisher.is_empty() {

@@ -133,18 +133,20 @@ enum Command {
 impl AccountsArgs {
     /// Opens the database, which is made if there is none.
     pub async fn open(&self, home: &Home) -> Result<Accounts> {
-        let url = match &self.accounts {
-            Some(url) => url.clone(),
-            None => {
-                std::fs::create_dir_all(home.path())?;
-                // A path may hold what means something in a URL.
-                let path = home.accounts().display().to_string();
-                let path = path.replace('%', "%25").replace('?', "%3F").replace('#', "%23");
-                format!("sqlite:{path}")
-            }
-        };
+        if self.accounts.is_none() {
+            std::fs::create_dir_all(home.path())?;
+        }
+        let url = self.accounts.clone().unwrap_or_else(|| accounts_url(home));
         Ok(Accounts::open(&url).await?)
     }
+}
+
+/// The URL of the database in the data directory.
+pub fn accounts_url(home: &Home) -> String {
+    // A path may hold what means something in a URL.
+    let path = home.accounts().display().to_string();
+    let path = path.replace('%', "%25").replace('?', "%3F").replace('#', "%23");
+    format!("sqlite:{path}")
 }
 
 impl Where {

@@ -43,12 +43,12 @@ impl Does {
 pub struct Stake {
     /// How much, in dollars. 0 enrols without stake.
     amount: Amount,
-    /// What the node does, if it is not enrolled yet. May be given several times.
-    #[arg(long = "role", value_enum, default_values_t = [Does::Provider])]
+    /// What the node does; beside what it did, if it is enrolled. May be given several times [default: provider].
+    #[arg(long = "role", value_enum)]
     roles: Vec<Does>,
-    /// Where the node answers, if it is not enrolled yet.
-    #[arg(long, default_value = "", value_name = "URL")]
-    endpoint: String,
+    /// Where the node answers.
+    #[arg(long, value_name = "URL")]
+    endpoint: Option<String>,
     /// File with the node's key, if it is another one than the key that pays.
     #[arg(long, value_name = "FILE")]
     node_key: Option<std::path::PathBuf>,
@@ -83,10 +83,24 @@ impl Stake {
                 bail!("{} has {} on the ledger; `assay deposit` brings more in", sender.account(), has.vault);
             }
             let spinner = progress::spinner("staking");
-            if ledger.node(node.address()).await?.is_none() {
-                let roles = self.roles.iter().fold(0, |all, role| all | role.role());
-                ledger.enrol(&sender, &node, roles, self.endpoint.clone(), B256::ZERO).await?;
-                spinner.println(format!("{} is enrolled", node.address()));
+            let roles = self.roles.iter().fold(0, |all, role| all | role.role());
+            match ledger.node(node.address()).await? {
+                None => {
+                    let roles = if roles == 0 { Does::Provider.role() } else { roles };
+                    let endpoint = self.endpoint.clone().unwrap_or_default();
+                    ledger.enrol(&sender, &node, roles, endpoint, B256::ZERO).await?;
+                    spinner.println(format!("{} is enrolled", node.address()));
+                }
+                Some(known) => {
+                    if roles & !known.roles != 0 {
+                        ledger.add_roles(&sender, node.address(), roles & !known.roles).await?;
+                        spinner.println(format!("{} has another role", node.address()));
+                    }
+                    if let Some(endpoint) = self.endpoint.as_ref().filter(|e| **e != known.endpoint) {
+                        ledger.describe(&sender, node.address(), endpoint.clone(), known.priceList).await?;
+                        spinner.println(format!("{} answers at {endpoint}", node.address()));
+                    }
+                }
             }
             if self.amount > Amount(0) {
                 ledger.stake(&sender, node.address(), self.amount).await?;

@@ -27,7 +27,7 @@ use clap::Args;
 
 use super::host::RelaysArg;
 use super::ledger::connection::{KeyArgs, LedgerArgs};
-use crate::home::{Home, built_in};
+use crate::home::{Daemon, Home, built_in};
 
 mod early;
 mod settlement;
@@ -178,6 +178,7 @@ impl Server {
     }
 
     fn run(self, home: &Home, models: Vec<Arc<Artifact>>, early: Option<Early>) -> Result<()> {
+        let _held = home.hold(Daemon::Provider)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         runtime.block_on(async {
             let listener = tokio::net::TcpListener::bind(self.listen).await.with_context(|| {
@@ -216,7 +217,10 @@ impl Server {
             };
             let relay = match &settlement {
                 None => provider.relay(),
-                Some(settlement) => provider.relay().merge(settlement.routes()),
+                Some(settlement) => {
+                    provider.show(settlement.metrics());
+                    provider.relay().merge(settlement.routes())
+                }
             };
             // `assay verify` finds the node of its data directory by this file; a stale one only costs it an attempt.
             let announced = home.node_address();

@@ -22,7 +22,9 @@ pub fn command(home: &Path) -> Command {
         .env("ASSAY_HOME", home)
         .env_remove("ASSAY_KERNEL")
         .env_remove("ASSAY_THREADS")
-        .env_remove("ASSAY_LISTEN");
+        .env_remove("ASSAY_LISTEN")
+        .env_remove("OTEL_EXPORTER_OTLP_ENDPOINT")
+        .env_remove("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT");
     command
 }
 

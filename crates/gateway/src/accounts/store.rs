@@ -9,7 +9,7 @@ use alloy_primitives::B128;
 use sqlx::any::{AnyPoolOptions, AnyRow, install_default_drivers};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::pool::PoolConnection;
-use sqlx::{Any, AnyPool, Row as _, SqlSafeStr as _, Transaction};
+use sqlx::{Any, AnyConnection, AnyPool, Connection as _, Row as _, SqlSafeStr as _, Transaction};
 
 use super::usage::{Period, USAGE_PAGE_MAX, UsageTotal};
 use super::{
@@ -78,6 +78,30 @@ impl Store {
             Migration::new(2, "callers".into(), MigrationType::Simple, CALLERS.into_sql_str(), false);
         Migrator::with_migrations(vec![first, second]).run(&pool).await?;
         Ok(Store { pool, engine })
+    }
+
+    /// How many keys a database that is there has, and what SQLite finds wrong with it. Makes and changes nothing.
+    pub(super) async fn examine(url: &str) -> Result<(i64, Option<String>), AccountsError> {
+        let scheme = url.split(':').next().unwrap_or_default();
+        let (engine, url) = match scheme {
+            "sqlite" => {
+                let path = url.split('?').next().unwrap_or(url);
+                (Engine::Sqlite, format!("{path}?mode=ro"))
+            }
+            "postgres" | "postgresql" => (Engine::Postgres, url.to_owned()),
+            _ => return Err(AccountsError::Url { got: scheme.chars().take(32).collect() }),
+        };
+        install_default_drivers();
+        let mut connection = AnyConnection::connect(&url).await?;
+        let mut wrong = None;
+        if engine == Engine::Sqlite {
+            let found: String =
+                sqlx::query("PRAGMA quick_check(1)").fetch_one(&mut connection).await?.try_get(0)?;
+            wrong = (found != "ok").then_some(found);
+        }
+        let keys = sqlx::query("SELECT COUNT(*) FROM keys").fetch_one(&mut connection).await?.try_get(0)?;
+        connection.close().await?;
+        Ok((keys, wrong))
     }
 
     pub(super) fn engine(&self) -> Engine {

@@ -28,10 +28,11 @@ use assay_ledger::ledger::{Ledger, logged};
 use assay_ledger::sender::{SendError, Sender};
 use assay_ledger::voucher;
 use futures_util::future::try_join_all;
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{Notify, OnceCell, mpsc};
 use tokio::task::JoinSet;
 
-use super::{Deposit, LaneTerms, Lanes, Mistrust, OnChain, REST_MS, Taken};
+use super::{Deposit, LaneTerms, Lanes, Mistrust, OnChain, REST_MS, Seen, Taken};
 
 /// Bytes of an instance's id.
 pub const INSTANCE_BYTES: usize = 16;
@@ -77,6 +78,9 @@ pub struct Payer {
     options: PayerOptions,
     providers: Mutex<HashMap<NodeAddress, Arc<Way>>>,
     errands: mpsc::Sender<Errand>,
+    /// Deposits that arrived, and that did not.
+    pub(crate) deposits: Counter,
+    pub(crate) deposits_failed: Counter,
     started: Instant,
 }
 
@@ -179,6 +183,8 @@ impl Payer {
             options,
             providers: Mutex::default(),
             errands,
+            deposits: Counter::default(),
+            deposits_failed: Counter::default(),
             started: Instant::now(),
         };
         let payer = Arc::new(payer);
@@ -189,6 +195,18 @@ impl Payer {
     /// The domain that receipts must be signed in.
     pub fn receipts(&self) -> Domain {
         self.receipts
+    }
+
+    /// All lanes, as they are shown.
+    pub fn seen(&self) -> Seen {
+        let mut seen = Seen::default();
+        for way in lock(&self.providers).values() {
+            seen.waiting += way.waiting.load(Relaxed);
+            if let Some(lanes) = way.lanes.get() {
+                lock(lanes).show(&mut seen);
+            }
+        }
+        seen
     }
 
     /// Whose money it is.
@@ -317,10 +335,12 @@ impl Payer {
             What::Deposit(deposit) => match self.fund(way.provider, deposit).await {
                 Ok(balance) => {
                     tracing::info!(provider = %way.provider, lane = deposit.index, balance, "a lane was funded");
+                    self.deposits.inc();
                     way.change(|lanes| lanes.deposited(deposit.index, balance));
                 }
                 Err(e) => {
                     tracing::warn!(provider = %way.provider, lane = deposit.index, reason = %e, "a lane was not funded");
+                    self.deposits_failed.inc();
                     way.change(|lanes| lanes.deposit_failed(deposit.index, self.now_ms()));
                 }
             },

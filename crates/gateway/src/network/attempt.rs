@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use assay_api::relay::{Frame, RelayError, Running, Work};
+use assay_api::traces::{self, Span, SpanKind};
 use assay_api::{PaymentProblem, PaymentRefused, Refusal};
 use assay_core::id::{ModelRoot, NodeAddress, ReceiptId};
 use assay_core::price::Price;
@@ -73,6 +74,7 @@ pub(super) struct First {
     pub(super) running: Running,
     /// The first frame that says something.
     pub(super) frame: Frame,
+    pub(super) span: Span,
 }
 
 /// Whether nobody else would answer it either.
@@ -93,20 +95,58 @@ struct Attempt {
     provider: NodeAddress,
     want: Want,
     outcome: Option<Outcome>,
+    span: Span,
 }
 
 impl Attempt {
-    fn begin(inner: &Arc<Inner>, provider: NodeAddress, want: &Want) -> Attempt {
+    fn begin(inner: &Arc<Inner>, provider: NodeAddress, asked: &Question<'_>) -> Attempt {
         inner.routing().began(provider);
-        Attempt { inner: Arc::clone(inner), provider, want: *want, outcome: Some(Outcome::Neither) }
+        let span = span(inner, provider, asked);
+        Attempt {
+            inner: Arc::clone(inner),
+            provider,
+            want: *asked.want,
+            outcome: Some(Outcome::Neither),
+            span,
+        }
+    }
+}
+
+/// The span of an attempt, below the request's.
+fn span(inner: &Inner, provider: NodeAddress, asked: &Question<'_>) -> Span {
+    let above = traces::current();
+    if !above.is_on() {
+        return Span::default();
+    }
+    let operation = traces::operation(asked.work);
+    let model = inner.offered(asked.want.model).map_or_else(|| asked.want.model.to_string(), |m| m.name);
+    let span = above.child(SpanKind::Client, format!("{operation} {model}"));
+    span.does(operation, &model);
+    if let Work::Generate { request, .. } = asked.work {
+        span.limited(request.max_tokens);
+    }
+    span.set("assay.provider", provider.to_string());
+    if let Some(to) = inner.destination(provider) {
+        span.server(&to.endpoint);
+    }
+    span
+}
+
+/// How an attempt ended, in its span.
+pub(super) fn mark(span: &Span, outcome: Outcome) {
+    match outcome {
+        Outcome::Completed { .. } => {}
+        Outcome::Failed => span.fail("provider_failed"),
+        Outcome::Busy => span.fail("provider_busy"),
+        Outcome::Neither => span.fail("unused"),
     }
 }
 
 impl Drop for Attempt {
     fn drop(&mut self) {
         if let Some(outcome) = self.outcome {
-            let now_ms = self.inner.clock_ms();
-            self.inner.routing().ended(self.provider, &self.want, outcome, now_ms);
+            mark(&self.span, outcome);
+            self.inner.ended(self.provider, &self.want, outcome);
         }
     }
 }
@@ -263,7 +303,8 @@ async fn first(
     candidate: Candidate,
     asked: Question<'_>,
 ) -> (Attempt, Result<First, Nothing>) {
-    let mut attempt = Attempt::begin(&inner, candidate.provider, asked.want);
+    let mut attempt = Attempt::begin(&inner, candidate.provider, &asked);
+    let span = attempt.span.clone();
     let began = Instant::now();
     let words = async {
         let Asked { mut running, paying, frame: taken } = ask(&inner, &candidate, &asked).await?;
@@ -287,12 +328,13 @@ async fn first(
                         prompt_tokens,
                         running,
                         frame,
+                        span: traces::current(),
                     });
                 }
             }
         }
     };
-    let words = words.await;
+    let words = span.within(words).await;
     if let Err(nothing) = &words {
         attempt.outcome = Some(nothing.outcome());
     }
@@ -311,6 +353,9 @@ pub(super) async fn race(
     loop {
         let patience = match left.next() {
             Some(candidate) => {
+                if !running.is_empty() {
+                    inner.metrics.hedges.inc();
+                }
                 running.push(first(Arc::clone(inner), *candidate, asked));
                 let least = u64::try_from(inner.options.patience.as_millis()).unwrap_or(u64::MAX);
                 let patience_ms = inner.routing().patience_ms(candidate.provider, least);
@@ -368,7 +413,8 @@ pub(super) async fn whole(
     candidate: Candidate,
     asked: Question<'_>,
 ) -> Result<Whole, Nothing> {
-    let mut attempt = Attempt::begin(inner, candidate.provider, asked.want);
+    let mut attempt = Attempt::begin(inner, candidate.provider, &asked);
+    let span = attempt.span.clone();
     let began = Instant::now();
     let words = async {
         let Asked { mut running, paying, frame: mut last } = ask(inner, &candidate, &asked).await?;
@@ -377,10 +423,15 @@ pub(super) async fn whole(
         }
         match last {
             Frame::Failed(refusal) => Err(Nothing::by(refusal)),
-            last => Ok((last, paying)),
+            last => {
+                if let Frame::Embedded(record) = &last {
+                    traces::current().used(record.transcript.tokens(), 0);
+                }
+                Ok((last, paying))
+            }
         }
     };
-    match words.await {
+    match span.within(words).await {
         Ok((frame, paying)) => {
             let first_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
             attempt.outcome = Some(Outcome::Completed { first_ms, rest_ms: 0, tokens: 1 });

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::Inner;
-use super::attempt::{Candidate, First, Question, race};
+use super::attempt::{Candidate, First, Question, mark, race};
 use super::kept::Kept;
 use super::money::Purse;
 use super::resume::{self, Place};
@@ -70,6 +70,8 @@ impl Telling {
         loop {
             let provider = first.candidate.provider;
             let until = self.purse.as_ref().and_then(Purse::deadline);
+            let (span, prompt_tokens) = (first.span.clone(), first.prompt_tokens);
+            span.responds(&first.receipt_id);
             let telling = self.tell(first, &events);
             let (ended, outcome) = match until {
                 None => telling.await,
@@ -82,16 +84,26 @@ impl Telling {
                     }
                 },
             };
-            let now_ms = self.inner.clock_ms();
-            self.inner.routing().ended(provider, &self.want, outcome, now_ms);
-            let Ended::Lost(reason) = ended else { break };
+            if let Outcome::Completed { tokens, .. } = outcome {
+                span.used(prompt_tokens, tokens);
+            }
+            mark(&span, outcome);
+            self.inner.ended(provider, &self.want, outcome);
+            let Ended::Lost(reason) = ended else {
+                self.inner.metrics.told(outcome);
+                break;
+            };
             tracing::warn!(%provider, %reason, "a provider broke off an answer");
             lost.push(provider);
             // What was signed for it is free again, but for what it may have charged: it says so when it is paid next.
             drop(self.paying.take());
             match self.another(&lost, &events).await {
-                Some(next) => first = next,
+                Some(next) => {
+                    self.inner.metrics.resumed.inc();
+                    first = next;
+                }
                 None => {
+                    self.inner.metrics.told(outcome);
                     let _ = events.send(Event::Failed(Refusal::ProviderLost { reason })).await;
                     break;
                 }

@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use alloy_primitives::{Address, B256};
 use alloy_signer::SignerSync as _;
 use assay_api::audits::{AuditAnswer, AuditError, AuditLeaf, RECORDS_ASKED_MAX, Wanted};
+use assay_api::traces::{self, Span, SpanKind};
 use assay_core::answer::AnswerRecord;
 use assay_core::embedding::Record;
 use assay_core::id::{Hash, ModelRoot, SignatureBytes};
@@ -93,6 +95,19 @@ impl Audit {
         let call = Objections::demandRecordCall { epoch, member, receipt: receipt.into(), proof };
         Some((call, format!("demand record {sequence} of epoch {epoch}")))
     }
+}
+
+/// The span of an execution: the request's own trace is not known here.
+fn span(id: BatchId, receipt: &Receipt) -> Span {
+    let span = traces::root(SpanKind::Internal, "audit");
+    if span.is_on() {
+        span.does("audit", &receipt.model_root.to_string());
+        span.responds(&receipt.id());
+        span.used(receipt.prompt_tokens, receipt.completion_tokens);
+        span.set("assay.provider", id.provider.to_string());
+        span.count("assay.epoch", id.epoch);
+    }
+    span
 }
 
 impl Auditor {
@@ -278,8 +293,12 @@ impl Auditor {
     /// Executes a record, and notes what came of it.
     pub(super) async fn execute(&mut self, id: BatchId, sequence: u64, record: Shown) -> Result<(), Undone> {
         let (library, receipt) = (Arc::clone(&self.library), record.receipt().id());
+        let metrics = self.metrics.clone();
+        let span = span(id, record.receipt());
         let worked = tokio::task::spawn_blocking(move || {
+            let began = Instant::now();
             let executed = library.execute(&record);
+            metrics.took(began.elapsed());
             (executed, record)
         });
         let (executed, mut record) = worked.await.expect("executing a record does not panic");
@@ -287,17 +306,22 @@ impl Auditor {
         let members = drawn.map(|drawn| drawn.members.clone()).unwrap_or_default();
         let done = match executed {
             Ok(Executed { trace, verdict, digests }) => {
+                span.set("assay.stands", verdict == Verdict::Stands);
                 if let (Shown::OnLedger(record), Some(digests)) = (&mut record, digests) {
                     record.digests = digests;
                 }
                 Done { receipt, members, trace: Some(trace), verdict }
             }
             Err(ExecutionError::Not(e)) => {
+                span.fail("answer_not_executable");
                 let what = format!("executing receipt {sequence} of {}", id.provider);
                 self.failed(&what, "answer_not_executable", &e);
                 Done { receipt, members, trace: None, verdict: Verdict::NotExecutable }
             }
-            Err(ExecutionError::Model(e)) => return Err(e.into()),
+            Err(ExecutionError::Model(e)) => {
+                span.fail(e.code());
+                return Err(e.into());
+            }
         };
         self.note(id, sequence, done, record)
     }
@@ -311,6 +335,7 @@ impl Auditor {
         }
         let Some(audit) = self.audits.get_mut(&id) else { return Ok(()) };
         let stands = done.verdict == Verdict::Stands;
+        self.metrics.executed(done.verdict);
         audit.work.done.insert(sequence, done);
         audit.refused.remove(&sequence);
         audit.lacking.remove(&sequence);

@@ -19,7 +19,7 @@ use assay_engine::program::Head;
 use assay_engine::semantics::embedding::embedding;
 use assay_engine::text::Tokenizer;
 
-use super::{Provider, RETRY_AFTER_S, internal, no_receipt, wrong_task};
+use super::{Provider, RETRY_AFTER_S, execution, internal, no_receipt, wrong_task};
 use crate::till::Paid;
 
 impl Provider {
@@ -49,6 +49,7 @@ impl Provider {
         let input_ids = input_ids?;
         let count = input_ids.iter().fold(0usize, |sum, ids| sum.saturating_add(ids.len()));
         let ticket = self.admit(&caller, u32::try_from(count).unwrap_or(u32::MAX), 0).await?;
+        let span = execution("embeddings", &model);
         let pooled =
             model.encode(input_ids.clone()).await.map_err(|_| match model.standing().withdrawn() {
                 Some(withdrawn) => no_receipt(&model.artifact().provenance().name, withdrawn),
@@ -97,6 +98,10 @@ impl Provider {
             Ok(record)
         });
         let record = done.await.map_err(internal)?;
+        if let Ok(record) = &record {
+            span.used(record.transcript.tokens(), 0);
+            span.responds(&record.receipt.receipt.id());
+        }
         record.map(Arc::new).map_err(|message| {
             tracing::error!(request_id, message, "embeddings could not be receipted");
             Refusal::Internal { message }

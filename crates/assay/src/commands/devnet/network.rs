@@ -95,6 +95,30 @@ impl State {
     pub fn read(folder: &Path) -> Result<Option<State>> {
         read_json(&folder.join("network.json"))
     }
+
+    /// What Prometheus scrapes of it, as its configuration.
+    fn prometheus(&self) -> String {
+        let mut text =
+            "global:\n  scrape_interval: 5s\nscrape_configs:\n  - job_name: assay\n    static_configs:\n"
+                .to_owned();
+        for member in &self.members {
+            let (daemon, at) = match member.part {
+                Part::Gateway => ("gateway", Some(self.gateway)),
+                Part::Operator => ("host", member.at),
+                part => (part.name(), member.at),
+            };
+            if let Some(at) = at {
+                let labels = format!("daemon: {daemon}, member: {}", member.name);
+                text.push_str(&format!("      - targets: [\"{at}\"]\n        labels: {{ {labels} }}\n"));
+            }
+        }
+        text
+    }
+}
+
+/// Where the configuration of Prometheus for a network is.
+pub fn scraped(folder: &Path) -> PathBuf {
+    folder.join("prometheus.yml")
 }
 
 /// What is wanted.
@@ -256,11 +280,11 @@ impl Network {
                 let fault = faulty.get(usize::from(i)).copied();
                 let at = match part {
                     Part::Gateway => Some(plan.listen),
-                    Part::Auditor => None,
                     _ => Some(free()?),
                 };
                 let own = lines_of(&plan, part, at, fault, chain_at, &mut wires).await?;
-                let reached = own.reached.as_ref().map(|line| line.at).or(at);
+                // Nobody asks an auditor for anything.
+                let reached = own.reached.as_ref().map(|line| line.at).or(at).filter(|_| part != Part::Auditor);
                 let chain = own.chain.as_ref().map_or(chain_at, |line| line.at);
                 let machine = Machine { home: folder.join(&name), rpc: format!("http://{chain}") };
                 lines.push(own);
@@ -298,6 +322,7 @@ impl Network {
 
         let directory = directory.parse().context("the directory is no address")?;
         let state = State { rpc: rpc.clone(), directory, gateway: plan.listen, secret, model, members };
+        std::fs::write(scraped(folder), state.prometheus())?;
         write_json(&folder.join("network.json"), &state)?;
         Ok(Network { state, epoch_s: plan.epoch_s, processes, chain, chain_at, lines, _wires: wires })
     }
@@ -428,7 +453,7 @@ fn command(member: &Member, plan: &Plan, publisher: &str) -> Option<Vec<String>>
     let args: &[&str] = match member.part {
         Part::Operator | Part::Gateway => return None,
         Part::Provider => &["up", "--listen", &listen, "--price", &price, "--settle", "--settle-every", "1"],
-        Part::Auditor => &["auditor", "--seats", "1", "--every", "1"],
+        Part::Auditor => &["auditor", "--listen", &listen, "--seats", "1", "--every", "1"],
         Part::Host => {
             &["host", "--listen", &listen, "--every", "2", "--pledge", "--collect", "0", "--peer", publisher]
         }
