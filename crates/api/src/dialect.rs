@@ -22,7 +22,7 @@ use crate::metrics::Finish;
 pub(crate) use crate::parameters::body_object as object;
 use crate::server::{RECEIPT_HEADER, RequestId, Shared, with_sources};
 pub(crate) use crate::server::{Received, receive};
-use crate::{Event, Generation, Inference, ModelCard, Order, Refusal, Source, Task};
+use crate::{Event, Generation, Inference, ModelCard, Refusal, Source, Task};
 
 /// The name that the server gave this request.
 pub(crate) fn request_id(request: &Request) -> String {
@@ -41,13 +41,7 @@ pub(crate) async fn generate<I: Inference>(
         return Err(Refusal::Unsupported { param: "model".into(), reason });
     }
     request.check().map_err(|e| invalid(&e))?;
-    let order = Order {
-        request,
-        nonce: received.nonce,
-        request_id: received.request_id.clone(),
-        caller: received.caller.clone(),
-    };
-    let generation = s.inference.generate(order).await?;
+    let generation = s.inference.generate(received.order(request)).await?;
     Ok((generation, Meter::new(Arc::clone(&s.metrics), card.id.clone(), received.started)))
 }
 

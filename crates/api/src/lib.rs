@@ -20,13 +20,15 @@ mod refusal;
 pub mod relay;
 mod responses;
 mod server;
+mod verification;
 mod x402;
 
 pub use files::{FileOptions, FileStore, StorageError};
 pub use inference::{
     ApiKey, Arriving, Caller, EmbeddingOrder, Event, Generation, Inference, Load, Logprob, ModelCard, Order,
-    Source, Task, TokenChance,
+    Second, Source, Task, TokenChance,
 };
 pub use payment::{ChannelState, PaymentProblem, PaymentRefused, PaymentTerms};
 pub use refusal::Refusal;
 pub use server::{ServerOptions, router, serve, serve_with_files};
+pub use verification::{Class, ClassError};

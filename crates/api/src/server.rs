@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use assay_core::embedding::EmbeddingRequest;
 use assay_core::id::{Nonce, ReceiptId};
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Path, Request, State};
@@ -30,10 +31,11 @@ use crate::files::{self, Desk, FileOptions, FileStore, MaybeDesk};
 use crate::metrics::Metrics;
 use crate::parameters::{Route, parse};
 use crate::refusal::Refused;
+use crate::verification::with_classes;
 use crate::x402::{self, Paid};
 use crate::{
-    ApiKey, Arriving, Caller, Inference, ModelCard, Order, Refusal, Source, Task, batches, embeddings,
-    messages, ollama, responses,
+    ApiKey, Arriving, Caller, Class, EmbeddingOrder, Inference, ModelCard, Order, Refusal, Source, Task,
+    batches, embeddings, messages, ollama, responses,
 };
 
 pub(crate) const RECEIPT_HEADER: HeaderName = HeaderName::from_static("x-assay-receipt");
@@ -58,6 +60,8 @@ pub struct ServerOptions {
     pub keep_alive: Duration,
     /// Seconds that running answers have to finish at shutdown.
     pub drain_s: u64,
+    /// Who checks answers of requests that do not say so.
+    pub class: Class,
 }
 
 impl Default for ServerOptions {
@@ -67,6 +71,7 @@ impl Default for ServerOptions {
             body_s: 60,
             keep_alive: Duration::from_secs(10),
             drain_s: 60,
+            class: Class::default(),
         }
     }
 }
@@ -242,6 +247,27 @@ pub(crate) struct Received {
     pub(crate) body: Bytes,
 }
 
+impl Received {
+    /// Asks for an answer. A body says what is asked, and the class who may see that.
+    pub(crate) fn order(&self, request: assay_core::request::Request) -> Order {
+        Order {
+            request: assay_core::request::Request { audit: self.caller.class.consent(), ..request },
+            nonce: self.nonce,
+            request_id: self.request_id.clone(),
+            caller: self.caller.clone(),
+        }
+    }
+
+    /// Likewise for vectors.
+    pub(crate) fn embedding_order(&self, request: EmbeddingRequest) -> EmbeddingOrder {
+        EmbeddingOrder {
+            request: EmbeddingRequest { audit: self.caller.class.consent(), ..request },
+            request_id: self.request_id.clone(),
+            caller: self.caller.clone(),
+        }
+    }
+}
+
 /// Reads a request, unless the server is going away.
 pub(crate) async fn receive<I: Inference>(s: &Shared<I>, request: Request) -> Result<Received, Refusal> {
     let started = Instant::now();
@@ -250,7 +276,7 @@ pub(crate) async fn receive<I: Inference>(s: &Shared<I>, request: Request) -> Re
     }
     let request_id = request.extensions().get::<RequestId>().map(|r| r.0.clone()).unwrap_or_default();
     let (nonce, inline) = our_headers(request.headers())?;
-    let caller = caller(request.headers())?;
+    let caller = caller(request.headers(), s.options.class)?;
     let body = read_body(request.into_body(), &s.options).await?;
     Ok(Received { started, nonce, inline, request_id, caller, body })
 }
@@ -264,13 +290,7 @@ pub(crate) async fn start<I: Inference>(
 ) -> Result<Choices, Refusal> {
     let mut choices = Choices::default();
     for request in requests {
-        let order = Order {
-            request,
-            nonce: received.nonce,
-            request_id: received.request_id.clone(),
-            caller: received.caller.clone(),
-        };
-        let generation = s.inference.generate(order).await?;
+        let generation = s.inference.generate(received.order(request)).await?;
         choices.push(generation, Meter::new(Arc::clone(&s.metrics), card.id.clone(), received.started));
     }
     Ok(choices)
@@ -350,7 +370,7 @@ pub(crate) fn with_receipts(mut response: Response, receipts: &[ReceiptId]) -> R
     response
 }
 
-/// Names who answers, and their prices, in the order of the receipts.
+/// Names who answers, their prices and who checks them, in the order of the receipts.
 pub(crate) fn with_sources(mut response: Response, sources: &[Source]) -> Response {
     let providers: Vec<String> = sources.iter().map(|s| s.provider.to_string()).collect();
     let price = |s: &Source| s.price.map_or_else(|| "0.00/0.00".to_owned(), |price| price.to_string());
@@ -362,7 +382,7 @@ pub(crate) fn with_sources(mut response: Response, sources: &[Source]) -> Respon
             response.headers_mut().insert(name, value);
         }
     }
-    response
+    with_classes(response, sources)
 }
 
 pub(crate) fn our_headers(headers: &HeaderMap) -> Result<(Option<Nonce>, bool), Refusal> {
@@ -384,8 +404,8 @@ pub(crate) fn our_headers(headers: &HeaderMap) -> Result<(Option<Nonce>, bool), 
     Ok((nonce, inline))
 }
 
-/// Who asks. OpenAI's and Ollama's clients send `Authorization: Bearer`, Anthropic's `x-api-key`.
-pub(crate) fn caller(headers: &HeaderMap) -> Result<Caller, Refusal> {
+/// Who asks, for `class` if it says nothing else. OpenAI's and Ollama's clients send `Authorization: Bearer`, Anthropic's `x-api-key`.
+pub(crate) fn caller(headers: &HeaderMap, class: Class) -> Result<Caller, Refusal> {
     let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).map(str::trim);
     let bearer = text("authorization").and_then(|v| {
         let (scheme, key) = v.split_once(' ')?;
@@ -397,8 +417,9 @@ pub(crate) fn caller(headers: &HeaderMap) -> Result<Caller, Refusal> {
         text(PRICE_HEADER).map(str::parse).transpose().map_err(|e: assay_core::price::PriceError| {
             Refusal::Invalid { param: PRICE_HEADER.into(), message: e.to_string() }
         })?;
+    let class = Class::read(headers, class)?;
     let payment = x402::payment(headers)?.map(Box::new);
-    Ok(Caller { key, again, ceiling, payment })
+    Ok(Caller { key, again, ceiling, class, payment })
 }
 
 pub(crate) async fn read_body(body: Body, options: &ServerOptions) -> Result<Bytes, Refusal> {
@@ -474,6 +495,10 @@ fn model_json(m: &ModelCard) -> Value {
     if let Some(price) = m.price {
         let (prompt, completion) = price.per_token();
         card["pricing"] = json!({"prompt": prompt, "completion": completion});
+    }
+    if let Some(price) = m.price_private {
+        let (prompt, completion) = price.per_token();
+        card["pricing_private"] = json!({"prompt": prompt, "completion": completion});
     }
     card
 }

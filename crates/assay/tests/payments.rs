@@ -19,6 +19,7 @@ use assay_api::{
     Caller, EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Refusal, ServerOptions,
     router,
 };
+use assay_core::consent::Consent;
 use assay_core::embedding::{EmbeddingInput, EmbeddingRecord, EmbeddingRequest, Record};
 use assay_core::id::{ChannelId, ModelRoot, ReceiptId, SignatureBytes};
 use assay_core::receipt::{Domain, SignedReceipt};
@@ -158,6 +159,7 @@ fn order(network: &Network, text: &str, max_tokens: u32) -> Order {
         choice: 0,
         guide: None,
         logprobs: None,
+        audit: Consent::Given,
     };
     Order { request, nonce: None, request_id: "req".into(), caller: Caller::default() }
 }
@@ -252,6 +254,7 @@ async fn what_is_receipted_is_charged_and_paid_to_the_unit() {
         inputs: vec![EmbeddingInput::Text("hi".into())],
         dimensions: None,
         truncate: false,
+        audit: Consent::Given,
     };
     let vectors = EmbeddingOrder { request: vectors, request_id: "req".into(), caller: Caller::default() };
     assert_eq!(network.embed(vectors).await.unwrap_err().code(), "invalid_value");

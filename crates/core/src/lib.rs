@@ -16,6 +16,7 @@
 
 pub mod answer;
 pub mod canonical;
+pub mod consent;
 pub mod digest;
 pub mod embedding;
 pub mod id;

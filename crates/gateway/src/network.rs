@@ -20,8 +20,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use alloy_primitives::{B128, B256};
 use assay_api::relay::{Destination, Frame, RelayClient, Work};
 use assay_api::{
-    Caller, EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Refusal, Source, Task,
+    Caller, Class, EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Refusal, Source,
+    Task,
 };
+use assay_core::consent::Consent;
 use assay_core::embedding::{EmbeddingRecord, EmbeddingRequest, Record};
 use assay_core::id::{Hash, ModelRoot, NodeAddress, Nonce, ReceiptId};
 use assay_core::keccak::keccak256;
@@ -134,11 +136,11 @@ impl Inner {
         self.records.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What a provider asks for a model now; nothing if it does not offer it.
-    fn price(&self, provider: NodeAddress, model: ModelRoot) -> Option<Option<Price>> {
+    /// What a provider asks for a model now, by the client's consent; nothing if it does not offer that.
+    fn price(&self, provider: NodeAddress, model: ModelRoot, consent: Consent) -> Option<Option<Price>> {
         let routing = self.routing();
         let offer = routing.offers().find(|offer| offer.provider == provider)?;
-        offer.models.iter().find(|m| m.root == model).map(|m| m.price)
+        offer.models.iter().find(|m| m.root == model)?.price_for(consent)
     }
 
     /// Who is asked, the best first: those that can be paid, or want no payment.
@@ -227,9 +229,9 @@ impl Network {
 }
 
 /// What a request asks of the network.
-fn want(model: ModelRoot, caller: &Caller, max_tokens: u32, prompt: Option<&Prompt>) -> Want {
+fn want(model: ModelRoot, audit: Consent, caller: &Caller, max_tokens: u32, prompt: Option<&Prompt>) -> Want {
     let tokens = if max_tokens == 0 { TOKENS_EXPECTED } else { max_tokens.min(TOKENS_EXPECTED) };
-    Want { model, ceiling: caller.ceiling, tokens, beginning: prompt.and_then(beginning) }
+    Want { model, ceiling: caller.ceiling, audit, tokens, beginning: prompt.and_then(beginning) }
 }
 
 /// What requests with the same beginning have in common: who has seen one may have its cache.
@@ -269,6 +271,7 @@ fn card(model: &OfferedModel, created: u64) -> ModelCard {
         parameters: model.parameters,
         aliases: vec![model.root.to_string()],
         price: model.price,
+        price_private: model.price_private,
     }
 }
 
@@ -286,6 +289,8 @@ impl Inference for Network {
                 if cost(new.price) < cost(known.price) {
                     known.price = new.price;
                 }
+                let private = [known.price_private, new.price_private].into_iter().flatten();
+                known.price_private = private.min_by_key(|price| cost(Some(*price)));
                 known.created = known.created.min(new.created);
             }
         }
@@ -302,7 +307,7 @@ impl Inference for Network {
     async fn generate(&self, order: Order) -> Result<Generation, Refusal> {
         let inner = &self.inner;
         let Order { request, nonce, request_id, caller } = order;
-        let want = want(request.model, &caller, request.max_tokens, Some(&request.prompt));
+        let want = want(request.model, request.audit, &caller, request.max_tokens, Some(&request.prompt));
         let model = inner.offered(request.model);
         let model = model.ok_or(Refusal::UnknownModel { asked: request.model.to_string() })?;
         let candidates = inner.candidates(&want);
@@ -365,8 +370,9 @@ impl Inference for Network {
         };
         let (events, receiver) = mpsc::channel(PIECES);
         let (receipt_id, prompt_tokens) = (first.receipt_id, first.prompt_tokens);
-        let Candidate { provider, price, .. } = first.candidate;
-        let source = Some(Source { provider, price });
+        let Candidate { provider, price, paid } = first.candidate;
+        let class = Class::held(want.audit, paid);
+        let source = Some(Source { provider, price, class, second: None });
         let telling = Telling {
             inner: Arc::clone(inner),
             want,
@@ -390,7 +396,7 @@ impl Inference for Network {
     async fn embed(&self, order: EmbeddingOrder) -> Result<Arc<EmbeddingRecord>, Refusal> {
         let inner = &self.inner;
         let EmbeddingOrder { request, request_id, caller } = order;
-        let want = want(request.model, &caller, 1, None);
+        let want = want(request.model, request.audit, &caller, 1, None);
         let model = inner.offered(request.model);
         let model = model.ok_or(Refusal::UnknownModel { asked: request.model.to_string() })?;
         let candidates = inner.candidates(&want);
@@ -474,7 +480,8 @@ impl Inference for Network {
     }
 
     async fn count_tokens(&self, model: ModelRoot, prompt: Prompt) -> Result<u32, Refusal> {
-        let want = want(model, &Caller::default(), 1, None);
+        // What is counted has no receipt, of which an auditor could hear.
+        let want = want(model, Consent::Given, &Caller::default(), 1, None);
         let work = Work::CountTokens { model, prompt };
         let asked = Question { want: &want, request_id: "count", work: &work, window: 0 };
         let mut last = None;
@@ -518,12 +525,14 @@ impl Network {
         let (stop, usage) = (record.transcript.stop, record.transcript.usage());
         let (provider, model) = (record.receipt.receipt.provider, record.receipt.receipt.model_root);
         let (events, receiver) = mpsc::channel(told.len() + 1);
+        let (audit, class) = (record.request.audit, Class::of(record.request.audit, &record.receipt));
         let end = Event::End { stop, usage, record: Arc::new(*record) };
         for event in told.into_iter().chain([end]) {
             // There is room for all of them.
             let _ = events.try_send(event);
         }
-        let source = Some(Source { provider, price: self.inner.price(provider, model).flatten() });
+        let price = self.inner.price(provider, model, audit).flatten();
+        let source = Some(Source { provider, price, class, second: None });
         Some(Generation { receipt_id: receipt, prompt_tokens: usage.prompt_tokens, source, events: receiver })
     }
 }

@@ -56,7 +56,7 @@ fn record(request: Request, stop: StopReason) -> AnswerRecord {
         logprobs: vec![],
     };
     AnswerRecord {
-        format: Format::V1,
+        format: Format::V2,
         receipt: receipt(request.model, request.hash(), 3, 2),
         request,
         transcript,
@@ -119,6 +119,7 @@ impl Inference for SharedMock {
             parameters: 900,
             aliases: vec!["story".into()],
             price: Some("0.10/0.40".parse().unwrap()),
+            price_private: None,
         };
         let encoder = ModelCard {
             id: "mock/encoder".into(),
@@ -228,7 +229,7 @@ impl Inference for SharedMock {
             input_ids,
         };
         Ok(Arc::new(EmbeddingRecord {
-            format: EmbeddingFormat::V1,
+            format: EmbeddingFormat::V2,
             receipt: receipt(request.model, request.hash(), transcript.tokens(), 0),
             request,
             transcript,

@@ -113,7 +113,7 @@ impl Node {
         let signature = key.sign_hash_sync(&receipt.signing_hash(&domain).as_bytes().into()).unwrap();
         let signature = SignatureBytes::from_bytes(signature.as_bytes());
         let receipt = SignedReceipt { receipt, domain, signature };
-        AnswerRecord { format: Format::V1, receipt, request, transcript, digests, generation: None }
+        AnswerRecord { format: Format::V2, receipt, request, transcript, digests, generation: None }
     }
 }
 
@@ -135,6 +135,7 @@ impl Inference for Shared {
             parameters: 1,
             aliases: vec![],
             price: self.0.price,
+            price_private: None,
         }]
     }
 

@@ -104,7 +104,7 @@ impl Auditor {
             return Ok(());
         };
         let record = AnswerRecord {
-            format: Format::V1,
+            format: Format::V2,
             receipt: SignedReceipt {
                 receipt,
                 domain: self.ledger.receipt_domain(),
