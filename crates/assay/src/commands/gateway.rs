@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use assay_api::{ServerOptions, serve};
+use assay_api::{Class, ServerOptions, serve};
 use assay_gateway::lanes::LaneTerms;
 use assay_gateway::lanes::payer::{Deposits, Payer, PayerOptions, instance};
 use assay_gateway::network::{Network, NetworkOptions};
@@ -52,6 +52,9 @@ pub struct Gateway {
     /// Seconds that a provider has for its first word before another one is asked too; more if it usually needs more.
     #[arg(long, default_value_t = 5, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     patience: u64,
+    /// Who checks answers of requests that do not say so: none, sampled (auditors, if the beacon draws them) or full (a second provider, too).
+    #[arg(long, default_value_t = Class::default(), value_name = "CLASS")]
+    verification: Class,
     /// Pay providers that want to be paid, from the key's balance on the ledger.
     #[arg(long)]
     pay: bool,
@@ -115,7 +118,8 @@ impl Gateway {
             let at = listener.local_addr()?;
             let count = network.providers().len();
             eprintln!("gateway on http://{at}/v1, {count} of {} providers answer", endpoints.len());
-            let serving = serve(listener, Arc::clone(&network), ServerOptions::default(), stop_signal());
+            let options = ServerOptions { class: self.verification, ..ServerOptions::default() };
+            let serving = serve(listener, Arc::clone(&network), options, stop_signal());
             let watching = async {
                 loop {
                     tokio::time::sleep(EVERY).await;
