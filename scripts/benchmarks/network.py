@@ -98,9 +98,8 @@ class Running:
 
 
 def build():
-    subprocess.run(["cargo", "build", "--release", "--quiet", "--locked", "-p", "assay"], cwd=ROOT, check=True)
-    command = ["cargo", "build", "--release", "--quiet", "--locked", "-p", "assay-gateway", "--example", "wire"]
-    subprocess.run(command, cwd=ROOT, check=True)
+    both = ["-p", "assay", "--bin", "assay", "-p", "assay-gateway", "--example", "wire"]
+    subprocess.run(["cargo", "build", "--release", "--quiet", "--locked", *both], cwd=ROOT, check=True)
 
 
 def assay(home, *args):

@@ -8,13 +8,13 @@ use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::routing::{get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::files::{Asked, MaybeDesk, Page, here, seconds};
 use crate::parameters::{Object, out_of_range, unsupported, wrong_type};
-use crate::{Refusal, dialect};
+use crate::{Owner, Refusal, dialect};
 pub(crate) use run::run;
 
 /// Routes that lines may be for.
@@ -43,6 +43,8 @@ pub(crate) enum Status {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Batch {
     pub(crate) id: String,
+    #[serde(default)]
+    pub(crate) owner: Owner,
     pub(crate) endpoint: String,
     pub(crate) input_file_id: String,
     pub(crate) completion_window: String,
@@ -99,6 +101,7 @@ pub(crate) fn routes() -> Router<MaybeDesk> {
 
 async fn create(
     State(desk): State<MaybeDesk>,
+    Extension(owner): Extension<Owner>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Value>, Refusal> {
     let desk = here(desk)?;
@@ -133,6 +136,7 @@ async fn create(
     }
     let batch = Batch {
         id: desk.fresh_id("batch_"),
+        owner,
         endpoint,
         input_file_id,
         completion_window,
@@ -155,17 +159,32 @@ async fn create(
     Ok(Json(desk.add_batch(batch).await?.view()))
 }
 
-async fn list(State(desk): State<MaybeDesk>, asked: Asked) -> Result<Json<Value>, Refusal> {
+async fn list(
+    State(desk): State<MaybeDesk>,
+    Extension(owner): Extension<Owner>,
+    asked: Asked,
+) -> Result<Json<Value>, Refusal> {
     let page = Page::read(asked, PAGE.0, PAGE.1)?;
-    Ok(Json(page.cut(here(desk)?.batches(), |b| &b.id, Batch::view)?))
+    let mut all = here(desk)?.batches();
+    all.retain(|batch| batch.owner.account == owner.account);
+    Ok(Json(page.cut(all, |b| &b.id, Batch::view)?))
 }
 
-async fn one(State(desk): State<MaybeDesk>, Path(id): Path<String>) -> Result<Json<Value>, Refusal> {
-    Ok(Json(here(desk)?.batch(&id)?.view()))
+async fn one(
+    State(desk): State<MaybeDesk>,
+    Extension(owner): Extension<Owner>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, Refusal> {
+    Ok(Json(here(desk)?.batch_of(&id, &owner)?.view()))
 }
 
-async fn cancel(State(desk): State<MaybeDesk>, Path(id): Path<String>) -> Result<Json<Value>, Refusal> {
+async fn cancel(
+    State(desk): State<MaybeDesk>,
+    Extension(owner): Extension<Owner>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, Refusal> {
     let desk = here(desk)?;
+    desk.batch_of(&id, &owner)?;
     let cancelled = desk.change_batch(&id, |batch| match batch.status {
         Status::Validating | Status::InProgress => {
             batch.status = Status::Cancelling;

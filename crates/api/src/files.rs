@@ -16,11 +16,11 @@ use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use serde_json::{Value, json};
 
 use crate::parameters::{out_of_range, unsupported};
-use crate::{Refusal, batches};
+use crate::{Owner, Refusal, batches};
 pub(crate) use desk::{Desk, FileObject, derived_id, now_ns, seconds};
 
 /// Bytes read from a store at once.
@@ -85,7 +85,7 @@ impl From<StorageError> for Refusal {
 pub struct FileOptions {
     /// Most bytes of a file.
     pub file_bytes_max: usize,
-    /// Most files kept.
+    /// Most files kept for one account.
     pub files_max: usize,
     /// Most files being uploaded at the same time, each of them in memory.
     pub uploads_max: usize,
@@ -93,7 +93,7 @@ pub struct FileOptions {
     pub lines_max: usize,
     /// Most lines of a batch in flight.
     pub lines_in_flight_max: usize,
-    /// Most batches that are not finished.
+    /// Most batches of one account that are not finished. Those of an account run one after the other, those of several beside each other.
     pub open_batches_max: usize,
 }
 
@@ -185,25 +185,41 @@ impl Page {
     }
 }
 
-async fn list(State(desk): State<MaybeDesk>, asked: Asked) -> Result<Json<Value>, Refusal> {
+async fn list(
+    State(desk): State<MaybeDesk>,
+    Extension(owner): Extension<Owner>,
+    asked: Asked,
+) -> Result<Json<Value>, Refusal> {
     let page = Page::read(asked, PAGE_MAX, PAGE_MAX)?;
-    let mut all = here(desk)?.files();
+    let mut all = here(desk)?.files(&owner);
     all.retain(|f| page.purpose.as_ref().is_none_or(|p| *p == f.purpose));
     Ok(Json(page.cut(all, |f| &f.id, FileObject::view)?))
 }
 
-async fn one(State(desk): State<MaybeDesk>, Path(id): Path<String>) -> Result<Json<Value>, Refusal> {
-    Ok(Json(here(desk)?.file(&id)?.view()))
+async fn one(
+    State(desk): State<MaybeDesk>,
+    Extension(owner): Extension<Owner>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, Refusal> {
+    Ok(Json(here(desk)?.file_of(&id, &owner)?.view()))
 }
 
-async fn delete(State(desk): State<MaybeDesk>, Path(id): Path<String>) -> Result<Json<Value>, Refusal> {
-    let file = here(desk)?.delete(&id).await?;
+async fn delete(
+    State(desk): State<MaybeDesk>,
+    Extension(owner): Extension<Owner>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, Refusal> {
+    let file = here(desk)?.delete(&id, owner).await?;
     Ok(Json(json!({"id": file.id, "object": "file", "deleted": true})))
 }
 
-async fn content(State(desk): State<MaybeDesk>, Path(id): Path<String>) -> Result<Response, Refusal> {
+async fn content(
+    State(desk): State<MaybeDesk>,
+    Extension(owner): Extension<Owner>,
+    Path(id): Path<String>,
+) -> Result<Response, Refusal> {
     let desk = here(desk)?;
-    let file = desk.file(&id)?;
+    let file = desk.file_of(&id, &owner)?;
     let bytes = file.bytes;
     let pieces = futures_util::stream::unfold((desk, file, 0u64), |(desk, file, offset)| async move {
         if offset >= file.bytes {

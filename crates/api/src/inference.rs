@@ -12,6 +12,7 @@ use assay_core::receipt::Domain;
 use assay_core::request::{Prompt, Request};
 use assay_core::transcript::{StopReason, Usage};
 use borsh::{BorshDeserialize, BorshSerialize};
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use crate::Refusal;
@@ -54,6 +55,12 @@ pub trait Inference: Send + Sync + 'static {
     fn channel(&self, id: ChannelId) -> impl Future<Output = Option<ChannelState>> + Send {
         let _ = id;
         std::future::ready(None)
+    }
+
+    /// On whose behalf files are kept and batches run for this caller. Where there are no accounts, everyone shares them.
+    fn owner(&self, caller: &Caller) -> impl Future<Output = Result<Owner, Refusal>> + Send {
+        let _ = caller;
+        std::future::ready(Ok(Owner::default()))
     }
 
     /// Models of which not everything is here yet. One that can be asked already is among [`Inference::models`] too.
@@ -137,6 +144,17 @@ pub struct Caller {
     pub class: Class,
     /// The voucher that came with the request, not checked.
     pub payment: Option<Box<Payment>>,
+    /// Whose batch asks. No request that comes from outside can say so.
+    pub behalf: Option<Owner>,
+}
+
+/// Whose files and batches are whose.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// Who sees them.
+    pub account: String,
+    /// The public name of the key by which a batch's lines are asked.
+    pub key: String,
 }
 
 /// A key as it came, not checked. It is not printed.

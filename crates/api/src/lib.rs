@@ -26,7 +26,7 @@ mod x402;
 pub use files::{FileOptions, FileStore, StorageError};
 pub use inference::{
     ApiKey, Arriving, Caller, EmbeddingOrder, Event, Generation, Inference, Load, Logprob, ModelCard, Order,
-    Second, Source, Task, TokenChance,
+    Owner, Second, Source, Task, TokenChance,
 };
 pub use payment::{ChannelState, PaymentProblem, PaymentRefused, PaymentTerms};
 pub use refusal::Refusal;

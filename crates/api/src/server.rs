@@ -34,8 +34,8 @@ use crate::refusal::Refused;
 use crate::verification::with_classes;
 use crate::x402::{self, Paid};
 use crate::{
-    ApiKey, Arriving, Caller, Class, EmbeddingOrder, Inference, ModelCard, Order, Refusal, Source, Task,
-    batches, embeddings, messages, ollama, responses,
+    ApiKey, Arriving, Caller, Class, EmbeddingOrder, Inference, ModelCard, Order, Owner, Refusal, Source,
+    Task, batches, embeddings, messages, ollama, responses,
 };
 
 pub(crate) const RECEIPT_HEADER: HeaderName = HeaderName::from_static("x-assay-receipt");
@@ -192,7 +192,7 @@ fn routes<I: Inference>(server: Shared<I>, desk: MaybeDesk, more: Router) -> Rou
         // Anthropic's, Ollama's, and OpenAI's files and batches.
         .merge(messages::routes())
         .merge(ollama::routes())
-        .merge(files::routes(desk))
+        .merge(files::routes(desk).route_layer(from_fn_with_state(Arc::clone(&server), owned::<I>)))
         .fallback(async |uri: Uri| Refusal::UnknownRoute { path: uri.path().to_owned() })
         .method_not_allowed_fallback(async |method: Method| Refusal::Method { method: method.to_string() })
         .with_state(Arc::clone(&server))
@@ -219,6 +219,17 @@ async fn around<I: Inference>(State(s): State<Shared<I>>, mut request: Request, 
         s.metrics.refused(code);
     }
     response
+}
+
+/// Says to routes of files and batches whose they are.
+async fn owned<I: Inference>(
+    State(s): State<Shared<I>>,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, Refusal> {
+    let owner = s.inference.owner(&caller(request.headers(), s.options.class)?).await?;
+    request.extensions_mut().insert(owner);
+    Ok(next.run(request).await)
 }
 
 #[derive(Clone)]
@@ -276,7 +287,8 @@ pub(crate) async fn receive<I: Inference>(s: &Shared<I>, request: Request) -> Re
     }
     let request_id = request.extensions().get::<RequestId>().map(|r| r.0.clone()).unwrap_or_default();
     let (nonce, inline) = our_headers(request.headers())?;
-    let caller = caller(request.headers(), s.options.class)?;
+    let mut caller = caller(request.headers(), s.options.class)?;
+    caller.behalf = request.extensions().get::<Owner>().cloned();
     let body = read_body(request.into_body(), &s.options).await?;
     Ok(Received { started, nonce, inline, request_id, caller, body })
 }
@@ -419,7 +431,7 @@ pub(crate) fn caller(headers: &HeaderMap, class: Class) -> Result<Caller, Refusa
         })?;
     let class = Class::read(headers, class)?;
     let payment = x402::payment(headers)?.map(Box::new);
-    Ok(Caller { key, again, ceiling, class, payment })
+    Ok(Caller { key, again, ceiling, class, payment, behalf: None })
 }
 
 pub(crate) async fn read_body(body: Body, options: &ServerOptions) -> Result<Bytes, Refusal> {

@@ -9,7 +9,9 @@
 //!
 //! It refuses to know who pays: credits come with the id of a payment that somebody else has checked.
 
+mod batch;
 mod limits;
+mod script;
 mod secret;
 mod store;
 mod usage;
@@ -20,6 +22,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
+use self::batch::{Deed, Outcome};
 pub use self::secret::{PREFIX, Secret, SecretError, SecretHash};
 use self::store::Store;
 pub use self::usage::{CSV_HEAD, Period, USAGE_PAGE_MAX, UsageTotal};
@@ -97,11 +100,20 @@ pub struct Account {
     pub balance: MicroUsd,
 }
 
+/// By what a key is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeyName {
+    /// Who asks shows it.
+    Secret(SecretHash),
+    /// Its id: for batches, which go on when who made them has left.
+    Id(String),
+}
+
 /// What a request asks of its key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ask {
-    /// The key's secret.
-    pub secret: SecretHash,
+    /// Whose request it is.
+    pub key: KeyName,
     /// What the request is, for recognising it when it comes again: a hash of its route and body.
     pub request: RequestKey,
     /// The most that it can cost.
@@ -376,7 +388,10 @@ impl Accounts {
 
     /// Sets money aside for a request, if its key may begin it.
     pub async fn reserve(&self, ask: Ask) -> Result<Reserved, AccountsError> {
-        self.hand(|done| Work::Reserve { ask, done }).await
+        match self.hand(Deed::Reserve(ask)).await? {
+            Outcome::Reserved(reserved) => Ok(reserved?),
+            Outcome::Settled(_) => Err(AccountsError::Closed),
+        }
     }
 
     /// Ends a hold: `amount` of it is charged, or all of it if it is less; the rest goes back. Asked again, it says what happened then.
@@ -387,25 +402,35 @@ impl Accounts {
         answer: Answered,
         now_ms: i64,
     ) -> Result<Settled, AccountsError> {
-        self.hand(|done| Work::Charge { hold, amount, answer: Box::new(answer), now_ms, done }).await
+        self.settle(Deed::Charge { hold, amount, answer: Box::new(answer), now_ms }).await
     }
 
     /// Ends a hold: everything goes back. A failed or empty answer costs nothing.
     pub async fn release(&self, hold: HoldId) -> Result<Settled, AccountsError> {
-        self.hand(|done| Work::Release { hold, done }).await
+        self.settle(Deed::Release { hold }).await
     }
 
     /// Releases holds whose time is over: their gateway is gone. Says how many.
     pub async fn expire(&self, now_ms: i64) -> Result<u64, AccountsError> {
-        self.store.expire(now_ms).await
+        let mut count = 0;
+        for hold in self.store.over(now_ms).await? {
+            if let Settled::Now(_) = self.release(hold).await? {
+                count += 1;
+            }
+        }
+        Ok(count)
     }
 
-    async fn hand<T>(
-        &self,
-        work: impl FnOnce(oneshot::Sender<Result<T, AccountsError>>) -> Work,
-    ) -> Result<T, AccountsError> {
+    async fn settle(&self, deed: Deed) -> Result<Settled, AccountsError> {
+        match self.hand(deed).await? {
+            Outcome::Settled(settled) => Ok(settled),
+            Outcome::Reserved(_) => Err(AccountsError::Closed),
+        }
+    }
+
+    async fn hand(&self, deed: Deed) -> Result<Outcome, AccountsError> {
         let (done, told) = oneshot::channel();
-        self.work.send(work(done)).await.map_err(|_| AccountsError::Closed)?;
+        self.work.send(Work { deed, done }).await.map_err(|_| AccountsError::Closed)?;
         told.await.map_err(|_| AccountsError::Closed)?
     }
 

@@ -12,16 +12,18 @@ mod kept;
 mod money;
 mod resume;
 mod telling;
+mod twice;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use alloy_primitives::{B128, B256};
 use assay_api::relay::{Destination, Frame, RelayClient, Work};
 use assay_api::{
-    Caller, Class, EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Refusal, Source,
-    Task,
+    Caller, Class, EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Owner, Refusal,
+    Source, Task,
 };
 use assay_core::consent::Consent;
 use assay_core::embedding::{EmbeddingRecord, EmbeddingRequest, Record};
@@ -89,6 +91,8 @@ struct Inner {
     /// Without one, only providers are asked that want no payment.
     payer: Option<Arc<Payer>>,
     records: Mutex<Records>,
+    /// Where records that differ are kept.
+    differing: Option<PathBuf>,
     queue: Arc<Queue>,
     options: NetworkOptions,
     started: Instant,
@@ -143,8 +147,15 @@ impl Inner {
         offer.models.iter().find(|m| m.root == model)?.price_for(consent)
     }
 
-    /// Who is asked, the best first: those that can be paid, or want no payment.
+    /// Who is asked, the best first.
     fn candidates(&self, want: &Want) -> Vec<Candidate> {
+        let mut able = self.able(want);
+        able.truncate(self.options.attempts_max);
+        able
+    }
+
+    /// Who can be asked, the best first: those that can be paid, or want no payment.
+    fn able(&self, want: &Want) -> Vec<Candidate> {
         let ours = self.payer.as_ref().map(|payer| payer.receipts());
         let routing = self.routing();
         let settles: HashMap<_, _> = routing.offers().map(|offer| (offer.provider, offer.settles)).collect();
@@ -153,12 +164,17 @@ impl Inner {
             let payable = settles.is_none() || settles == ours;
             payable.then_some(Candidate { provider, price, paid: settles.is_some() })
         });
-        able.take(self.options.attempts_max).collect()
+        able.collect()
     }
 
     /// Waits until the caller's key has its turn.
     async fn turn(&self, caller: &Caller) -> Result<Turn, Refusal> {
-        let key = caller.key.as_ref().map_or(Hash::ZERO, |key| keccak256(&[key.reveal().as_bytes()]));
+        let key = match (&caller.behalf, &caller.key) {
+            // Who waits for a batch waits behind its own requests too.
+            (Some(owner), _) => keccak256(&[owner.key.as_bytes()]),
+            (None, Some(key)) => keccak256(&[key.reveal().as_bytes()]),
+            (None, None) => Hash::ZERO,
+        };
         self.queue.turn(key).await.map_err(|_| Refusal::Busy { retry_after_s: 1 })
     }
 
@@ -178,6 +194,7 @@ impl Network {
             accounts,
             payer: None,
             records: Mutex::default(),
+            differing: None,
             queue: Arc::new(Queue::new(options.queue)),
             options,
             started: Instant::now(),
@@ -305,6 +322,9 @@ impl Inference for Network {
     }
 
     async fn generate(&self, order: Order) -> Result<Generation, Refusal> {
+        if order.caller.class == Class::Full {
+            return self.twice(order).await;
+        }
         let inner = &self.inner;
         let Order { request, nonce, request_id, caller } = order;
         let want = want(request.model, request.audit, &caller, request.max_tokens, Some(&request.prompt));
@@ -386,7 +406,8 @@ impl Inference for Network {
             named: receipt_id,
             told: Told::default(),
             kept: Vec::new(),
-            _turn: turn,
+            leg: None,
+            _turn: Some(turn),
         };
         // Owned by the request: it ends with the answer, or when the client's receiver is gone.
         tokio::spawn(telling.forward(first, events));
@@ -396,6 +417,11 @@ impl Inference for Network {
     async fn embed(&self, order: EmbeddingOrder) -> Result<Arc<EmbeddingRecord>, Refusal> {
         let inner = &self.inner;
         let EmbeddingOrder { request, request_id, caller } = order;
+        if caller.class == Class::Full {
+            let reason =
+                "vectors are made by one provider; send `sampled`, or execute them again with `assay verify`";
+            return Err(Refusal::Unsupported { param: "x-assay-verification".into(), reason: reason.into() });
+        }
         let want = want(request.model, request.audit, &caller, 1, None);
         let model = inner.offered(request.model);
         let model = model.ok_or(Refusal::UnknownModel { asked: request.model.to_string() })?;
@@ -504,6 +530,13 @@ impl Inference for Network {
     /// A record that this gateway still holds: of the last answers, [`kept::RECORDS_BYTES_MAX`] in all. Providers keep theirs for ever.
     async fn receipt(&self, id: ReceiptId) -> Result<Option<Record>, Refusal> {
         Ok(self.inner.records().get(id).map(|kept| kept.record.clone()))
+    }
+
+    async fn owner(&self, caller: &Caller) -> Result<Owner, Refusal> {
+        match &self.inner.accounts {
+            Some(accounts) => money::owner(accounts, caller).await,
+            None => Ok(Owner::default()),
+        }
     }
 
     fn load(&self) -> Load {

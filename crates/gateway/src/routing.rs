@@ -29,6 +29,9 @@ pub const REST_MS_MAX: u64 = 5 * 60 * 1000;
 const SEEN_DIVISOR: u64 = 2;
 /// By how much longer somebody without any standing is expected to take than somebody with the highest: a quarter.
 const UNKNOWN_DIVISOR: u64 = 4;
+/// Providers that are expected to need an eighth more than the best, and these milliseconds, are its equals: they take turns.
+const EQUAL_DIVISOR: u64 = 8;
+const EQUAL_MS: u64 = 2;
 /// The highest standing.
 const PPM: u64 = 1_000_000;
 /// Beginnings of prompts that are remembered.
@@ -82,6 +85,8 @@ struct Provider {
     /// When it answered last.
     measured_ms: u64,
     failed: u64,
+    /// When it was asked last, as a count.
+    asked: u64,
 }
 
 /// What is shown of a provider.
@@ -112,6 +117,8 @@ pub struct Routing {
     /// Who has seen which beginning last, and when, as a count.
     seen: HashMap<(ModelRoot, Hash), (NodeAddress, u64)>,
     count: u64,
+    /// Attempts so far.
+    asks: u64,
 }
 
 impl Provider {
@@ -157,6 +164,7 @@ impl Routing {
                     completed: 0,
                     measured_ms: 0,
                     failed: 0,
+                    asked: 0,
                 };
                 self.providers.insert(offer.provider, provider);
             }
@@ -190,35 +198,48 @@ impl Routing {
         })
     }
 
-    /// Who can be asked, the best first, with the price. Those that rest come last, the soonest back first: to ask them is better than to ask
-    /// nobody.
+    /// Who can be asked, the best first, with the price. Of equals those that have seen the beginning come first, then the cheapest, then who was
+    /// not asked for the longest time. Those that rest come last, the soonest back first: to ask them is better than to ask nobody.
     pub fn rank(&self, want: &Want, now_ms: u64) -> Vec<(NodeAddress, Option<Price>)> {
         let seen = want.beginning.and_then(|b| self.seen.get(&(want.model, b))).map(|(who, _)| *who);
-        let mut able: Vec<_> = self
+        let able = self
             .providers
             .iter()
             .filter(|(id, p)| p.offer.until_s.saturating_mul(1000) >= now_ms && !self.struck.contains(*id))
             .filter_map(|(id, p)| Some((id, p, p.price(want)?)))
-            .filter(|(_, _, price)| within(*price, want.ceiling))
+            .filter(|(_, _, price)| within(*price, want.ceiling));
+        let mut able: Vec<_> = able
+            .map(|(id, p, price)| {
+                let seen = seen == Some(*id);
+                (self.expected_ms(*id, p, want.tokens, seen, now_ms), !seen, id, p, price)
+            })
             .collect();
-        able.sort_by_key(|(id, p, price)| {
-            let first_ms = if seen == Some(**id) { p.first_ms / SEEN_DIVISOR } else { p.first_ms };
-            let tokens_ms = u64::from(want.tokens).saturating_mul(p.token_us) / 1000;
-            let crowd = u64::from(p.running).saturating_add(1);
-            let halvings = (now_ms.saturating_sub(p.measured_ms) / HALF_AFTER_MS).min(63);
-            let expected_ms = first_ms.saturating_add(tokens_ms).saturating_mul(crowd) >> halvings;
-            // Where anyone has a standing, those without are expected to take longer.
-            let lacks = PPM - self.standings.get(*id).map_or(0, |ppm| u64::from(*ppm)).min(PPM);
-            let doubt_ms = match self.standings.is_empty() {
-                true => 0,
-                false => (expected_ms / UNKNOWN_DIVISOR).saturating_mul(lacks) / PPM,
-            };
-            let expected_ms = expected_ms.saturating_add(doubt_ms);
+        let best = able.iter().filter(|(.., p, _)| !p.resting(now_ms)).map(|(expected_ms, ..)| *expected_ms);
+        let best = best.min().unwrap_or_default();
+        let equal_ms = best.saturating_add(best / EQUAL_DIVISOR).saturating_add(EQUAL_MS);
+        able.sort_by_key(|(expected_ms, unseen, id, p, price)| {
             let rests = if p.resting(now_ms) { p.rests_until_ms.max(1) } else { 0 };
+            let later_ms = if *expected_ms <= equal_ms { 0 } else { *expected_ms };
             let cost = price.map_or(0, |price| price.input().saturating_add(price.output()));
-            (rests, expected_ms, cost, **id)
+            (rests, later_ms, *unseen, cost, p.asked, **id)
         });
-        able.into_iter().map(|(id, _, price)| (*id, price)).collect()
+        able.into_iter().map(|(_, _, id, _, price)| (*id, price)).collect()
+    }
+
+    /// The time that an answer of so many tokens is expected to take, in milliseconds.
+    fn expected_ms(&self, id: NodeAddress, p: &Provider, tokens: u32, seen: bool, now_ms: u64) -> u64 {
+        let first_ms = if seen { p.first_ms / SEEN_DIVISOR } else { p.first_ms };
+        let tokens_ms = u64::from(tokens).saturating_mul(p.token_us) / 1000;
+        let crowd = u64::from(p.running).saturating_add(1);
+        let halvings = (now_ms.saturating_sub(p.measured_ms) / HALF_AFTER_MS).min(63);
+        let expected_ms = first_ms.saturating_add(tokens_ms).saturating_mul(crowd) >> halvings;
+        // Where anyone has a standing, those without are expected to take longer.
+        let lacks = PPM - self.standings.get(&id).map_or(0, |ppm| u64::from(*ppm)).min(PPM);
+        let doubt_ms = match self.standings.is_empty() {
+            true => 0,
+            false => (expected_ms / UNKNOWN_DIVISOR).saturating_mul(lacks) / PPM,
+        };
+        expected_ms.saturating_add(doubt_ms)
     }
 
     /// How long to wait for the first token of a provider before another is asked too.
@@ -229,8 +250,10 @@ impl Routing {
 
     /// An attempt begins.
     pub fn began(&mut self, provider: NodeAddress) {
+        self.asks = self.asks.saturating_add(1);
         if let Some(p) = self.providers.get_mut(&provider) {
             p.running = p.running.saturating_add(1);
+            p.asked = self.asks;
         }
     }
 
@@ -388,6 +411,31 @@ mod tests {
         assert_eq!(ranked(&routing, &WANT, NOW), [id(2), id(1)]);
         assert_eq!(ranked(&routing, &WANT, NOW + BUSY_MS), [id(1), id(2)]);
         assert_eq!(routing.standing(id(1)).unwrap().failed, 0);
+    }
+
+    #[test]
+    fn equals_take_turns() {
+        let mut routing = routing(4);
+        for _ in 0..10 {
+            (1..=3).for_each(|n| completes(&mut routing, n, &WANT, 100 + u64::from(n), 1_000));
+            completes(&mut routing, 4, &WANT, 300, 1_000);
+        }
+        let mut asked = [0; 5];
+        for _ in 0..30 {
+            let first = ranked(&routing, &WANT, NOW)[0];
+            let n = first.as_bytes()[0];
+            asked[usize::from(n)] += 1;
+            completes(&mut routing, n, &WANT, 100 + u64::from(n), 1_000);
+        }
+        assert_eq!(asked, [0, 10, 10, 10, 0]);
+        // The cheapest of them has them all.
+        routing.offered(Offer { issued_s: 2, ..offer(2, Some("1/1")) });
+        routing.offered(Offer { issued_s: 2, ..offer(1, Some("1/2")) });
+        routing.offered(Offer { issued_s: 2, ..offer(3, Some("1/2")) });
+        for _ in 0..3 {
+            assert_eq!(ranked(&routing, &WANT, NOW)[0], id(2));
+            completes(&mut routing, 2, &WANT, 102, 1_000);
+        }
     }
 
     #[test]

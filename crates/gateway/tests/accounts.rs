@@ -6,7 +6,7 @@ mod postgres;
 use std::sync::Arc;
 
 use assay_gateway::accounts::{
-    Accounts, AccountsError, Answered, Ask, Attempt, CSV_HEAD, Hold, Limits, MicroUsd, Period,
+    Accounts, AccountsError, Answered, Ask, Attempt, CSV_HEAD, Hold, KeyName, Limits, MicroUsd, Period,
     RETRY_WINDOW_MS, Refused, RequestKey, Reserved, Secret, SecretHash, Settled,
 };
 use postgres::Postgres;
@@ -30,7 +30,7 @@ async fn key(books: &Accounts, account: &str, balance: u64, limits: Limits) -> S
 
 fn ask(secret: SecretHash, request: u8, amount: u64) -> Ask {
     Ask {
-        secret,
+        key: KeyName::Secret(secret),
         request: RequestKey([request; 32]),
         amount: MicroUsd(amount),
         attempt: Attempt::First,
@@ -213,15 +213,17 @@ async fn a_retried_request_is_charged_once(url: String) {
     let hold = held(&books, ask(secret, 7, 100)).await.unwrap();
     let again = Ask { attempt: Attempt::Again, now_ms: NOW + 500, ..ask(secret, 7, 100) };
     // The first attempt has not been answered: the second runs, and the first is released by whoever ran it.
-    let second = held(&books, again).await.unwrap();
+    let second = held(&books, again.clone()).await.unwrap();
     books.release(hold.id).await.unwrap();
     books.charge(second.id, MicroUsd(60), answered("r7"), NOW + 1_000).await.unwrap();
-    let Reserved::Answered(charge) = books.reserve(again).await.unwrap() else { panic!("it was answered") };
+    let Reserved::Answered(charge) = books.reserve(again.clone()).await.unwrap() else {
+        panic!("it was answered")
+    };
     assert_eq!((charge.amount, charge.answer.receipt.as_str()), (MicroUsd(60), "r7"));
     // Another request, another key, and a first attempt run and pay.
-    assert!(held(&books, Ask { request: RequestKey([8; 32]), ..again }).await.is_ok());
+    assert!(held(&books, Ask { request: RequestKey([8; 32]), ..again.clone() }).await.is_ok());
     let other = key(&books, "a", 0, Limits::default()).await;
-    assert!(held(&books, Ask { secret: other, ..again }).await.is_ok());
+    assert!(held(&books, Ask { key: KeyName::Secret(other), ..again.clone() }).await.is_ok());
     assert!(held(&books, ask(secret, 7, 100)).await.is_ok());
     let late = Ask { now_ms: NOW + 1_001 + RETRY_WINDOW_MS, ..again };
     assert!(held(&books, late).await.is_ok());

@@ -22,10 +22,12 @@ use tower::ServiceExt as _;
 
 use super::lines::{self, Line};
 use super::{Batch, Status, results};
-use crate::Refusal;
 use crate::files::{Desk, FileObject, StorageError, derived_id, now_ns, seconds};
 use crate::server::{RECEIPT_HEADER, REQUEST_ID_HEADER};
+use crate::{Owner, Refusal};
 
+/// Accounts whose batches run at the same time.
+const BATCHES_MAX: usize = 16;
 /// Results of one chunk.
 const CHUNK_LINES: usize = 64;
 /// How long a result waits for others before it is made durable.
@@ -47,37 +49,41 @@ struct Done {
     line: Value,
 }
 
-/// Whether a batch has ended, or the server does.
-enum Outcome {
-    Ended,
-    Stopped,
-}
-
-/// Runs batches until `stop` is true or its sender is gone.
+/// Runs batches until `stop` is true or its sender is gone: of each account one at a time, of [`BATCHES_MAX`] accounts beside each other.
 pub(crate) async fn run(desk: Arc<Desk>, router: Router, mut stop: watch::Receiver<bool>) {
     let mut changes = desk.changes.subscribe();
     // Batches that the store failed: others come first.
     let mut aside = BTreeSet::new();
+    let mut busy: BTreeSet<String> = BTreeSet::new();
+    let mut running = JoinSet::new();
     loop {
         changes.mark_unchanged();
-        let next = desk.batches().into_iter().find(|b| b.is_open() && !aside.contains(&b.id));
-        let Some(batch) = next else {
-            tokio::select! {
-                () = stopped(&mut stop) => return,
-                _ = changes.changed() => {}
-                () = sleep(STORE_RETRY), if !aside.is_empty() => aside.clear(),
-            }
-            continue;
-        };
-        match one(&desk, &router, &batch.id, &mut stop).await {
-            Ok(Outcome::Ended) => {}
-            Ok(Outcome::Stopped) => return,
-            Err(e) => {
-                tracing::error!("{}: {e}; it is set aside for {} s", batch.id, STORE_RETRY.as_secs());
-                aside.insert(batch.id);
+        for batch in desk.batches().into_iter().filter(Batch::is_open) {
+            let Batch { id, owner: Owner { account, .. }, .. } = batch;
+            if running.len() < BATCHES_MAX && !aside.contains(&id) && busy.insert(account.clone()) {
+                let (desk, router, mut stop) = (Arc::clone(&desk), router.clone(), stop.clone());
+                running.spawn(async move { (one(&desk, &router, &id, &mut stop).await, id, account) });
             }
         }
+        tokio::select! {
+            () = stopped(&mut stop) => break,
+            _ = changes.changed() => {}
+            () = sleep(STORE_RETRY), if !aside.is_empty() => aside.clear(),
+            Some(ended) = running.join_next() => match ended {
+                Ok((ended, id, account)) => {
+                    busy.remove(&account);
+                    if let Err(e) = ended {
+                        tracing::error!("{id}: {e}; it is set aside for {} s", STORE_RETRY.as_secs());
+                        aside.insert(id);
+                    }
+                }
+                // It panicked: whose it was is not known, and its account's batches rest until the next start.
+                Err(e) => tracing::error!("a batch was cut off: {e}"),
+            },
+        }
     }
+    // Each makes durable what it has.
+    while running.join_next().await.is_some() {}
 }
 
 async fn stopped(stop: &mut watch::Receiver<bool>) {
@@ -90,7 +96,7 @@ async fn one(
     router: &Router,
     id: &str,
     stop: &mut watch::Receiver<bool>,
-) -> Result<Outcome, Refusal> {
+) -> Result<(), Refusal> {
     let batch = desk.batch(id)?;
     let input = read_input(desk, &batch.input_file_id).await?;
     let (endpoint, lines_max) = (batch.endpoint.clone(), desk.options.lines_max);
@@ -121,7 +127,7 @@ async fn one(
         })
         .await?;
     if batch.status == Status::Failed {
-        return Ok(Outcome::Ended);
+        return Ok(());
     }
     let work = Work { desk: Arc::clone(desk), router: router.clone(), batch, input: Arc::new(input), places };
     work.answer(stop).await
@@ -161,7 +167,7 @@ struct Work {
 }
 
 impl Work {
-    async fn answer(&self, stop: &mut watch::Receiver<bool>) -> Result<Outcome, Refusal> {
+    async fn answer(&self, stop: &mut watch::Receiver<bool>) -> Result<(), Refusal> {
         let id = &self.batch.id;
         let mut progress = self.progress().await?;
         let mut waiting =
@@ -185,7 +191,7 @@ impl Work {
             tokio::select! {
                 () = stopped(stop) => {
                     self.store(&mut ready, &mut progress).await?;
-                    return Ok(Outcome::Stopped);
+                    return Ok(());
                 }
                 _ = changes.changed() => {}
                 () = sleep_until(chunk_at), if !ready.is_empty() => self.store(&mut ready, &mut progress).await?,
@@ -211,7 +217,7 @@ impl Work {
         in_flight.shutdown().await;
         self.store(&mut ready, &mut progress).await?;
         self.finish(progress).await?;
-        Ok(Outcome::Ended)
+        Ok(())
     }
 
     /// Reads what a run before this one has made durable.
@@ -343,13 +349,14 @@ impl Work {
     /// Has a line answered, however often the server is busy.
     fn line(&self, index: usize) -> impl Future<Output = Done> + Send + 'static {
         let (router, endpoint) = (self.router.clone(), self.batch.endpoint.clone());
-        let id = self.result_id(index);
+        let (id, owner) = (self.result_id(index), self.batch.owner.clone());
         // Every line was checked before the first was answered.
         let (custom_id, body) =
             self.read_line(index).map(|l| (l.custom_id, Bytes::from(l.body))).unwrap_or_default();
         async move {
             loop {
                 let mut request = Request::new(Body::from(body.clone()));
+                request.extensions_mut().insert(owner.clone());
                 *request.method_mut() = axum::http::Method::POST;
                 *request.uri_mut() = endpoint.parse().unwrap_or_default();
                 request
@@ -418,6 +425,7 @@ fn output_file(
     }
     let file = FileObject {
         id: derived_id("file-", &[batch.id.as_bytes(), kind.as_bytes()]),
+        owner: batch.owner.clone(),
         bytes: 0,
         created_ns: now_ns(),
         filename: format!("{}_{kind}.jsonl", batch.id),

@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 use tokio::sync::{Semaphore, watch};
 
 use super::{FileOptions, FileStore, StorageError};
-use crate::Refusal;
 use crate::batches::{Batch, results};
+use crate::{Owner, Refusal};
 
 const FILES: &str = "files";
 const BATCHES: &str = "batches";
@@ -25,6 +25,8 @@ const BATCHES: &str = "batches";
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct FileObject {
     pub(crate) id: String,
+    #[serde(default)]
+    pub(crate) owner: Owner,
     pub(crate) bytes: u64,
     /// Nanoseconds since 1970.
     pub(crate) created_ns: u64,
@@ -142,9 +144,11 @@ impl Desk {
         derived_id(prefix, &[&now_ns().to_be_bytes(), &count.to_be_bytes()])
     }
 
-    /// All files, the oldest first.
-    pub(crate) fn files(&self) -> Vec<FileObject> {
-        let mut all: Vec<FileObject> = lock(&self.files).values().cloned().collect();
+    /// All files of an account, the oldest first.
+    pub(crate) fn files(&self, owner: &Owner) -> Vec<FileObject> {
+        let files = lock(&self.files);
+        let own = files.values().filter(|file| file.owner.account == owner.account);
+        let mut all: Vec<FileObject> = own.cloned().collect();
         all.sort_by(|a, b| (a.created_ns, &a.id).cmp(&(b.created_ns, &b.id)));
         all
     }
@@ -153,6 +157,13 @@ impl Desk {
     pub(crate) fn file(&self, id: &str) -> Result<FileObject, Refusal> {
         let found = lock(&self.files).get(id).cloned();
         found.ok_or_else(|| Refusal::UnknownFile { asked: id.chars().take(80).collect() })
+    }
+
+    /// A file, if it is this account's: of others' nobody hears.
+    pub(crate) fn file_of(&self, id: &str, owner: &Owner) -> Result<FileObject, Refusal> {
+        let file = self.file(id)?;
+        let unknown = || Refusal::UnknownFile { asked: id.chars().take(80).collect() };
+        if file.owner.account == owner.account { Ok(file) } else { Err(unknown()) }
     }
 
     /// Stores a file of these parts. Blocks.
@@ -172,11 +183,11 @@ impl Desk {
     }
 
     /// Removes a file.
-    pub(crate) async fn delete(self: &Arc<Desk>, id: &str) -> Result<FileObject, Refusal> {
+    pub(crate) async fn delete(self: &Arc<Desk>, id: &str, owner: Owner) -> Result<FileObject, Refusal> {
         let id = id.to_owned();
         self.blocking(move |d| {
             let _writing = lock(&d.writing);
-            let file = d.file(&id)?;
+            let file = d.file_of(&id, &owner)?;
             let reader = lock(&d.batches)
                 .values()
                 .find(|b| b.input_file_id == id && b.is_open())
@@ -206,16 +217,24 @@ impl Desk {
         found.ok_or_else(|| Refusal::UnknownBatch { asked: id.chars().take(80).collect() })
     }
 
+    /// A batch, if it is this account's.
+    pub(crate) fn batch_of(&self, id: &str, owner: &Owner) -> Result<Batch, Refusal> {
+        let batch = self.batch(id)?;
+        let unknown = || Refusal::UnknownBatch { asked: id.chars().take(80).collect() };
+        if batch.owner.account == owner.account { Ok(batch) } else { Err(unknown()) }
+    }
+
     /// Stores a new batch, if its input is there.
     pub(crate) async fn add_batch(self: &Arc<Desk>, batch: Batch) -> Result<Batch, Refusal> {
         self.blocking(move |d| {
             let _writing = lock(&d.writing);
-            let input = d.file(&batch.input_file_id)?;
+            let input = d.file_of(&batch.input_file_id, &batch.owner)?;
             if input.purpose != "batch" {
                 let message = format!("{} was not uploaded with the purpose `batch`", input.id);
                 return Err(Refusal::Invalid { param: "input_file_id".into(), message });
             }
-            if lock(&d.batches).values().filter(|b| b.is_open()).count() >= d.options.open_batches_max {
+            let theirs = |b: &&Batch| b.is_open() && b.owner.account == batch.owner.account;
+            if lock(&d.batches).values().filter(theirs).count() >= d.options.open_batches_max {
                 return Err(Refusal::Busy { retry_after_s: 60 });
             }
             d.store.put(BATCHES, &batch.id, &to_bytes(&batch.id, &batch)?)?;

@@ -1,16 +1,16 @@
 //! `POST /v1/files`.
 
-use axum::Json;
 use axum::extract::State;
 use axum::extract::multipart::{Field, Multipart, MultipartError, MultipartRejection};
 use axum::http::StatusCode;
+use axum::{Extension, Json};
 use serde_json::Value;
 use tokio::time::timeout;
 
 use super::desk::now_ns;
 use super::{Desk, FORM_BYTES, FileObject, MaybeDesk, here};
-use crate::Refusal;
 use crate::parameters::{out_of_range, unsupported};
+use crate::{Owner, Refusal};
 
 /// Most bytes of a file's name.
 const NAME_BYTES_MAX: usize = 255;
@@ -20,13 +20,14 @@ const PURPOSES: [&str; 2] = ["batch", "user_data"];
 /// Takes a file.
 pub(super) async fn upload(
     State(desk): State<MaybeDesk>,
+    Extension(owner): Extension<Owner>,
     form: Result<Multipart, MultipartRejection>,
 ) -> Result<Json<Value>, Refusal> {
     let desk = here(desk)?;
     let mut form = form.map_err(|e| bad_form(&e.to_string()))?;
     let Ok(_permit) = desk.uploads.try_acquire() else { return Err(Refusal::Busy { retry_after_s: 1 }) };
-    if desk.files().len() >= desk.options.files_max {
-        let message = format!("this server keeps at most {} files; delete some", desk.options.files_max);
+    if desk.files(&owner).len() >= desk.options.files_max {
+        let message = format!("at most {} files are kept; delete some", desk.options.files_max);
         return Err(Refusal::Invalid { param: "file".into(), message });
     }
     let (mut purpose, mut file) = (None, None);
@@ -58,7 +59,8 @@ pub(super) async fn upload(
     if bytes.is_empty() {
         return Err(out_of_range("file", "at least one byte"));
     }
-    let file = FileObject { id: desk.fresh_id("file-"), bytes: 0, created_ns: now_ns(), filename, purpose };
+    let id = desk.fresh_id("file-");
+    let file = FileObject { id, owner, bytes: 0, created_ns: now_ns(), filename, purpose };
     let file = desk.blocking(move |d| d.put_file(file, &mut std::iter::once(Ok(bytes)))).await?;
     Ok(Json(file.view()))
 }

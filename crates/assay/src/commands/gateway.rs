@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use assay_api::{Class, ServerOptions, serve};
+use assay_api::{Class, FileOptions, ServerOptions, serve_with_files};
 use assay_gateway::lanes::LaneTerms;
 use assay_gateway::lanes::payer::{Deposits, Payer, PayerOptions, instance};
 use assay_gateway::network::{Network, NetworkOptions};
 use assay_ledger::amount::Amount;
 use assay_ledger::contracts::node_address;
+use assay_node::files::FolderStore;
 use clap::{Args, Subcommand};
 use tokio::net::TcpListener;
 
@@ -27,6 +28,8 @@ use crate::home::Home;
 const DEFAULT_LISTEN: &str = "127.0.0.1:11731";
 /// How often offers are read again.
 const EVERY: Duration = Duration::from_secs(30);
+/// Lines of a batch that are asked at the same time: providers are several.
+const LINES_IN_FLIGHT_MAX: usize = 32;
 
 /// Put the network behind one API: each request goes to the provider that is expected to answer first, and to another one if that fails
 /// before anything came. Keys are made by `assay keys`.
@@ -95,7 +98,8 @@ impl Gateway {
             }
             let options =
                 NetworkOptions { patience: Duration::from_secs(self.patience), ..NetworkOptions::default() };
-            let network = Network::new(accounts, options);
+            let differing = home.path().join("gateway").join("differing");
+            let network = Network::new(accounts, options).keeping(differing);
             let (network, deposits) = if self.pay {
                 let (payer, deposits) = self.payer(home).await?;
                 (network.paying(payer), Some(deposits))
@@ -118,8 +122,16 @@ impl Gateway {
             let at = listener.local_addr()?;
             let count = network.providers().len();
             eprintln!("gateway on http://{at}/v1, {count} of {} providers answer", endpoints.len());
-            let options = ServerOptions { class: self.verification, ..ServerOptions::default() };
-            let serving = serve(listener, Arc::clone(&network), options, stop_signal());
+            let files = Arc::new(FolderStore::open(&home.path().join("gateway").join("files"))?);
+            let serving = serve_with_files(
+                listener,
+                Arc::clone(&network),
+                ServerOptions { class: self.verification, ..ServerOptions::default() },
+                files,
+                FileOptions { lines_in_flight_max: LINES_IN_FLIGHT_MAX, ..FileOptions::default() },
+                Default::default(),
+                stop_signal(),
+            );
             let watching = async {
                 loop {
                     tokio::time::sleep(EVERY).await;

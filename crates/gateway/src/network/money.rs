@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use assay_api::{Caller, Refusal};
+use assay_api::{Caller, Owner, Refusal};
 use assay_core::embedding::{EmbeddingInput, EmbeddingRequest};
 use assay_core::id::{NodeAddress, Nonce, ReceiptId};
 use assay_core::keccak::keccak256;
@@ -11,7 +11,8 @@ use assay_core::receipt::SignedReceipt;
 use assay_core::request::{Prompt, Request};
 
 use crate::accounts::{
-    Accounts, AccountsError, Answered, Ask, Attempt, HoldId, MicroUsd, Refused, RequestKey, Reserved, Secret,
+    Accounts, AccountsError, Answered, Ask, Attempt, HoldId, KeyName, MicroUsd, Refused, RequestKey,
+    Reserved, Secret,
 };
 
 /// A hold ends by itself after this long: longer than any answer takes.
@@ -90,6 +91,17 @@ fn unknown() -> Refusal {
     }
 }
 
+fn secret(caller: &Caller) -> Result<Secret, Refusal> {
+    let key = caller.key.as_ref().ok_or_else(unknown)?;
+    key.reveal().parse().map_err(|_| unknown())
+}
+
+/// On whose behalf files are kept and batches run.
+pub(super) async fn owner(accounts: &Accounts, caller: &Caller) -> Result<Owner, Refusal> {
+    let key = accounts.key(secret(caller)?.hash()).await.map_err(refusal)?;
+    Ok(Owner { account: key.account, key: key.id })
+}
+
 fn refusal(e: AccountsError) -> Refusal {
     let AccountsError::Refused(refused) = e else {
         tracing::error!(code = e.code(), reason = %e, "the books cannot be used");
@@ -116,12 +128,14 @@ impl Purse {
         request: RequestKey,
         most: u64,
     ) -> Result<Opened, Refusal> {
-        let key = caller.key.as_ref().ok_or_else(unknown)?;
-        let secret: Secret = key.reveal().parse().map_err(|_| unknown())?;
+        let key = match &caller.behalf {
+            Some(owner) => KeyName::Id(owner.key.clone()),
+            None => KeyName::Secret(secret(caller)?.hash()),
+        };
         let now_ms = now_ms();
         let lasts = i64::try_from(HOLD.as_millis()).unwrap_or(i64::MAX);
         let ask = Ask {
-            secret: secret.hash(),
+            key,
             request,
             amount: MicroUsd(most),
             attempt: if caller.again { Attempt::Again } else { Attempt::First },

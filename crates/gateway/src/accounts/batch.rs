@@ -1,0 +1,323 @@
+//! Requests that begin and end, many in one transaction: 1. what they concern is read, and locked; 2. each is decided in its order, in memory; 3. what
+//! came of all of them is written. The cost of a transaction is shared by all that wait for it.
+//!
+//! Rows are locked in one order, keys by id before accounts by name, so that transactions of Postgres wait for each other and never in a circle; who
+//! ends a hold locks its key first. SQLite's take the one lock there is when they begin.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sqlx::any::AnyRow;
+use sqlx::pool::PoolConnection;
+use sqlx::{Any, Row as _};
+
+use super::limits::{Used, admit};
+use super::script::{Statement, Value, marks, run};
+use super::store::{Engine, charge_of, key_of, random_id};
+use super::{
+    AccountsError, Answered, Ask, Attempt, Charge, Hold, HoldId, Key, KeyName, MicroUsd, RETRY_WINDOW_MS,
+    Refused, Reserved, Settled,
+};
+
+/// What a request asks of the books.
+#[derive(Clone, Debug)]
+pub(super) enum Deed {
+    /// To begin.
+    Reserve(Ask),
+    /// To end with an answer.
+    Charge { hold: HoldId, amount: MicroUsd, answer: Box<Answered>, now_ms: i64 },
+    /// To end without one.
+    Release { hold: HoldId },
+}
+
+/// What came of it.
+#[derive(Clone, Debug)]
+pub(super) enum Outcome {
+    Reserved(Result<Reserved, Refused>),
+    Settled(Settled),
+}
+
+/// A hold as the tables have it.
+#[derive(Clone, Debug)]
+struct HoldRow {
+    id: String,
+    key: String,
+    account: String,
+    amount: i64,
+    request: String,
+    day: i64,
+    expires_ms: i64,
+}
+
+struct ChargeRow {
+    hold: HoldRow,
+    kept: i64,
+    answer: Answered,
+    at_ms: i64,
+}
+
+/// A key, and what it has used.
+struct KeyState {
+    key: Key,
+    used: Used,
+    changed: bool,
+}
+
+/// What the tables say of what a batch concerns, and what they will say.
+#[derive(Default)]
+struct Books {
+    keys: BTreeMap<String, KeyState>,
+    by_secret: BTreeMap<String, String>,
+    balances: BTreeMap<String, i64>,
+    holds: BTreeMap<String, HoldRow>,
+    /// What holds that have ended were charged, if anything.
+    ended: BTreeMap<String, i64>,
+    /// What earlier attempts were charged, by the deed's place.
+    answered: BTreeMap<usize, Charge>,
+    /// What balances change by.
+    moved: BTreeMap<String, i64>,
+    made: BTreeMap<String, HoldRow>,
+    gone: BTreeSet<String>,
+    charged: Vec<ChargeRow>,
+}
+
+/// Reads, decides and writes in one transaction. If it fails nothing of it has happened, and the connection must not be used again.
+pub(super) async fn perform(
+    connection: &mut PoolConnection<Any>,
+    engine: Engine,
+    deeds: &[Deed],
+) -> Result<Vec<Outcome>, AccountsError> {
+    let mut books = read(connection, engine, deeds).await?;
+    let results = deeds.iter().enumerate().map(|(at, deed)| books.decide(at, deed)).collect();
+    run(connection, engine, books.written()).await?;
+    Ok(results)
+}
+
+async fn read(
+    connection: &mut PoolConnection<Any>,
+    engine: Engine,
+    deeds: &[Deed],
+) -> Result<Books, AccountsError> {
+    let (mut secrets, mut ids, mut holds) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    for deed in deeds {
+        match deed {
+            Deed::Reserve(Ask { key: KeyName::Secret(secret), .. }) => {
+                drop(secrets.insert(secret.to_string()))
+            }
+            Deed::Reserve(Ask { key: KeyName::Id(id), .. }) => drop(ids.insert(id.clone())),
+            Deed::Charge { hold, .. } | Deed::Release { hold } => drop(holds.insert(hold.0.clone())),
+        }
+    }
+    // An empty list is not SQL; nothing has an empty name.
+    let list = |set: &BTreeSet<String>| -> Vec<Value> {
+        if set.is_empty() { vec!["".into()] } else { set.iter().map(|name| name.as_str().into()).collect() }
+    };
+    let (secrets, ids, holds) = (list(&secrets), list(&ids), list(&holds));
+    let concerned = format!(
+        "secret_hash IN ({}) OR id IN ({}) OR id IN (SELECT key_id FROM holds WHERE id IN ({}))",
+        marks(secrets.len()),
+        marks(ids.len()),
+        marks(holds.len())
+    );
+    let all = || [&secrets, &ids, &holds].into_iter().flatten().cloned();
+    let (begin, lock) = match engine {
+        // To begin as a reader and become a writer fails where another has written meanwhile.
+        Engine::Sqlite => ("BEGIN IMMEDIATE", ""),
+        Engine::Postgres => ("BEGIN", " FOR UPDATE"),
+    };
+    let marked = marks(holds.len());
+    let mut statements = vec![
+        Statement::new(begin),
+        Statement::new(format!("SELECT * FROM keys WHERE {concerned} ORDER BY id{lock}")).with(all()),
+        Statement::new(format!(
+            "SELECT name, balance FROM accounts WHERE name IN (SELECT account FROM keys WHERE {concerned}) ORDER BY name{lock}"
+        ))
+        .with(all()),
+        // Read after the locks: what others did meanwhile is in it.
+        Statement::new(format!(
+            "SELECT key_id, COUNT(*) FROM holds WHERE key_id IN (SELECT id FROM keys WHERE {concerned}) GROUP BY key_id"
+        ))
+        .with(all()),
+        Statement::new(format!("SELECT * FROM holds WHERE id IN ({marked})")).with(holds.clone()),
+        Statement::new(format!("SELECT id, amount FROM charges WHERE id IN ({marked})")).with(holds),
+    ];
+    let mut asked_again = Vec::new();
+    for (at, deed) in deeds.iter().enumerate() {
+        let Deed::Reserve(ask @ Ask { attempt: Attempt::Again, .. }) = deed else { continue };
+        let (column, name) = match &ask.key {
+            KeyName::Secret(secret) => ("secret_hash", secret.to_string()),
+            KeyName::Id(id) => ("id", id.clone()),
+        };
+        let since_ms = ask.now_ms.saturating_sub(RETRY_WINDOW_MS);
+        let found = Statement::new(format!(
+            "SELECT * FROM charges WHERE key_id = (SELECT id FROM keys WHERE {column} = ?) AND request = ? AND at_ms >= ? \
+             ORDER BY at_ms DESC LIMIT 1"
+        ));
+        statements.push(found.with([name, ask.request.column()]).with([since_ms]));
+        asked_again.push(at);
+    }
+    let mut rows = run(connection, engine, statements).await?.into_iter().skip(1);
+    let mut next = || rows.next().unwrap_or_default();
+    let mut books = Books::default();
+    for row in next() {
+        let used = Used {
+            due_ms: row.try_get("due_ms")?,
+            day: row.try_get("day")?,
+            day_spent: row.try_get("day_spent")?,
+            running: 0,
+        };
+        let key = key_of(&row)?;
+        books.by_secret.insert(row.try_get("secret_hash")?, key.id.clone());
+        books.keys.insert(key.id.clone(), KeyState { key, used, changed: false });
+    }
+    for row in next() {
+        books.balances.insert(row.try_get(0)?, row.try_get(1)?);
+    }
+    for row in next() {
+        if let Some(state) = books.keys.get_mut(&row.try_get::<String, _>(0)?) {
+            state.used.running = row.try_get(1)?;
+        }
+    }
+    for row in next() {
+        let hold = hold_of(&row)?;
+        books.holds.insert(hold.id.clone(), hold);
+    }
+    for row in next() {
+        books.ended.insert(row.try_get(0)?, row.try_get(1)?);
+    }
+    for at in asked_again {
+        if let Some(row) = next().first() {
+            books.answered.insert(at, charge_of(row)?);
+        }
+    }
+    Ok(books)
+}
+
+fn hold_of(row: &AnyRow) -> Result<HoldRow, sqlx::Error> {
+    Ok(HoldRow {
+        id: row.try_get("id")?,
+        key: row.try_get("key_id")?,
+        account: row.try_get("account")?,
+        amount: row.try_get("amount")?,
+        request: row.try_get("request")?,
+        day: row.try_get("day")?,
+        expires_ms: row.try_get("expires_ms")?,
+    })
+}
+
+impl Books {
+    fn decide(&mut self, at: usize, deed: &Deed) -> Outcome {
+        match deed {
+            Deed::Reserve(ask) => Outcome::Reserved(self.reserve(at, ask)),
+            Deed::Charge { hold, amount, answer, now_ms } => {
+                Outcome::Settled(self.end(hold, Some((*amount, answer, *now_ms))))
+            }
+            Deed::Release { hold } => Outcome::Settled(self.end(hold, None)),
+        }
+    }
+
+    fn reserve(&mut self, at: usize, ask: &Ask) -> Result<Reserved, Refused> {
+        let id = match &ask.key {
+            KeyName::Secret(secret) => self.by_secret.get(&secret.to_string()),
+            KeyName::Id(id) => Some(id),
+        };
+        let state = id.and_then(|id| self.keys.get_mut(id)).ok_or(Refused::UnknownKey)?;
+        if state.key.revoked_ms.is_some() {
+            return Err(Refused::Revoked);
+        }
+        if let Some(charge) = self.answered.remove(&at) {
+            return Ok(Reserved::Answered(Box::new(charge)));
+        }
+        let after = admit(&state.key.limits, state.used, ask.amount, ask.now_ms)?;
+        let amount = ask.amount.column();
+        let balance = self.balances.entry(state.key.account.clone()).or_default();
+        if *balance < amount {
+            return Err(Refused::Balance { balance: MicroUsd::from_column(*balance), needed: ask.amount });
+        }
+        *balance = balance.saturating_sub(amount);
+        let moved = self.moved.entry(state.key.account.clone()).or_default();
+        *moved = moved.saturating_sub(amount);
+        (state.used, state.changed) = (after, true);
+        let hold = HoldRow {
+            id: random_id(),
+            key: state.key.id.clone(),
+            account: state.key.account.clone(),
+            amount,
+            request: ask.request.column(),
+            day: after.day,
+            expires_ms: ask.expires_ms,
+        };
+        let reserved = Hold { id: HoldId(hold.id.clone()), key_id: hold.key.clone(), amount: ask.amount };
+        self.made.insert(hold.id.clone(), hold);
+        Ok(Reserved::Held(reserved))
+    }
+
+    /// Takes a hold away, keeps what is charged, and gives the rest back.
+    fn end(&mut self, id: &HoldId, charged: Option<(MicroUsd, &Answered, i64)>) -> Settled {
+        let Some(hold) = self.holds.remove(&id.0) else {
+            return Settled::Before(MicroUsd::from_column(self.ended.get(&id.0).copied().unwrap_or(0)));
+        };
+        let kept = charged.as_ref().map_or(0, |(amount, ..)| amount.column().min(hold.amount));
+        let back = hold.amount.saturating_sub(kept);
+        if let Some(state) = self.keys.get_mut(&hold.key) {
+            state.used.running = state.used.running.saturating_sub(1);
+            // What was set aside on a day that is over counts no more.
+            if state.used.day == hold.day {
+                state.used.day_spent = state.used.day_spent.saturating_sub(back);
+                state.changed = true;
+            }
+        }
+        let balance = self.balances.entry(hold.account.clone()).or_default();
+        *balance = balance.saturating_add(back);
+        let moved = self.moved.entry(hold.account.clone()).or_default();
+        *moved = moved.saturating_add(back);
+        self.ended.insert(hold.id.clone(), kept);
+        self.gone.insert(hold.id.clone());
+        if let Some((_, answer, at_ms)) = charged {
+            self.charged.push(ChargeRow { hold, kept, answer: answer.clone(), at_ms });
+        }
+        Settled::Now(MicroUsd::from_column(kept))
+    }
+
+    /// What is written, and the end of the transaction.
+    fn written(self) -> Vec<Statement> {
+        let mut statements = Vec::new();
+        for (account, by) in self.moved.into_iter().filter(|(_, by)| *by != 0) {
+            let update = Statement::new("UPDATE accounts SET balance = balance + ? WHERE name = ?");
+            statements.push(update.with([by]).with([account]));
+        }
+        for (id, KeyState { used, .. }) in self.keys.into_iter().filter(|(_, state)| state.changed) {
+            let update = Statement::new("UPDATE keys SET due_ms = ?, day = ?, day_spent = ? WHERE id = ?");
+            statements.push(update.with([used.due_ms, used.day, used.day_spent]).with([id]));
+        }
+        if !self.gone.is_empty() {
+            let delete = format!("DELETE FROM holds WHERE id IN ({})", marks(self.gone.len()));
+            statements.push(Statement::new(delete).with(self.gone));
+        }
+        if !self.made.is_empty() {
+            let rows = vec![format!("({})", marks(7)); self.made.len()].join(", ");
+            let insert = Statement::new(format!(
+                "INSERT INTO holds (id, key_id, account, amount, request, day, expires_ms) VALUES {rows}"
+            ));
+            statements.push(self.made.into_values().fold(insert, |insert, hold| {
+                let HoldRow { id, key, account, amount, request, day, expires_ms } = hold;
+                insert.with([id, key, account]).with([amount]).with([request]).with([day, expires_ms])
+            }));
+        }
+        if !self.charged.is_empty() {
+            let rows = vec![format!("({})", marks(11)); self.charged.len()].join(", ");
+            let insert = Statement::new(format!(
+                "INSERT INTO charges (id, key_id, account, amount, request, at_ms, receipt, provider, model, prompt_tokens, completion_tokens) \
+                 VALUES {rows}"
+            ));
+            statements.push(self.charged.into_iter().fold(insert, |insert, charge| {
+                let ChargeRow { hold, kept, answer, at_ms } = charge;
+                let insert = insert.with([hold.id, hold.key, hold.account]).with([kept]);
+                let insert = insert.with([hold.request]).with([at_ms]);
+                let insert = insert.with([answer.receipt, answer.provider, answer.model]);
+                insert.with([i64::from(answer.prompt_tokens), i64::from(answer.completion_tokens)])
+            }));
+        }
+        statements.push(Statement::new("COMMIT"));
+        statements
+    }
+}
