@@ -120,6 +120,9 @@ async fn begin<'a>(
     loop {
         let mut able = inner.able(asked.want);
         able.retain(|candidate| !tried.contains(&candidate.provider));
+        if able.is_empty() {
+            return Err(nobody());
+        }
         let taken = leg.take(&able, inner.options.attempts_max).ok_or_else(&nobody)?;
         if taken.is_empty() {
             if Instant::now() >= until {
