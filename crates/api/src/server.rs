@@ -429,7 +429,7 @@ pub(crate) fn caller(headers: &HeaderMap, class: Class) -> Result<Caller, Refusa
         text(PRICE_HEADER).map(str::parse).transpose().map_err(|e: assay_core::price::PriceError| {
             Refusal::Invalid { param: PRICE_HEADER.into(), message: e.to_string() }
         })?;
-    let class = Class::read(headers, class)?;
+    let class = Class::asked(headers)?.unwrap_or(class);
     let payment = x402::payment(headers)?.map(Box::new);
     Ok(Caller { key, again, ceiling, class, payment, behalf: None })
 }

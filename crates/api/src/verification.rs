@@ -11,6 +11,7 @@ use assay_core::consent::Consent;
 use assay_core::receipt::{Domain, SignedReceipt};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::Response;
+use serde::{Deserialize, Serialize};
 
 use crate::Refusal;
 use crate::inference::Source;
@@ -21,7 +22,8 @@ pub(crate) const CLASS_HEADER: HeaderName = HeaderName::from_static("x-assay-ver
 const SECOND_HEADER: HeaderName = HeaderName::from_static("x-assay-second");
 
 /// Who checks an answer besides its client.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Class {
     /// Nobody: the client withholds its consent to audits, or the provider settles on no ledger.
     None,
@@ -81,14 +83,15 @@ impl Class {
         Class::held(consent, receipt.domain.contract != Domain::DEVELOPMENT.contract)
     }
 
-    /// The class that a request asks for; without a header, `otherwise`.
-    pub(crate) fn read(headers: &HeaderMap, otherwise: Class) -> Result<Class, Refusal> {
-        let Some(value) = headers.get(CLASS_HEADER) else { return Ok(otherwise) };
+    /// The class that a request asks for, if it has the header.
+    pub(crate) fn asked(headers: &HeaderMap) -> Result<Option<Class>, Refusal> {
+        let Some(value) = headers.get(CLASS_HEADER) else { return Ok(None) };
         let text = String::from_utf8_lossy(value.as_bytes());
-        text.trim().parse().map_err(|e: ClassError| Refusal::Invalid {
+        let class = text.trim().parse().map_err(|e: ClassError| Refusal::Invalid {
             param: CLASS_HEADER.as_str().into(),
             message: e.to_string(),
-        })
+        });
+        class.map(Some)
     }
 }
 
@@ -128,13 +131,13 @@ mod tests {
         for (text, class) in [("none", Class::None), ("sampled", Class::Sampled), ("full", Class::Full)] {
             assert_eq!((text.parse(), class.to_string().as_str()), (Ok(class), text));
             let headers = HeaderMap::from_iter([(CLASS_HEADER, HeaderValue::from_static(text))]);
-            assert_eq!(Class::read(&headers, Class::None), Ok(class));
+            assert_eq!(Class::asked(&headers), Ok(Some(class)));
         }
-        assert_eq!(Class::read(&HeaderMap::new(), Class::None), Ok(Class::None));
+        assert_eq!(Class::asked(&HeaderMap::new()), Ok(None));
         for text in ["", "None", "all", "sampled, full", "ful\u{7f}"] {
             let Ok(value) = HeaderValue::from_bytes(text.as_bytes()) else { continue };
             let headers = HeaderMap::from_iter([(CLASS_HEADER, value)]);
-            let refusal = Class::read(&headers, Class::Sampled).unwrap_err();
+            let refusal = Class::asked(&headers).unwrap_err();
             assert_eq!((refusal.code(), refusal.status().as_u16()), ("invalid_value", 400), "{text}");
         }
     }
