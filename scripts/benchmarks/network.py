@@ -7,14 +7,22 @@
 
 Gateway: what a gateway adds, without a model's time in it. Behind all proxies is one provider that answers at once with true signatures (the
 example `wire` of crates/gateway), asked over OpenAI's route by LiteLLM and nginx, and over the sealed relay by our gateway, which also holds and charges
-money, and checks the record of every answer. Clients ask as fast as they are answered over 1, 32 and 256 connections. All sides, and the provider without
-any proxy, take turns within each round; numbers are medians over the rounds. What a proxy adds is its median time less the provider's own in the same
-round. LiteLLM has one worker for each processor, as nginx has; clients, proxies and provider share the machine.
+money, and checks the record of every answer. Clients ask over 1, 32 and 256 connections, once as fast as they are answered, which tells how many
+requests a side can take, and once at an even pace that all sides can keep, which tells what a request waits. All sides, and the provider without
+any proxy, take turns within each round; numbers are medians over the rounds. What a proxy adds is its median time at that pace less the provider's own in the
+same round. LiteLLM has one worker for each processor, as nginx has; clients, proxies and provider share the machine.
 
 Replay: the conversations of the Azure LLM inference trace 2023 (CC-BY, Patel et al., Splitwise, ISCA 2024): arrival times as they were, both lengths
 scaled by one number so that the longest fits the model's window. Four providers, `assay up` with the built-in model, behind one gateway; every 30 seconds one of
 them, in turn, is killed with SIGKILL and started again 5 seconds later. An answer counts as complete if its stream ended in order with as many tokens as were
 asked for.
+
+Faults: a network of processes (`assay devnet up`) in which one member has each fault, over as many epochs as asked for, then two minutes without requests in which
+what was earned is audited and paid out. A member's profit is what it has at the end in its wallet, on the ledger, as stake and in channels, less what it was given.
+Beside it stands what the honest members of its kind gained in the same run.
+
+Verification: three such networks without faults, one for each audit rate, and one to which nobody sends anything. Processor time of auditors over that of
+providers: as it is, and less what the same processes use in the network that is idle.
 """
 
 import argparse
@@ -40,8 +48,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 ASSAY = TARGET / "release/assay"
 WIRE = TARGET / "release/examples/wire"
-PARTS = ["gateway", "replay"]
+PARTS = ["gateway", "replay", "faults", "verification"]
 CONNECTIONS = [1, 32, 256]
+# Requests a second of all connections together, where waiting is measured.
+PACE = 50
 LITELLM = "litellm[proxy]==1.79.3"
 KILL_EVERY_S = 30
 BACK_AFTER_S = 5
@@ -156,8 +166,8 @@ http {{
     return Running([found, "-p", folder, "-c", conf, "-e", "stderr"], port, folder / "nginx.log")
 
 
-def ask(port, key, connections, seconds):
-    command = [WIRE, "ask", f"http://127.0.0.1:{port}", key, str(connections), str(seconds)]
+def ask(port, key, connections, seconds, pace=None):
+    command = [WIRE, "ask", f"http://127.0.0.1:{port}", key, connections, seconds, *([pace] if pace else [])]
     return json.loads(subprocess.run([str(c) for c in command], check=True, capture_output=True, text=True).stdout)
 
 
@@ -181,9 +191,10 @@ def gateway_part(args, folder):
                 for connections in CONNECTIONS:
                     order = list(sides)
                     order = order[number % len(order):] + order[: number % len(order)]
-                    found = {side: ask(sides[side], key, connections, args.seconds) for side in order}
-                    rounds[connections].append(found)
-                    line = ", ".join(f"{s} {found[s]['p50_us']} us {found[s]['per_second']:.0f}/s" for s in sides)
+                    fast = {side: ask(sides[side], key, connections, args.seconds) for side in order}
+                    paced = {side: ask(sides[side], key, connections, args.seconds, PACE) for side in order}
+                    rounds[connections].append((fast, paced))
+                    line = ", ".join(f"{s} {paced[s]['p50_us']} us, {fast[s]['per_second']:.0f}/s" for s in sides)
                     say(f"round {number + 1}, {connections} connections: {line}")
     finally:
         provider.kill()
@@ -192,17 +203,17 @@ def gateway_part(args, folder):
         middle = lambda of: statistics.median(of(r) for r in all_rounds)
         by[str(connections)] = {
             side: {
-                "p50_ms": middle(lambda r: r[side]["p50_us"]) / 1000,
-                "p95_ms": middle(lambda r: r[side]["p95_us"]) / 1000,
-                "p99_ms": middle(lambda r: r[side]["p99_us"]) / 1000,
-                "p50_added_ms": middle(lambda r: r[side]["p50_us"] - r["provider"]["p50_us"]) / 1000,
-                "per_second": middle(lambda r: r[side]["per_second"]),
-                "failed": sum(r[side]["failed"] for r in all_rounds),
+                "p50_ms": middle(lambda r: r[1][side]["p50_us"]) / 1000,
+                "p95_ms": middle(lambda r: r[1][side]["p95_us"]) / 1000,
+                "p99_ms": middle(lambda r: r[1][side]["p99_us"]) / 1000,
+                "p50_added_ms": middle(lambda r: r[1][side]["p50_us"] - r[1]["provider"]["p50_us"]) / 1000,
+                "per_second": middle(lambda r: r[0][side]["per_second"]),
+                "failed": sum(half[side]["failed"] for r in all_rounds for half in r),
             }
             for side in ["provider", "gateway", "nginx", "litellm"]
         }
-        by[str(connections)]["over_litellm"] = middle(lambda r: r["gateway"]["per_second"] / r["litellm"]["per_second"])
-    return {"rounds": args.rounds, "seconds": args.seconds, "litellm": LITELLM, "connections": by}
+        by[str(connections)]["over_litellm"] = middle(lambda r: r[0]["gateway"]["per_second"] / r[0]["litellm"]["per_second"])
+    return {"rounds": args.rounds, "seconds": args.seconds, "pace": PACE, "litellm": LITELLM, "connections": by}
 
 
 # Replay
@@ -330,6 +341,68 @@ def replay_part(args, folder):
     return found
 
 
+# Faults
+
+
+def devnet(home, *options):
+    """Runs a network to its end. Its report."""
+    command = ["devnet", "up", "--listen", f"127.0.0.1:{free()}", *map(str, options)]
+    with open(home / "devnet.log", "w") as log:
+        environment = {**os.environ, "ASSAY_HOME": str(home)}
+        subprocess.run([ASSAY, *command], env=environment, stdout=log, stderr=log, check=True)
+    found = json.loads(assay(home, "devnet", "report", "--json"))
+    if not found["conserved"]:
+        raise SystemExit("money is missing")
+    return found["found"]
+
+
+def faults_part(args, folder):
+    seconds = args.epochs * args.epoch_seconds
+    kinds = ["cheap-model", "slow", "crash", "silent-auditor", "lost-bytes"]
+    options = [option for kind in kinds for option in ("--fault", f"{kind}:1")]
+    sizes = ["--providers", 6, "--auditors", 4, "--hosts", 3, "--epoch", args.epoch_seconds, "--audit-rate", 10, "--load", args.load]
+    found = devnet(folder, *sizes, *options, "--for", seconds, "--quiet-for", 120)
+    gained = lambda line: line["profit"] / 1e6
+    by = {}
+    for line in found["lines"]:
+        if not (kind := line["fault"]):
+            continue
+        others = [gained(l) for l in found["lines"] if l["part"] == line["part"] and not l["fault"]]
+        by[kind] = {
+            "profit": gained(line), "honest": statistics.mean(others), "over_honest": gained(line) - statistics.mean(others),
+            "struck": line["struck"], "struck_after_s": line["struck_after_s"], "epochs_posted": line["epochs_posted"],
+        }
+    honest = [{"name": l["name"], "profit": gained(l)} for l in found["lines"] if not l["fault"]]
+    result = {"epochs": args.epochs, "epoch_seconds": args.epoch_seconds, "load": args.load, "requests": found["requests"], "by_fault": by, "honest": honest}
+    say(json.dumps(result))
+    return result
+
+
+# Verification
+
+
+def verification_part(args, folder):
+    def used(rate, load):
+        home = folder / f"{rate}-{load}"
+        home.mkdir()
+        sizes = ["--providers", 3, "--auditors", 3, "--hosts", 1, "--epoch", 20, "--audit-rate", rate]
+        found = devnet(home, *sizes, "--load", load, "--for", args.verification_seconds, "--quiet-for", 60)
+        of = lambda part: sum(l["processor_s"] for l in found["lines"] if l["part"] == part)
+        say(f"{rate} %, {load} requests a second: providers {of('provider'):.1f} s, auditors {of('auditor'):.1f} s of processor time")
+        return {"providers_s": of("provider"), "auditors_s": of("auditor"), "answered": found["requests"]["answered"]}
+
+    idle = used(10, 0)
+    by = {}
+    for rate in [1, 3, 10]:
+        busy = used(rate, args.verification_load)
+        by[str(rate)] = {
+            **busy,
+            "share": busy["auditors_s"] / busy["providers_s"],
+            "share_without_idle": (busy["auditors_s"] - idle["auditors_s"]) / (busy["providers_s"] - idle["providers_s"]),
+        }
+    return {"seconds": args.verification_seconds, "load": args.verification_load, "idle": idle, "by_rate": by}
+
+
 # Report
 
 
@@ -344,7 +417,8 @@ def report(out, found):
         lines += [
             "## What the gateway adds", "",
             f"Medians of {it['rounds']} rounds of {it['seconds']} s; one provider that answers at once. The gateway checks a signature, seals and opens, and writes "
-            f"the books for every request; nginx and LiteLLM ({it['litellm']}) pass bytes on. Clients, proxies and provider share the machine.", "",
+            f"the books for every request; nginx and LiteLLM ({it['litellm']}) pass bytes on. Clients, proxies and provider share the machine. Times are those "
+            f"of {it['pace']} requests a second, evenly over the connections; requests/s are those of clients that ask as fast as they are answered.", "",
             "| connections | | p50 | p95 | p99 | added at p50 | requests/s | failed |", "|---|---|---|---|---|---|---|---|",
         ]
         for connections, sides in it["connections"].items():
@@ -368,6 +442,29 @@ def report(out, found):
             f"| first token | {f['p50_s']:.3f} s | {f['p95_s']:.3f} s | {f['p99_s']:.3f} s |",
             f"| total | {t['p50_s']:.3f} s | {t['p95_s']:.3f} s | {t['p99_s']:.3f} s |", "",
         ]
+    if it := found["parts"].get("faults"):
+        lines += [
+            "## What faults earn", "",
+            f"{it['epochs']} epochs of {it['epoch_seconds']} s in one network of 6 providers, 4 auditors and 3 hosts, {it['load']} requests a second "
+            f"({it['requests']['answered']} of {it['requests']['sent']} answered), one audit in ten. In dollars; a provider stakes 20, an auditor 100, a host 60.", "",
+            "| fault | gained | honest of its kind | less than those | struck |", "|---|---|---|---|---|",
+        ]
+        for kind, f in it["by_fault"].items():
+            struck = f"{f['struck_after_s']} s after its first batch" if f["struck"] and f["struck_after_s"] is not None else ("yes" if f["struck"] else "no")
+            lines.append(f"| {kind} | {f['profit']:+.4f} | {f['honest']:+.4f} | {f['over_honest']:+.4f} | {struck} |")
+        lines += ["", "Honest members: " + ", ".join(f"{h['name']} {h['profit']:+.4f}" for h in it["honest"]) + ".", ""]
+    if it := found["parts"].get("verification"):
+        lines += [
+            "## What verification costs", "",
+            f"3 providers, 3 auditors, the built-in model, {it['load']} requests a second for {it['seconds']} s. Processor time of auditors over that of providers; "
+            "*without idle*: less what the same processes use while nothing is asked.", "",
+            "| audit rate | providers | auditors | share | without idle |", "|---|---|---|---|---|",
+            f"| idle | {it['idle']['providers_s']:.1f} s | {it['idle']['auditors_s']:.1f} s | | |",
+        ]
+        for rate, r in it["by_rate"].items():
+            shares = f"{100 * r['share']:.1f} % | {100 * r['share_without_idle']:.1f} %"
+            lines.append(f"| {rate} % | {r['providers_s']:.1f} s | {r['auditors_s']:.1f} s | {shares} |")
+        lines += [""]
     (out / "network.md").write_text("\n".join(lines))
     parts = found["parts"]
     summary = {}
@@ -376,7 +473,17 @@ def report(out, found):
     if it := parts.get("gateway"):
         summary["gateway_p50_added_ms"] = {c: s["gateway"]["p50_added_ms"] for c, s in it["connections"].items()}
         summary["requests_per_s_over_litellm"] = {c: s["over_litellm"] for c, s in it["connections"].items()}
+    if it := parts.get("faults"):
+        summary["profit_by_fault"] = {kind: f["profit"] for kind, f in it["by_fault"].items()}
+        summary["profit_by_fault_over_honest"] = {kind: f["over_honest"] for kind, f in it["by_fault"].items()}
+        summary["cheat_to_slash_s"] = it["by_fault"]["cheap-model"]["struck_after_s"]
+    if it := parts.get("verification"):
+        summary["verification_share"] = {rate: r["share"] for rate, r in it["by_rate"].items()}
+        summary["verification_share_without_idle"] = {rate: r["share_without_idle"] for rate, r in it["by_rate"].items()}
     (out / "network.json").write_text(json.dumps({**summary, **found}, indent=2) + "\n")
+
+
+MEASURES = {"gateway": gateway_part, "replay": replay_part, "faults": faults_part, "verification": verification_part}
 
 
 def main():
@@ -386,6 +493,11 @@ def main():
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--trace-seconds", type=int, default=600)
     parser.add_argument("--end", type=int, nargs="*", default=[], help="token ids that would end an answer early")
+    parser.add_argument("--epochs", type=int, default=50, help="of the part `faults`")
+    parser.add_argument("--epoch-seconds", type=int, default=20, help="of the part `faults`")
+    parser.add_argument("--load", type=float, default=5, help="requests a second, of the part `faults`")
+    parser.add_argument("--verification-seconds", type=int, default=120)
+    parser.add_argument("--verification-load", type=float, default=20, help="requests a second")
     parser.add_argument("--data", type=pathlib.Path, default=ROOT.parent / "shared/data")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "docs/benchmarks")
     args = parser.parse_args()
@@ -396,7 +508,7 @@ def main():
     for part in args.part or PARTS:
         say(f"measuring: {part}")
         with tempfile.TemporaryDirectory() as folder:
-            measured = {"gateway": gateway_part, "replay": replay_part}[part](args, pathlib.Path(folder))
+            measured = MEASURES[part](args, pathlib.Path(folder))
         if measured:
             found["parts"][part] = measured
     found["machine"], found["date"] = machine(), time.strftime("%Y-%m-%d")

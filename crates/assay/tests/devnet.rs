@@ -20,12 +20,18 @@ fn a_network_starts_answers_and_ends_with_all_its_money() {
     assert!(said.contains("tokens are accounted for") && said.contains("provider-2"), "{said}");
     // What they did stays, and an earlier network's data goes when the next one starts.
     assert!(home.path().join("devnet/report.json").exists());
+    let kept = command(home.path()).args(["devnet", "report", "--json"]).output().unwrap();
+    let kept: serde_json::Value = serde_json::from_str(&stdout(&kept)).unwrap();
+    assert_eq!(kept["conserved"], true);
+    assert_eq!(kept["found"]["requests"]["answered"], answered);
+    assert_eq!(kept["found"]["lines"].as_array().unwrap().len(), 6);
     let wrong = command(home.path()).args(["devnet", "up", "--fault", "slow:9"]).output().unwrap();
     assert!(
         stderr(&wrong).contains("9 faults are asked for, and there are 4 providers"),
         "{}",
         stderr(&wrong)
     );
+    std::fs::remove_file(home.path().join("devnet/report.json")).unwrap();
     let report = command(home.path()).args(["devnet", "report"]).output().unwrap();
-    assert!(stderr(&report).contains("needs it running"), "{}", stderr(&report));
+    assert!(stderr(&report).contains("no report was kept"), "{}", stderr(&report));
 }

@@ -1,9 +1,11 @@
-//! What a gateway adds, without a model's time in it: a provider that answers at once, and clients that ask as fast as they are answered.
+//! What a gateway adds, without a model's time in it: a provider that answers at once, and clients that ask as fast as they are answered, or at an even
+//! pace.
 //!
-//!     wire provider                              prints its URL; OpenAI's routes and the relay's
-//!     wire ask URL KEY CONNECTIONS SECONDS       prints one JSON object
+//!     wire provider                                      prints its URL; OpenAI's routes and the relay's
+//!     wire ask URL KEY CONNECTIONS SECONDS [PER_SECOND]  prints one JSON object
 //!
-//! Clients speak HTTP/1.1 over connections that stay, each one request at a time.
+//! Clients speak HTTP/1.1 over connections that stay, each one request at a time. At a pace, all connections together ask that often, and the time of a
+//! request whose connection was still busy when it was due counts from when it was due.
 #![allow(clippy::unwrap_used, reason = "a measurement that fails ends")]
 
 use std::time::{Duration, Instant};
@@ -29,17 +31,19 @@ async fn main() {
             println!("{}", provider.url);
             std::future::pending::<()>().await;
         }
-        ["ask", url, key, connections, seconds] => {
+        ["ask", url, key, connections, seconds, ref pace @ ..] => {
             let (connections, seconds) = (connections.parse().unwrap(), seconds.parse().unwrap());
-            ask(url, key, connections, Duration::from_secs_f64(seconds)).await;
+            let per_second = pace.first().map(|pace| pace.parse().unwrap());
+            ask(url, key, connections, Duration::from_secs_f64(seconds), per_second).await;
         }
-        _ => panic!("wire provider | wire ask URL KEY CONNECTIONS SECONDS"),
+        _ => panic!("wire provider | wire ask URL KEY CONNECTIONS SECONDS [PER_SECOND]"),
     }
 }
 
-async fn ask(url: &str, key: &str, connections: usize, time: Duration) {
+async fn ask(url: &str, key: &str, connections: usize, time: Duration, per_second: Option<f64>) {
     let host = url.trim_start_matches("http://").trim_end_matches('/').to_owned();
-    let until = Instant::now() + time;
+    let start = Instant::now();
+    let until = start + time;
     let clients: Vec<_> = (0..connections)
         .map(|client| {
             let (host, key) = (host.clone(), key.to_owned());
@@ -47,7 +51,16 @@ async fn ask(url: &str, key: &str, connections: usize, time: Duration) {
                 let mut stream = connect(&host).await;
                 let (mut took, mut failed) = (Vec::new(), 0u64);
                 for number in 0u64.. {
-                    if Instant::now() >= until {
+                    let due = per_second.map(|per_second| {
+                        let place = number as f64 * connections as f64 + client as f64;
+                        start + Duration::from_secs_f64(place / per_second)
+                    });
+                    // A request that has to wait for its connection waits from when it was due; a timer's own delay is not counted.
+                    let late = due.filter(|due| *due <= Instant::now());
+                    if let Some(due) = due.filter(|due| *due < until) {
+                        tokio::time::sleep_until(due.into()).await;
+                    }
+                    if due.unwrap_or_else(Instant::now) >= until {
                         break;
                     }
                     let body = json!({
@@ -60,7 +73,7 @@ async fn ask(url: &str, key: &str, connections: usize, time: Duration) {
                          content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
                         body.len()
                     );
-                    let begun = Instant::now();
+                    let begun = late.filter(|_| number > 0).unwrap_or_else(Instant::now);
                     match one(&mut stream, &request).await {
                         Some(true) => took.push(begun.elapsed().as_micros() as u64),
                         Some(false) => failed += 1,

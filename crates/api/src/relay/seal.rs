@@ -6,7 +6,7 @@
 //! frame too, so that an answer cannot be cut short unseen.
 
 use assay_core::id::{NodeAddress, SealingKey};
-use chacha20poly1305::aead::{Aead as _, KeyInit as _};
+use chacha20poly1305::aead::{Aead as _, Generate as _, KeyInit as _};
 use chacha20poly1305::{ChaCha20Poly1305, Key, Nonce};
 use hpke::{Deserializable as _, Kem as _, OpModeR, OpModeS, Serializable as _};
 
@@ -51,9 +51,9 @@ fn exporter(salt: &[u8; SALT_BYTES]) -> Vec<u8> {
     [b"assay/order-answer/1".as_slice(), salt].concat()
 }
 
-/// Bytes that were never used before: the public half of a key that nobody keeps.
+/// Bytes that were never used before.
 pub(super) fn salt() -> [u8; SALT_BYTES] {
-    Kem::gen_keypair().1.to_bytes().into()
+    Key::generate().into()
 }
 
 /// Seals an order to a provider.

@@ -1,5 +1,6 @@
 //! `assay devnet`: the whole network on this machine, each part a process of its own, with faults if they are asked for.
 
+mod chaos;
 mod fault;
 mod load;
 mod member;
@@ -16,8 +17,10 @@ use anyhow::{Context as _, Result, bail};
 use assay_core::price::Price;
 use clap::{Args, Subcommand};
 
+use self::chaos::Chaos;
 use self::fault::Fault;
 use self::network::{Network, State};
+use self::report::Found;
 use super::ledger::connection::block_on;
 use super::up::stop_signal;
 use crate::home::Home;
@@ -71,6 +74,13 @@ struct Up {
     /// Stop after so many seconds.
     #[arg(long = "for", value_name = "SECONDS")]
     seconds: Option<u64>,
+    /// Seconds after those of --for in which nothing is asked any more, and what was earned is audited and paid out.
+    #[arg(long, default_value_t = 0, value_name = "SECONDS", requires = "seconds")]
+    quiet_for: u64,
+    /// Kill, hold and cut off processes at random, hold the chain and take its blocks back, until --for is over. What happens follows from
+    /// the seed. At the end it is said what clients saw of it.
+    #[arg(long, value_name = "SEED")]
+    chaos: Option<u64>,
     /// Where the gateway listens.
     #[arg(long, default_value = "127.0.0.1:11731", value_name = "ADDR:PORT")]
     listen: SocketAddr,
@@ -95,14 +105,23 @@ impl Devnet {
                 let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
                 runtime.block_on(up.run(home))
             }
-            Command::Report(report) => block_on(async {
-                let state = State::read(&folder(home))?;
-                let state = state.context("there is no network here; `assay devnet up` starts one")?;
-                let found = report::read(&state).await.context(
-                    "the network's chain does not answer; `assay devnet report` needs it running: `assay devnet up`",
-                )?;
-                if report.json { found.print_json() } else { found.print() }
-            }),
+            Command::Report(report) => {
+                block_on(async {
+                    let state = State::read(&folder(home))?;
+                    let state = state.context("there is no network here; `assay devnet up` starts one")?;
+                    let found = match (report::read(&state).await, Found::kept(&folder(home))?) {
+                        (Ok(found), _) => found,
+                        (Err(_), Some(kept)) => {
+                            eprintln!("The network is stopped; this is how it ended.");
+                            kept
+                        }
+                        (Err(e), None) => {
+                            return Err(e.context("the network's chain does not answer, and no report was kept: `assay devnet up`"));
+                        }
+                    };
+                    if report.json { found.print_json() } else { found.print() }
+                })
+            }
         }
     }
 }
@@ -122,29 +141,53 @@ impl Up {
             audit_ppm: self.audit_rate * 10_000,
             price: self.price,
             listen: self.listen,
+            chaos: self.chaos.is_some(),
         };
         plan.check()?;
         let mut network = Network::start(&folder, plan).await?;
         println!("OPENAI_BASE_URL=http://{}/v1", network.state.gateway);
         println!("OPENAI_API_KEY={}", network.state.secret);
         let asked = load::Asked::default();
-        let load = load::run(load::Clients::of(&network.state), self.load, asked.clone());
-        let until = async {
+        let mut chaos = self.chaos.map(Chaos::new);
+        let used = network.used();
+        let asking = load::run(load::Clients::of(&network.state), self.load, asked.clone());
+        let over = async {
             match self.seconds {
                 Some(seconds) => tokio::time::sleep(Duration::from_secs(seconds)).await,
                 None => std::future::pending().await,
             }
         };
-        let ended = tokio::select! {
-            ended = network.watch(&asked) => ended,
-            () = load => Ok(()),
-            () = until => Ok(()),
-            () = stop_signal() => Ok(()),
+        let stopped = tokio::select! {
+            ended = network.watch(&asked, chaos.as_mut()) => ended.map(|()| true),
+            () = asking => Ok(true),
+            () = over => Ok(false),
+            () = stop_signal() => Ok(true),
+        };
+        if let Some(chaos) = &mut chaos {
+            chaos.over(&mut network).await?;
+        }
+        let stopped = match stopped {
+            Ok(false) => tokio::select! {
+                ended = network.watch(&asked, None) => ended,
+                () = tokio::time::sleep(Duration::from_secs(self.quiet_for)) => Ok(()),
+                () = stop_signal() => Ok(()),
+            },
+            ended => ended.map(drop),
         };
         let found = report::read(&network.state).await;
+        let suffered = match &chaos {
+            Some(chaos) => Some(chaos.suffered(&network, &asked).await),
+            None => None,
+        };
+        let used_since = network.used();
         network.stop().await;
-        ended?;
-        let found = found?;
+        stopped?;
+        let mut found = found?;
+        found.requests = Some(asked.now());
+        found.chaos = suffered.transpose()?;
+        for (line, (before, after)) in found.lines.iter_mut().zip(used.into_iter().zip(used_since)) {
+            line.processor_s = Some(after.saturating_sub(before).as_secs_f64());
+        }
         println!("{asked}");
         found.write(&folder)?;
         found.print()

@@ -100,12 +100,10 @@ async fn read(
     let (mut secrets, mut ids, mut holds) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     for deed in deeds {
         match deed {
-            Deed::Reserve(Ask { key: KeyName::Secret(secret), .. }) => {
-                drop(secrets.insert(secret.to_string()))
-            }
-            Deed::Reserve(Ask { key: KeyName::Id(id), .. }) => drop(ids.insert(id.clone())),
-            Deed::Charge { hold, .. } | Deed::Release { hold } => drop(holds.insert(hold.0.clone())),
-        }
+            Deed::Reserve(Ask { key: KeyName::Secret(secret), .. }) => secrets.insert(secret.to_string()),
+            Deed::Reserve(Ask { key: KeyName::Id(id), .. }) => ids.insert(id.clone()),
+            Deed::Charge { hold, .. } | Deed::Release { hold } => holds.insert(hold.0.clone()),
+        };
     }
     // An empty list is not SQL; nothing has an empty name.
     let list = |set: &BTreeSet<String>| -> Vec<Value> {

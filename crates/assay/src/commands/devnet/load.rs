@@ -5,11 +5,15 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use assay_core::answer::AnswerRecord;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::network::State;
 
 const PROMPTS: [&str; 4] = ["Once upon a time", "The little dog", "One day, Tom went", "In the garden"];
+/// How long a client waits for an answer.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// Tokens of an answer.
 const TOKENS: u32 = 32;
 
@@ -17,16 +21,46 @@ const TOKENS: u32 = 32;
 #[derive(Clone, Default)]
 pub struct Asked(Arc<Mutex<Counts>>);
 
-#[derive(Default)]
-struct Counts {
-    sent: u64,
-    answered: u64,
+/// A request that a client got no answer to.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    pub began: Instant,
+    pub ended: Instant,
+    pub code: String,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Counts {
+    pub sent: u64,
+    pub answered: u64,
     /// Milliseconds, unsorted.
+    #[serde(skip)]
     took_ms: Vec<u64>,
-    failed: BTreeMap<String, u64>,
+    /// By the code of the failure.
+    pub failed: BTreeMap<String, u64>,
+    #[serde(skip)]
+    failures: Vec<Failure>,
+    /// What answers were told to be: the receipt's id and the provider.
+    #[serde(skip)]
+    receipts: Vec<(String, String)>,
 }
 
 impl Asked {
+    /// Those without an answer.
+    pub fn failures(&self) -> Vec<Failure> {
+        self.counts().failures.clone()
+    }
+
+    /// Receipts and providers of the answers.
+    pub fn receipts(&self) -> Vec<(String, String)> {
+        self.counts().receipts.clone()
+    }
+
+    /// What became of them so far.
+    pub fn now(&self) -> Counts {
+        self.counts().clone()
+    }
+
     fn counts(&self) -> MutexGuard<'_, Counts> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -74,24 +108,32 @@ pub async fn run(clients: Clients, per_second: f64, asked: Asked) {
             "model": clients.model, "seed": seed, "max_tokens": TOKENS, "temperature": 1,
             "messages": [{"role": "user", "content": prompt}],
         });
-        let request = client.post(&clients.url).bearer_auth(&clients.secret).json(&body);
+        let request = client.post(&clients.url).bearer_auth(&clients.secret).timeout(PATIENCE).json(&body);
+        let request = request.header("x-assay-receipt", "inline");
         let asked = asked.clone();
         asked.counts().sent += 1;
         tokio::spawn(async move {
             let begun = Instant::now();
             let answer = async { request.send().await?.json::<Value>().await }.await;
             let mut counts = asked.counts();
-            match answer {
-                Ok(answer) if answer["choices"].is_array() => {
+            let code = match answer {
+                Ok(mut answer) if answer["choices"].is_array() => {
                     counts.answered += 1;
                     counts.took_ms.push(begun.elapsed().as_millis() as u64);
+                    match serde_json::from_value::<AnswerRecord>(answer["assay_receipt"].take()) {
+                        Ok(AnswerRecord { receipt, .. }) => {
+                            let provider = receipt.receipt.provider.to_string();
+                            counts.receipts.push((receipt.receipt.id().to_string(), provider));
+                            return;
+                        }
+                        Err(_) => "no_record".to_owned(),
+                    }
                 }
-                Ok(answer) => {
-                    let code = answer["error"]["code"].as_str().unwrap_or("unknown").to_owned();
-                    *counts.failed.entry(code).or_default() += 1;
-                }
-                Err(_) => *counts.failed.entry("unreachable".into()).or_default() += 1,
-            }
+                Ok(answer) => answer["error"]["code"].as_str().unwrap_or("unknown").to_owned(),
+                Err(_) => "unreachable".to_owned(),
+            };
+            *counts.failed.entry(code.clone()).or_default() += 1;
+            counts.failures.push(Failure { began: begun, ended: Instant::now(), code });
         });
     }
 }

@@ -53,6 +53,8 @@ pub struct Process {
     /// Where it listens, if it does.
     listens: Option<SocketAddr>,
     child: Child,
+    /// Processor time of those that were killed.
+    before: Duration,
 }
 
 impl Process {
@@ -60,12 +62,13 @@ impl Process {
     pub async fn start(machine: Machine, args: &[&str], listens: Option<SocketAddr>) -> Result<Process> {
         let args: Vec<String> = args.iter().map(|&a| a.to_owned()).collect();
         let child = spawn(&machine, &args)?;
-        let mut process = Process { machine, args, listens, child };
+        let mut process = Process { machine, args, listens, child, before: Duration::ZERO };
         process.ready().await?;
         Ok(process)
     }
 
-    async fn ready(&mut self) -> Result<()> {
+    /// Waits until it listens.
+    pub async fn ready(&mut self) -> Result<()> {
         let Some(at) = self.listens else { return Ok(()) };
         let listening = async {
             while TcpStream::connect(at).await.is_err() {
@@ -88,15 +91,48 @@ impl Process {
 
     /// SIGKILL.
     pub async fn kill(&mut self) {
+        self.before += self.now();
         // It may have ended already.
         let _ = self.child.kill().await;
     }
 
+    /// Processor time that it has used, in all its lives; nothing where the system does not say so as Linux does.
+    pub fn used(&self) -> Duration {
+        self.before + self.now()
+    }
+
+    fn now(&self) -> Duration {
+        self.child.id().and_then(used).unwrap_or_default()
+    }
+
+    /// Sends it a signal, which the system's own `kill` does.
+    pub async fn signal(&self, name: &str) -> Result<()> {
+        let Some(process) = self.child.id() else { return Ok(()) };
+        let sent = Command::new("kill").arg(format!("-{name}")).arg(process.to_string()).status().await;
+        sent.context("`kill` is not there")?;
+        Ok(())
+    }
+
+    /// Starts it again and does not wait for it.
+    pub fn revive(&mut self) -> Result<()> {
+        self.child = spawn(&self.machine, &self.args)?;
+        Ok(())
+    }
+
     /// Starts it again as it was started first.
     pub async fn again(&mut self) -> Result<()> {
-        self.child = spawn(&self.machine, &self.args)?;
+        self.revive()?;
         self.ready().await
     }
+}
+
+/// The 14th and 15th field of a process's `stat` are hundredths of a second in user and in kernel mode (proc_pid_stat(5)); the second one, the name, may
+/// have spaces and ends with the last parenthesis.
+fn used(process: u32) -> Option<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    let after_name = stat.rsplit_once(')')?.1;
+    let ticks = after_name.split_whitespace().skip(11).take(2).map(|ticks| ticks.parse::<u64>().ok());
+    Some(Duration::from_millis(ticks.sum::<Option<u64>>()? * 10))
 }
 
 /// Where a process says what it does.

@@ -1,5 +1,6 @@
 //! Starts a network: first the chain and the ledger, then everyone at once, each by the commands that its owner would give.
 
+use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener as Port};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,13 +12,12 @@ use assay_ledger::amount::{Amount, DOLLAR};
 use futures_util::future::try_join_all;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use super::super::ledger::connection::{read_json, write_json};
 use super::fault::{Fault, Kind, cheapened};
 use super::member::{Machine, Process};
-use super::wire::{Manner, carry};
+use super::wire::{Line, Manner, line};
 use crate::home::{BUILT_IN, Home, built_in};
 use crate::progress;
 
@@ -107,6 +107,8 @@ pub struct Plan {
     pub audit_ppm: u32,
     pub price: Price,
     pub listen: SocketAddr,
+    /// Whether lines to everyone and from everyone to the chain can go bad.
+    pub chaos: bool,
 }
 
 impl Plan {
@@ -174,8 +176,32 @@ pub struct Network {
     pub epoch_s: u32,
     /// Processes by the member's place in the state.
     pub processes: Vec<(usize, Process)>,
-    _chain: Process,
+    pub chain: Process,
+    pub chain_at: SocketAddr,
+    /// Of each member.
+    lines: Vec<Lines>,
     _wires: JoinSet<()>,
+}
+
+/// How a member is reached, and reaches the chain, where that is by lines that may go bad.
+#[derive(Default)]
+pub struct Lines {
+    reached: Option<Line>,
+    chain: Option<Line>,
+}
+
+impl Lines {
+    pub fn reached(&self, manner: Manner) {
+        if let Some(line) = &self.reached {
+            line.manner.send_replace(manner);
+        }
+    }
+
+    pub fn chain(&self, manner: Manner) {
+        if let Some(line) = &self.chain {
+            line.manner.send_replace(manner);
+        }
+    }
 }
 
 /// An address that nobody listens on now.
@@ -219,7 +245,7 @@ impl Network {
 
         spinner.set_message("enrolling everyone");
         let mut wires = JoinSet::new();
-        let mut enrolments = Vec::new();
+        let (mut enrolments, mut lines) = (Vec::new(), Vec::new());
         for part in [Part::Operator, Part::Gateway, Part::Provider, Part::Auditor, Part::Host] {
             let faulty = plan.faulty(part);
             for i in 0..plan.count(part) {
@@ -233,11 +259,12 @@ impl Network {
                     Part::Auditor => None,
                     _ => Some(free()?),
                 };
-                let reached = match at {
-                    Some(at) if part == Part::Provider => Some(reached(&plan, at, fault, &mut wires).await?),
-                    at => at,
-                };
-                enrolments.push(enrol(machine(&name), name, part, fault, at, reached, &directory));
+                let own = lines_of(&plan, part, at, fault, chain_at, &mut wires).await?;
+                let reached = own.reached.as_ref().map(|line| line.at).or(at);
+                let chain = own.chain.as_ref().map_or(chain_at, |line| line.at);
+                let machine = Machine { home: folder.join(&name), rpc: format!("http://{chain}") };
+                lines.push(own);
+                enrolments.push(enrol(machine, name, part, fault, at, reached, &directory));
             }
         }
         let members = try_join_all(enrolments).await?;
@@ -253,14 +280,18 @@ impl Network {
                     install_cheap(&member.home)?;
                 }
                 let args: Vec<&str> = args.iter().map(String::as_str).collect();
-                processes.push((i, Process::start(machine(&member.name), &args, member.at).await?));
+                let chain =
+                    lines.get(i).and_then(|lines| lines.chain.as_ref()).map_or(chain_at, |line| line.at);
+                let machine = Machine { rpc: format!("http://{chain}"), ..machine(&member.name) };
+                processes.push((i, Process::start(machine, &args, member.at).await?));
             }
         }
-        let gateway = machine("gateway");
+        let at = members.iter().position(|m| m.part == Part::Gateway).context("there is no gateway")?;
+        let line = lines.get(at).and_then(|lines| lines.chain.as_ref()).map_or(chain_at, |line| line.at);
+        let gateway = Machine { rpc: format!("http://{line}"), ..machine("gateway") };
         let key = gateway.run(&["keys", "create", "devnet", "--credit", "1000", "--json"]).await?;
         let key: Value = serde_json::from_str(&key)?;
         let secret = key["secret"].as_str().context("the key has no secret")?.to_owned();
-        let at = members.iter().position(|m| m.part == Part::Gateway).context("there is no gateway")?;
         let args = ["gateway", "--listen", &plan.listen.to_string(), "--pay"];
         processes.push((at, Process::start(gateway, &args, Some(plan.listen)).await?));
         spinner.finish_and_clear();
@@ -268,7 +299,44 @@ impl Network {
         let directory = directory.parse().context("the directory is no address")?;
         let state = State { rpc: rpc.clone(), directory, gateway: plan.listen, secret, model, members };
         write_json(&folder.join("network.json"), &state)?;
-        Ok(Network { state, epoch_s: plan.epoch_s, processes, _chain: chain, _wires: wires })
+        Ok(Network { state, epoch_s: plan.epoch_s, processes, chain, chain_at, lines, _wires: wires })
+    }
+
+    /// The process of a place.
+    pub fn process(&mut self, place: usize) -> Result<&mut Process> {
+        self.processes.get_mut(place).map(|(_, process)| process).context("there is no such process")
+    }
+
+    /// The lines of the member whose process has this place.
+    pub fn lines(&self, place: usize) -> Result<&Lines> {
+        let member = self.processes.get(place).map(|(member, _)| *member);
+        member.and_then(|member| self.lines.get(member)).context("there is no such member")
+    }
+
+    /// The name of the member whose process has this place.
+    pub fn named(&self, place: Option<usize>) -> &str {
+        let member = place.and_then(|place| self.processes.get(place)).map(|(member, _)| *member);
+        member.and_then(|member| self.state.members.get(member)).map_or("chain", |member| &member.name)
+    }
+
+    /// Receipts that the gateway's books name.
+    pub async fn booked(&self) -> Result<BTreeSet<String>> {
+        let gateway =
+            self.state.members.iter().find(|m| m.part == Part::Gateway).context("there is no gateway")?;
+        let machine = Machine { home: gateway.home.clone(), rpc: self.state.rpc.clone() };
+        let charges = machine.run(&["keys", "usage", "--csv"]).await?;
+        Ok(charges.lines().filter_map(|line| line.split(',').nth(5)).map(str::to_owned).collect())
+    }
+
+    /// Processor time that each member's process has used.
+    pub fn used(&self) -> Vec<Duration> {
+        let mut used = vec![Duration::ZERO; self.state.members.len()];
+        for (member, process) in &self.processes {
+            if let Some(of) = used.get_mut(*member) {
+                *of += process.used();
+            }
+        }
+        used
     }
 
     /// Stops everyone at once: what they acknowledged is on their disks.
@@ -279,22 +347,30 @@ impl Network {
     }
 }
 
-/// Where a provider is reached: by a line of its own, if that is bad.
-async fn reached(
+/// Lines of a member: to it, if it is a provider whose line is bad; and all there are, where they may go bad. The gateway is reached as clients are told.
+async fn lines_of(
     plan: &Plan,
-    at: SocketAddr,
+    part: Part,
+    at: Option<SocketAddr>,
     fault: Option<Kind>,
+    chain_at: SocketAddr,
     wires: &mut JoinSet<()>,
-) -> Result<SocketAddr> {
-    let delay = if fault == Some(Kind::Slow) { SLOW } else { Duration::ZERO };
-    let manner = Manner { delay, drop: plan.drop() };
-    if manner == Manner::default() {
-        return Ok(at);
+) -> Result<Lines> {
+    let manner = match part {
+        Part::Provider => {
+            let delay = if fault == Some(Kind::Slow) { SLOW } else { Duration::ZERO };
+            Manner { delay, drop: plan.drop(), cut: false }
+        }
+        _ => Manner::default(),
+    };
+    let mut lines = Lines::default();
+    if let Some(at) = at.filter(|_| part != Part::Gateway && (plan.chaos || manner != Manner::default())) {
+        lines.reached = Some(line(at, manner, wires).await?);
     }
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let reached = listener.local_addr()?;
-    wires.spawn(carry(listener, at, manner));
-    Ok(reached)
+    if plan.chaos {
+        lines.chain = Some(line(chain_at, Manner::default(), wires).await?);
+    }
+    Ok(lines)
 }
 
 async fn enrol(

@@ -13,18 +13,21 @@ use assay_ledger::contracts::{Channels, Disputes, Epochs, Registry, TestToken, V
 use assay_ledger::follow::{Change, Cursor, Follower};
 use assay_ledger::ledger::Ledger;
 use comfy_table::{Cell, CellAlignment, Color, Table, presets};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::super::ledger::connection::write_json;
+use super::super::ledger::connection::{read_json, write_json};
+use super::chaos::Suffered;
+use super::fault::Kind;
+use super::load::Counts;
 use super::network::{Member, Part, State};
 
 /// One member's account.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Line {
     pub name: String,
     pub part: Part,
-    pub fault: Option<&'static str>,
+    pub fault: Option<Kind>,
     pub account: Address,
     pub given: Amount,
     /// Wallet, vault, stake, what is leaving, what a provider has claimed and not posted, what a payer has in channels.
@@ -35,12 +38,18 @@ pub struct Line {
     pub struck_after_s: Option<u64>,
     pub epochs_posted: u64,
     pub disputes_lost: u64,
+    /// Seconds of processor time that its process has used since everyone was started.
+    pub processor_s: Option<f64>,
 }
 
 /// What there is to say.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Found {
     pub lines: Vec<Line>,
+    /// What became of the requests that were sent.
+    pub requests: Option<Counts>,
+    /// What chaos did, if there was any.
+    pub chaos: Option<Suffered>,
     pub epoch: u64,
     /// Tokens that exist.
     pub supply: Amount,
@@ -129,7 +138,7 @@ async fn line(ledger: &Ledger, member: &Member, logged: &Logged) -> Result<Line>
     Ok(Line {
         name: member.name.clone(),
         part: member.part,
-        fault: member.fault.map(|kind| kind.name()),
+        fault: member.fault,
         account,
         given: member.funded,
         has,
@@ -138,6 +147,7 @@ async fn line(ledger: &Ledger, member: &Member, logged: &Logged) -> Result<Line>
         struck_after_s,
         epochs_posted: logged.posted.get(&account).map_or(0, |p| p.len() as u64),
         disputes_lost: logged.lost.get(&account).copied().unwrap_or_default(),
+        processor_s: None,
     })
 }
 
@@ -161,7 +171,7 @@ pub async fn read(state: &State) -> Result<Found> {
     }
     let held = Amount(wallets.saturating_add(vault_tokens.0));
     let epoch = ledger.epoch().await?;
-    Ok(Found { lines, epoch, supply, held, vault_total, vault_tokens })
+    Ok(Found { lines, requests: None, chaos: None, epoch, supply, held, vault_total, vault_tokens })
 }
 
 fn dollars(units: i128) -> String {
@@ -188,7 +198,7 @@ impl Found {
             };
             table.add_row([
                 Cell::new(&line.name),
-                Cell::new(line.fault.unwrap_or_default()),
+                Cell::new(line.fault.map(Kind::name).unwrap_or_default()),
                 Cell::new(line.has).set_alignment(CellAlignment::Right),
                 Cell::new(dollars(line.profit)).set_alignment(CellAlignment::Right).fg(colour),
                 Cell::new(line.epochs_posted).set_alignment(CellAlignment::Right),
@@ -210,7 +220,10 @@ impl Found {
             );
         }
         println!("epoch {}; all {} tokens are accounted for", self.epoch, self.supply);
-        Ok(())
+        match &self.chaos {
+            Some(chaos) => chaos.print(),
+            None => Ok(()),
+        }
     }
 
     pub fn print_json(&self) -> Result<()> {
@@ -221,5 +234,10 @@ impl Found {
     /// Keeps it beside the network's data.
     pub fn write(&self, folder: &Path) -> Result<()> {
         write_json(&folder.join("report.json"), self)
+    }
+
+    /// What was kept when a network was stopped.
+    pub fn kept(folder: &Path) -> Result<Option<Found>> {
+        read_json(&folder.join("report.json"))
     }
 }

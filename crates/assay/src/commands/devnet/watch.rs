@@ -11,6 +11,7 @@ use assay_ledger::contracts::{Audits, Disputes, Epochs, Registry, Retrieval};
 use assay_ledger::follow::{Change, Cursor, Follower};
 use assay_ledger::ledger::Ledger;
 
+use super::chaos::Chaos;
 use super::fault::Kind;
 use super::load::Asked;
 use super::network::{Network, Part};
@@ -26,7 +27,7 @@ const CRASH: Duration = Duration::from_secs(30);
 
 impl Network {
     /// Tells what happens, for ever. Members that end by themselves are said.
-    pub async fn watch(&mut self, asked: &Asked) -> Result<()> {
+    pub async fn watch(&mut self, asked: &Asked, mut chaos: Option<&mut Chaos>) -> Result<()> {
         let ledger = report::open(&self.state).await?;
         let at = &ledger.parts().at;
         let contracts = vec![at.registry, at.epochs, at.audits, at.disputes, at.retrieval];
@@ -38,7 +39,16 @@ impl Network {
         let mut seen_ended = vec![false; self.processes.len()];
         loop {
             tokio::time::sleep(EVERY).await;
-            for change in follower.poll().await? {
+            if let Some(chaos) = &mut chaos {
+                chaos.step(self).await?;
+            }
+            // Where there is chaos, the chain may not answer.
+            let changes = match tokio::time::timeout(EVERY, follower.poll()).await {
+                Ok(Ok(changes)) => changes,
+                Ok(Err(e)) if chaos.is_none() => return Err(e.into()),
+                Ok(Err(_)) | Err(_) => continue,
+            };
+            for change in changes {
                 let Change::Applied(block) = change else { continue };
                 block
                     .logs
@@ -57,12 +67,13 @@ impl Network {
                 if let Some(member) = self.state.members.get(*member)
                     && ended
                     && !*seen
+                    && chaos.is_none()
                 {
                     println!("{} has ended; see {}", member.name, super::member::log(&member.home).display());
                 }
                 *seen = ended;
             }
-            if drawn.elapsed() >= DRAW && std::io::stderr().is_terminal() {
+            if chaos.is_none() && drawn.elapsed() >= DRAW && std::io::stderr().is_terminal() {
                 drawn = Instant::now();
                 let found = report::read(&self.state).await?;
                 // Clears the terminal, and goes to its first line.
