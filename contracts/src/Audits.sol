@@ -113,6 +113,8 @@ contract Audits {
     error NotAssigned();
     error BadProof();
     error NoAnswer();
+    /// What is shown is not that the receipt's client gave its consent to audits.
+    error NoConsent();
     error WrongDigest();
     error AlreadyAccused(bytes32 id);
     error AccusationsOpen(uint256 accusations);
@@ -240,14 +242,20 @@ contract Audits {
 
     /// States the trace root of a drawn receipt's execution and that a member's digest is of another one, or missing. Second auditors, whoever
     /// knows a receipt as a canary, and the provider all do it this way, with a bond, once digests are revealed and before objections end.
-    function accuse(uint64 epoch, uint256 member, Receipt calldata receipt, Proof calldata proof, bytes32 traceRoot)
-        external
-        returns (bytes32 id)
-    {
+    function accuse(
+        uint64 epoch,
+        uint256 member,
+        Receipt calldata receipt,
+        Proof calldata proof,
+        Proof calldata consent,
+        bytes32 traceRoot
+    ) external returns (bytes32 id) {
         uint256 finalAt = _epochs.finalAt(epoch);
         if (block.timestamp > finalAt) revert TooLate(finalAt);
         // An execution that no dispute can be about: the accused could not contest.
         if (!Receipts.isAnswer(receipt)) revert NoAnswer();
+        // One that no auditor was to see: the accused has no digest of it.
+        if (!Receipts.isConsent(receipt.requestHash, receipt.modelRoot, Receipts.GIVEN, consent)) revert NoConsent();
         bytes32 separator = _epochs.receiptDomain();
         bytes32 receiptHash = Receipts.signingHash(receipt, separator);
         Batch memory batch = _epochs.batchOf(receipt.provider, epoch);

@@ -63,6 +63,7 @@ contract Objections {
     event Demanded(address indexed provider, uint64 indexed epoch, uint64 index, Kind kind, address from, uint40 until);
     event AnsweredLeaf(address indexed provider, uint64 indexed epoch, uint64 index, Opening opening);
     event AnsweredRecord(address indexed provider, uint64 indexed epoch, uint64 index);
+    event AnsweredWithheld(address indexed provider, uint64 indexed epoch, uint64 index);
     event Silent(address indexed provider, uint64 indexed epoch, uint64 index, Kind kind);
 
     error NoConflict();
@@ -176,7 +177,7 @@ contract Objections {
     }
 
     /// Answers `demandRecord` with the leaves' bytes of the request (protocol, section 4) and of the transcript (section 5). A request for
-    /// embeddings is a single item, its canonical bytes.
+    /// embeddings has two items.
     function answerRecord(
         address provider,
         uint64 epoch,
@@ -187,10 +188,24 @@ contract Objections {
         bytes32 key = demandKey(provider, epoch, index, Kind.Record);
         _requireOpen(key);
         Demand storage d = _demands[key];
-        bool whole = request.length == 1 && keccak256(request[0]) == d.requestHash;
-        if (!whole && _rootOver(request) != d.requestHash) revert BadRecord();
+        if (_rootOver(request) != d.requestHash) revert BadRecord();
         if (_rootOver(transcript) != d.transcriptRoot) revert BadRecord();
         emit AnsweredRecord(provider, epoch, index);
+        _answered(key, provider);
+    }
+
+    /// Answers `demandRecord` for a request whose client withheld its consent to audits: that it did is all that anyone is shown.
+    function answerWithheld(
+        address provider,
+        uint64 epoch,
+        uint64 index,
+        bytes32 modelRoot,
+        Proof calldata consent
+    ) external {
+        bytes32 key = demandKey(provider, epoch, index, Kind.Record);
+        _requireOpen(key);
+        if (!Receipts.isConsent(_demands[key].requestHash, modelRoot, Receipts.WITHHELD, consent)) revert BadRecord();
+        emit AnsweredWithheld(provider, epoch, index);
         _answered(key, provider);
     }
 

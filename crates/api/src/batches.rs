@@ -7,6 +7,7 @@ mod run;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::http::HeaderMap;
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use serde::{Deserialize, Serialize};
@@ -14,7 +15,7 @@ use serde_json::{Map, Value, json};
 
 use crate::files::{Asked, MaybeDesk, Page, here, seconds};
 use crate::parameters::{Object, out_of_range, unsupported, wrong_type};
-use crate::{Owner, Refusal, dialect};
+use crate::{Class, Owner, Refusal, dialect};
 pub(crate) use run::run;
 
 /// Routes that lines may be for.
@@ -49,6 +50,9 @@ pub(crate) struct Batch {
     pub(crate) input_file_id: String,
     pub(crate) completion_window: String,
     pub(crate) metadata: Option<Map<String, Value>>,
+    /// Who checks the answers; nothing for whatever the server does without a word.
+    #[serde(default)]
+    pub(crate) class: Option<Class>,
     pub(crate) status: Status,
     /// Nanoseconds since 1970.
     pub(crate) created_ns: u64,
@@ -102,9 +106,11 @@ pub(crate) fn routes() -> Router<MaybeDesk> {
 async fn create(
     State(desk): State<MaybeDesk>,
     Extension(owner): Extension<Owner>,
+    headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Value>, Refusal> {
     let desk = here(desk)?;
+    let class = Class::asked(&headers)?;
     let body = body.map_err(|_| Refusal::BodyTooLarge { limit: BODY_BYTES_MAX })?;
     let body = dialect::object(&body)?;
     let o = Object(&body);
@@ -141,6 +147,7 @@ async fn create(
         input_file_id,
         completion_window,
         metadata,
+        class,
         status: Status::Validating,
         created_ns: crate::files::now_ns(),
         in_progress_at: None,

@@ -22,7 +22,7 @@ use crate::metrics::Finish;
 pub(crate) use crate::parameters::body_object as object;
 use crate::server::{RECEIPT_HEADER, RequestId, Shared, with_sources};
 pub(crate) use crate::server::{Received, receive};
-use crate::{Event, Generation, Inference, ModelCard, Order, Refusal, Source, Task, traces};
+use crate::{Event, Generation, Inference, ModelCard, Refusal, Source, Task, traces};
 
 /// The name that the server gave this request.
 pub(crate) fn request_id(request: &Request) -> String {
@@ -44,13 +44,7 @@ pub(crate) async fn generate<I: Inference>(
     let span = traces::current();
     span.asks(&card.id);
     span.limited(request.max_tokens);
-    let order = Order {
-        request,
-        nonce: received.nonce,
-        request_id: received.request_id.clone(),
-        caller: received.caller.clone(),
-    };
-    let generation = s.inference.generate(order).await?;
+    let generation = s.inference.generate(received.order(request)).await?;
     span.responds(&generation.receipt_id);
     Ok((generation, Meter::new(Arc::clone(&s.metrics), card.id.clone(), received.started)))
 }

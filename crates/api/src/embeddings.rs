@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use assay_core::consent::Consent;
 use assay_core::embedding::{EMBEDDING_FRAC, EmbeddingInput, EmbeddingRequest};
 use assay_core::id::{ModelRoot, ReceiptId};
 use assay_core::limits;
@@ -18,7 +19,8 @@ use crate::metrics::Finish;
 use crate::parameters::prompts::ids;
 use crate::parameters::{Object, body_object, model, out_of_range, over_limit, unsupported, wrong_type};
 use crate::server::{Shared, encoder, receive, with_receipts};
-use crate::{EmbeddingOrder, Inference, Refusal, traces};
+use crate::verification::with_class;
+use crate::{Class, Inference, Refusal, traces};
 
 /// How vectors are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +44,7 @@ struct Parsed {
 impl Parsed {
     fn request(self, model: ModelRoot) -> EmbeddingRequest {
         let Parsed { inputs, dimensions, truncate, .. } = self;
-        EmbeddingRequest { model, inputs, dimensions, truncate }
+        EmbeddingRequest { model, inputs, dimensions, truncate, audit: Consent::Given }
     }
 }
 
@@ -111,8 +113,7 @@ pub(crate) async fn route<I: Inference>(
     request.check().map_err(over_limit)?;
     traces::current().asks(&card.id);
     let mut meter = Meter::new(Arc::clone(&s.metrics), card.id, received.started);
-    let order = EmbeddingOrder { request, request_id: received.request_id, caller: received.caller };
-    let record = match s.inference.embed(order).await {
+    let record = match s.inference.embed(received.embedding_order(request)).await {
         Ok(record) => record,
         Err(refusal) => {
             meter.discard();
@@ -131,7 +132,8 @@ pub(crate) async fn route<I: Inference>(
         body["assay_receipt"] = json!(*record);
     }
     let id: ReceiptId = record.receipt.receipt.id();
-    Ok(with_receipts(Json(body).into_response(), &[id]))
+    let class = Class::of(record.request.audit, &record.receipt);
+    Ok(with_class(with_receipts(Json(body).into_response(), &[id]), class))
 }
 
 fn vector(v: &[i32], encoding: Encoding) -> Value {

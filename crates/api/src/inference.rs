@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 
 use crate::Refusal;
 use crate::payment::ChannelState;
+use crate::verification::Class;
 use crate::x402::callers::Settlement;
 
 /// Something that answers requests: a node with an engine, or a gateway with a network.
@@ -127,6 +128,8 @@ pub struct ModelCard {
     pub aliases: Vec<String>,
     /// What its tokens cost; none if they are free.
     pub price: Option<Price>,
+    /// What they cost where the client withholds its consent to audits. None: the same if they are free, else such requests are not taken.
+    pub price_private: Option<Price>,
 }
 
 /// What a model does.
@@ -150,6 +153,8 @@ pub struct Caller {
     pub again: bool,
     /// The most that it wants to pay for a million tokens.
     pub ceiling: Option<Price>,
+    /// Who is to check the answer besides it.
+    pub class: Class,
     /// The voucher that came with the request, not checked.
     pub payment: Option<Box<Payment>>,
     /// The payment by signature that came with the request, not checked.
@@ -230,6 +235,21 @@ pub struct Generation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Source {
     /// The provider that signs the receipt.
+    pub provider: NodeAddress,
+    /// Its price; nothing if it is free.
+    pub price: Option<Price>,
+    /// Who checks the answer besides its client.
+    pub class: Class,
+    /// The other execution, of an answer that has two.
+    pub second: Option<Second>,
+}
+
+/// An execution beside the one that is told, which must come to the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Second {
+    /// The receipt that it will have.
+    pub receipt: ReceiptId,
+    /// Who signs it.
     pub provider: NodeAddress,
     /// Its price; nothing if it is free.
     pub price: Option<Price>,

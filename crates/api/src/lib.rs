@@ -21,15 +21,17 @@ pub mod relay;
 mod responses;
 mod server;
 pub mod traces;
+mod verification;
 mod x402;
 
 pub use files::{FileOptions, FileStore, StorageError};
 pub use inference::{
     ApiKey, Arriving, Caller, EmbeddingOrder, Event, Generation, Inference, Load, Logprob, ModelCard, Order,
-    Owner, Source, Task, TokenChance,
+    Owner, Second, Source, Task, TokenChance,
 };
 pub use metrics::OPENMETRICS;
 pub use payment::{ChannelState, PaymentProblem, PaymentRefused, PaymentTerms};
 pub use refusal::Refusal;
 pub use server::{ServerOptions, router, serve, serve_with_files};
+pub use verification::{Class, ClassError};
 pub use x402::callers::{AUTHORIZED_S, CallerProblem, CallerRefused, CallerTerms, Settlement};

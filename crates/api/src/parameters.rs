@@ -8,6 +8,7 @@ pub(crate) mod refused;
 pub(crate) mod sampling;
 pub(crate) mod tools;
 
+use assay_core::consent::Consent;
 use assay_core::id::ModelRoot;
 use assay_core::limits;
 use assay_core::request::{Guide, Prompt, Request, RequestError, Sampling};
@@ -63,6 +64,7 @@ impl Parsed {
             choice,
             guide: self.guide.clone(),
             logprobs: self.logprobs,
+            audit: Consent::Given,
         }
     }
 

@@ -168,6 +168,34 @@ pub enum Refusal {
         /// What else was asked, or why those there are did not answer.
         terms: String,
     },
+    /// Who is paid for what auditors may look at does not answer what they may not.
+    #[error(
+        "model `{asked}` is not answered here without consent to audits: send `x-assay-verification: sampled`, or ask a provider that has a price for private requests"
+    )]
+    ConsentRequired {
+        /// The model.
+        asked: String,
+    },
+    /// Nobody is there to execute it a second time.
+    #[error(
+        "class `full` takes two providers of model `{asked}`{terms}, and there are not two that answer; try again, or ask with other terms"
+    )]
+    NoSecondProvider {
+        /// The model.
+        asked: String,
+        /// What else was asked.
+        terms: String,
+    },
+    /// Two executions of the same request came to different answers.
+    #[error(
+        "two providers gave different answers, so one of them is wrong; this costs nothing. Their receipts are {first} and {second}"
+    )]
+    AnswersDiffer {
+        /// The receipt of what was told.
+        first: String,
+        /// The other one.
+        second: String,
+    },
     /// The provider broke off in the middle.
     #[error("the provider broke off its answer, which costs nothing: {reason}")]
     ProviderLost {
@@ -232,6 +260,11 @@ impl Refusal {
             Refusal::Caller(refused) => (refused.problem.code(), refused.problem.status(), "payment_error"),
             Refusal::NoLane { .. } => ("no_lane", StatusCode::SERVICE_UNAVAILABLE, "server_error"),
             Refusal::NoProvider { .. } => ("no_provider", StatusCode::SERVICE_UNAVAILABLE, "server_error"),
+            Refusal::ConsentRequired { .. } => ("audit_consent_required", StatusCode::BAD_REQUEST, request),
+            Refusal::NoSecondProvider { .. } => {
+                ("no_second_provider", StatusCode::SERVICE_UNAVAILABLE, "server_error")
+            }
+            Refusal::AnswersDiffer { .. } => ("answers_differ", StatusCode::BAD_GATEWAY, "server_error"),
             Refusal::ProviderLost { .. } => ("provider_lost", StatusCode::BAD_GATEWAY, "server_error"),
             Refusal::Busy { .. } => ("busy", StatusCode::TOO_MANY_REQUESTS, "rate_limit_error"),
             Refusal::Draining => ("draining", StatusCode::SERVICE_UNAVAILABLE, "server_error"),
@@ -265,6 +298,8 @@ impl Refusal {
                 | Refusal::Limited { .. }
                 | Refusal::NoLane { .. }
                 | Refusal::NoProvider { .. }
+                | Refusal::NoSecondProvider { .. }
+                | Refusal::AnswersDiffer { .. }
                 | Refusal::ProviderLost { .. }
                 | Refusal::Draining
                 | Refusal::Internal { .. }
@@ -279,6 +314,7 @@ impl Refusal {
             | Refusal::Unsupported { param, .. } => Some(param),
             Refusal::ContextExceeded { .. } => Some("messages"),
             Refusal::UnknownModel { .. } | Refusal::ModelTask { .. } => Some("model"),
+            Refusal::ConsentRequired { .. } => Some("x-assay-verification"),
             _ => None,
         }
     }
@@ -300,7 +336,10 @@ impl IntoResponse for Refusal {
             Refusal::Busy { retry_after_s }
             | Refusal::Limited { retry_after_s, .. }
             | Refusal::ModelArriving { retry_after_s, .. } => Some(*retry_after_s),
-            Refusal::Draining | Refusal::NoLane { .. } | Refusal::NoProvider { .. } => Some(1),
+            Refusal::Draining
+            | Refusal::NoLane { .. }
+            | Refusal::NoProvider { .. }
+            | Refusal::NoSecondProvider { .. } => Some(1),
             Refusal::Caller(refused) if refused.problem.may_retry() => Some(1),
             _ => None,
         };

@@ -53,7 +53,7 @@ pub struct RelayOrder {
 }
 
 impl Canonical for RelayOrder {
-    const TAG: &'static str = "assay/order/1";
+    const TAG: &'static str = "assay/order/2";
     const BYTES_MAX: usize = ORDER_BYTES_MAX;
 }
 
@@ -139,6 +139,6 @@ impl Frame {
 }
 
 impl Canonical for Frame {
-    const TAG: &'static str = "assay/frame/1";
+    const TAG: &'static str = "assay/frame/2";
     const BYTES_MAX: usize = FRAME_BYTES_MAX;
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use assay_core::embedding::EmbeddingRequest;
 use assay_core::id::{Nonce, ReceiptId};
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Path, Request, State};
@@ -30,10 +31,11 @@ use crate::files::{self, Desk, FileOptions, FileStore, MaybeDesk};
 use crate::metrics::{Metrics, OPENMETRICS};
 use crate::parameters::{Route, parse};
 use crate::refusal::Refused;
+use crate::verification::with_classes;
 use crate::x402::{self, Paid, Sent};
 use crate::{
-    ApiKey, Arriving, Caller, Inference, ModelCard, Order, Owner, Refusal, Source, Task, batches, embeddings,
-    messages, ollama, relay, responses, traces,
+    ApiKey, Arriving, Caller, Class, EmbeddingOrder, Inference, ModelCard, Order, Owner, Refusal, Source,
+    Task, batches, embeddings, messages, ollama, relay, responses, traces,
 };
 
 pub(crate) const RECEIPT_HEADER: HeaderName = HeaderName::from_static("x-assay-receipt");
@@ -58,6 +60,8 @@ pub struct ServerOptions {
     pub keep_alive: Duration,
     /// Seconds that running answers have to finish at shutdown.
     pub drain_s: u64,
+    /// Who checks answers of requests that do not say so.
+    pub class: Class,
 }
 
 impl Default for ServerOptions {
@@ -67,6 +71,7 @@ impl Default for ServerOptions {
             body_s: 60,
             keep_alive: Duration::from_secs(10),
             drain_s: 60,
+            class: Class::default(),
         }
     }
 }
@@ -229,7 +234,7 @@ async fn owned<I: Inference>(
     mut request: Request,
     next: Next,
 ) -> Result<Response, Refusal> {
-    let owner = s.inference.owner(&caller(request.headers())?).await?;
+    let owner = s.inference.owner(&caller(request.headers(), s.options.class)?).await?;
     request.extensions_mut().insert(owner);
     Ok(next.run(request).await)
 }
@@ -260,6 +265,27 @@ pub(crate) struct Received {
     pub(crate) body: Bytes,
 }
 
+impl Received {
+    /// Asks for an answer. A body says what is asked, and the class who may see that.
+    pub(crate) fn order(&self, request: assay_core::request::Request) -> Order {
+        Order {
+            request: assay_core::request::Request { audit: self.caller.class.consent(), ..request },
+            nonce: self.nonce,
+            request_id: self.request_id.clone(),
+            caller: self.caller.clone(),
+        }
+    }
+
+    /// Likewise for vectors.
+    pub(crate) fn embedding_order(&self, request: EmbeddingRequest) -> EmbeddingOrder {
+        EmbeddingOrder {
+            request: EmbeddingRequest { audit: self.caller.class.consent(), ..request },
+            request_id: self.request_id.clone(),
+            caller: self.caller.clone(),
+        }
+    }
+}
+
 /// Reads a request, unless the server is going away.
 pub(crate) async fn receive<I: Inference>(s: &Shared<I>, request: Request) -> Result<Received, Refusal> {
     let started = Instant::now();
@@ -268,7 +294,7 @@ pub(crate) async fn receive<I: Inference>(s: &Shared<I>, request: Request) -> Re
     }
     let request_id = request.extensions().get::<RequestId>().map(|r| r.0.clone()).unwrap_or_default();
     let (nonce, inline) = our_headers(request.headers())?;
-    let mut caller = caller(request.headers())?;
+    let mut caller = caller(request.headers(), s.options.class)?;
     caller.behalf = request.extensions().get::<Owner>().cloned();
     let body = read_body(request.into_body(), &s.options).await?;
     Ok(Received { started, nonce, inline, request_id, caller, body })
@@ -292,13 +318,7 @@ pub(crate) async fn start<I: Inference>(
         if choices.is_empty() {
             span.limited(request.max_tokens);
         }
-        let order = Order {
-            request,
-            nonce: received.nonce,
-            request_id: received.request_id.clone(),
-            caller: received.caller.clone(),
-        };
-        let generation = s.inference.generate(order).await;
+        let generation = s.inference.generate(received.order(request)).await;
         if matches!(generation, Err(Refusal::Caller(_))) && requests.peek().is_some() {
             return Err(one_answer());
         }
@@ -389,7 +409,7 @@ pub(crate) fn with_receipts(mut response: Response, receipts: &[ReceiptId]) -> R
     response
 }
 
-/// Names who answers, and their prices, in the order of the receipts.
+/// Names who answers, their prices and who checks them, in the order of the receipts.
 pub(crate) fn with_sources(mut response: Response, sources: &[Source]) -> Response {
     let providers: Vec<String> = sources.iter().map(|s| s.provider.to_string()).collect();
     let price = |s: &Source| s.price.map_or_else(|| "0.00/0.00".to_owned(), |price| price.to_string());
@@ -401,7 +421,7 @@ pub(crate) fn with_sources(mut response: Response, sources: &[Source]) -> Respon
             response.headers_mut().insert(name, value);
         }
     }
-    response
+    with_classes(response, sources)
 }
 
 pub(crate) fn our_headers(headers: &HeaderMap) -> Result<(Option<Nonce>, bool), Refusal> {
@@ -423,8 +443,8 @@ pub(crate) fn our_headers(headers: &HeaderMap) -> Result<(Option<Nonce>, bool), 
     Ok((nonce, inline))
 }
 
-/// Who asks. OpenAI's and Ollama's clients send `Authorization: Bearer`, Anthropic's `x-api-key`.
-pub(crate) fn caller(headers: &HeaderMap) -> Result<Caller, Refusal> {
+/// Who asks, for `class` if it says nothing else. OpenAI's and Ollama's clients send `Authorization: Bearer`, Anthropic's `x-api-key`.
+pub(crate) fn caller(headers: &HeaderMap, class: Class) -> Result<Caller, Refusal> {
     let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).map(str::trim);
     let bearer = text("authorization").and_then(|v| {
         let (scheme, key) = v.split_once(' ')?;
@@ -436,12 +456,13 @@ pub(crate) fn caller(headers: &HeaderMap) -> Result<Caller, Refusal> {
         text(PRICE_HEADER).map(str::parse).transpose().map_err(|e: assay_core::price::PriceError| {
             Refusal::Invalid { param: PRICE_HEADER.into(), message: e.to_string() }
         })?;
+    let class = Class::asked(headers)?.unwrap_or(class);
     let (payment, authorization) = match x402::payment(headers)? {
         None => (None, None),
         Some(Sent::Voucher(payment)) => (Some(payment), None),
         Some(Sent::Authorization(authorization)) => (None, Some(authorization)),
     };
-    Ok(Caller { key, again, ceiling, payment, authorization, behalf: None })
+    Ok(Caller { key, again, ceiling, class, payment, authorization, behalf: None })
 }
 
 pub(crate) async fn read_body(body: Body, options: &ServerOptions) -> Result<Bytes, Refusal> {
@@ -517,6 +538,10 @@ fn model_json(m: &ModelCard) -> Value {
     if let Some(price) = m.price {
         let (prompt, completion) = price.per_token();
         card["pricing"] = json!({"prompt": prompt, "completion": completion});
+    }
+    if let Some(price) = m.price_private {
+        let (prompt, completion) = price.per_token();
+        card["pricing_private"] = json!({"prompt": prompt, "completion": completion});
     }
     card
 }

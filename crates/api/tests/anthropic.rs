@@ -170,7 +170,7 @@ async fn the_receipt_inline() {
         async move { request.send().await.unwrap() }
     };
     let whole: Value = inline(ask("hi")).await.json().await.unwrap();
-    assert_eq!(whole["assay_receipt"]["format"], "assay-answer/1");
+    assert_eq!(whole["assay_receipt"]["format"], "assay-answer/2");
     let text = inline(with(ask("hi"), "stream", json!(true))).await.text().await.unwrap();
     let holders: Vec<String> = events(&text)
         .into_iter()

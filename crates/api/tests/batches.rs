@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use assay_api::{FileOptions, FileStore as _, ServerOptions, serve_with_files};
+use assay_api::{Class, FileOptions, FileStore as _, ServerOptions, serve_with_files};
+use assay_core::consent::Consent;
 use compat_mock::{Mock, RECEIPT, Served, SharedMock, hostile, listen};
 use folder::FolderStore;
 use reqwest::multipart::{Form, Part};
@@ -295,6 +296,29 @@ async fn a_batch() {
     assert_eq!(batch["error_file_id"], Value::Null);
     let (status, e) = error(d.post(&format!("/v1/batches/{again}/cancel"), json!({})).await).await;
     assert_eq!((status, &e["code"]), (400, &json!("invalid_value")));
+}
+
+#[tokio::test]
+async fn a_batch_of_a_class() {
+    let folder = tempfile::tempdir().unwrap();
+    let d = desk(folder.path()).await;
+    let input = d.upload(line("a", "hi")).await;
+    let body = json!({"input_file_id": input, "endpoint": CHAT, "completion_window": "24h"});
+    let post = |class: &'static str| {
+        let request = d.client.post(format!("{}/v1/batches", d.url)).header("x-assay-verification", class);
+        request.json(&body).send()
+    };
+    let (status, e) = error(post("some").await.unwrap()).await;
+    assert_eq!((status, &e["param"]), (400, &json!("x-assay-verification")));
+    let batch: Value = post("none").await.unwrap().json().await.unwrap();
+    assert_eq!(d.ended(batch["id"].as_str().unwrap()).await["status"], "completed");
+    let order = d.mock.last.lock().unwrap().clone().unwrap();
+    assert_eq!((order.request.audit, order.caller.class), (Consent::Withheld, Class::None));
+    // Without a word it is the server's own.
+    let id = d.start(&["hi"]).await;
+    d.ended(&id).await;
+    let order = d.mock.last.lock().unwrap().clone().unwrap();
+    assert_eq!((order.request.audit, order.caller.class), (Consent::Given, Class::Sampled));
 }
 
 #[tokio::test]

@@ -414,7 +414,7 @@ async fn vectors() {
     assert_eq!(one, json!({"embedding": [0.5, -1.0]}));
     let inline = s.client.post(format!("{}/api/embed", s.url)).header("x-assay-receipt", "inline");
     let inline = inline.json(&json!({"model": "embedder:small", "input": "first"})).send().await.unwrap();
-    assert_eq!(inline.json::<Value>().await.unwrap()["assay_receipt"]["format"], "assay-embedding/1");
+    assert_eq!(inline.json::<Value>().await.unwrap()["assay_receipt"]["format"], "assay-embedding/2");
 
     for (body, named) in [
         (json!({"model": "story", "input": "x"}), "model"),
@@ -472,7 +472,7 @@ async fn the_receipt_inline() {
         async move { request.send().await.unwrap() }
     };
     let whole: Value = inline(ask("hi")).await.json().await.unwrap();
-    assert_eq!(whole["assay_receipt"]["format"], "assay-answer/1");
+    assert_eq!(whole["assay_receipt"]["format"], "assay-answer/2");
     let all = lines(&inline(with(ask("hi"), "stream", json!(true))).await.text().await.unwrap());
     let (last, rest) = all.split_last().unwrap();
     assert!(last["assay_receipt"].is_object() && rest.iter().all(|l| l.get("assay_receipt").is_none()));

@@ -13,6 +13,7 @@ use assay_api::Refusal;
 use assay_api::relay::{
     Destination, Frame, OfferSigner, Relay, RelayClient, RelayError, RelayOptions, Running, Work,
 };
+use assay_core::consent::Consent;
 use assay_core::id::{ModelRoot, NodeAddress, SealingKey, SignatureBytes};
 use assay_core::request::{Message, Prompt, Request, Role, Sampling};
 use assay_core::transcript::StopReason;
@@ -77,6 +78,7 @@ fn ask(text: &str) -> Work {
         choice: 0,
         guide: None,
         logprobs: None,
+        audit: Consent::Given,
     };
     Work::Generate { request, nonce: None }
 }

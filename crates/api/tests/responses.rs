@@ -207,14 +207,14 @@ async fn the_record_inlined() {
     };
     let body = json!({"model": "story", "input": "hi"});
     let whole: Value = send(RESPONSES, body.clone()).await.json().await.unwrap();
-    assert_eq!(whole["assay_receipt"]["format"], "assay-answer/1");
+    assert_eq!(whole["assay_receipt"]["format"], "assay-answer/2");
     let mut streamed = body;
     streamed["stream"] = json!(true);
     let text = send(RESPONSES, streamed).await.text().await.unwrap();
     assert_eq!(text.matches("assay_receipt").count(), 1, "in the last event alone");
     let body: Value =
         send(EMBEDDINGS, json!({"model": "mock/encoder", "input": "hi"})).await.json().await.unwrap();
-    assert_eq!(body["assay_receipt"]["format"], "assay-embedding/1");
+    assert_eq!(body["assay_receipt"]["format"], "assay-embedding/2");
 }
 
 #[tokio::test]

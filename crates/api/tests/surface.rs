@@ -128,7 +128,7 @@ async fn the_receipt_inlined_and_fetched() {
         async move { request.send().await.unwrap() }
     };
     let whole: Value = inline(chat("hi")).await.json().await.unwrap();
-    assert_eq!(whole["assay_receipt"]["format"], "assay-answer/1");
+    assert_eq!(whole["assay_receipt"]["format"], "assay-answer/2");
     let text = inline(with(chat("hi"), "stream", json!(true))).await.text().await.unwrap();
     let with_receipt: Vec<&str> = text.split("\n\n").filter(|e| e.contains("assay_receipt")).collect();
     assert_eq!(with_receipt.len(), 1, "in one chunk alone");

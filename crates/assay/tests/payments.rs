@@ -16,9 +16,10 @@ use alloy_signer::SignerSync as _;
 use alloy_signer_local::PrivateKeySigner;
 use assay_api::relay::{OfferSigner, Relay, RelayOptions};
 use assay_api::{
-    Caller, EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Refusal, ServerOptions,
-    router,
+    Caller, Class, EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Refusal,
+    ServerOptions, router,
 };
+use assay_core::consent::Consent;
 use assay_core::embedding::{EmbeddingInput, EmbeddingRecord, EmbeddingRequest, Record};
 use assay_core::id::{ChannelId, ModelRoot, ReceiptId, SignatureBytes};
 use assay_core::receipt::{Domain, SignedReceipt};
@@ -51,6 +52,8 @@ use tokio::task::{JoinHandle, JoinSet};
 
 /// 100 dollars for a million tokens.
 const PRICE: &str = "100/100";
+/// The same where the client withholds its consent to audits.
+const PRIVATE: &str = "300/300";
 const DEPOSITED: u128 = 50 * DOLLAR as u128;
 
 static STORIES: &[u8] = include_bytes!("../../../models/stories-1.7m.assay");
@@ -62,17 +65,22 @@ struct Shop {
     serving: JoinHandle<()>,
 }
 
-async fn shop(ledger: &Ledger, home: &Path) -> Shop {
+/// A provider with the built-in model, that is paid by nobody yet.
+fn node(home: &Path) -> Provider {
     let key = NodeKey::load_or_create(&home.join("key")).unwrap();
-    let address = key.address();
     let store = ReceiptStore::open(&home.join("receipts.redb")).unwrap();
     let artifact = Arc::new(Artifact::from_bytes("stories", STORIES).unwrap());
     let pool = Arc::new(Pool::new(1));
     let kernel = Kernel::from_environment().unwrap();
     let model = ServedModel::start(artifact, kernel, pool, BatchLimits::default()).unwrap();
-    let provider = Provider::new(vec![model], key, store, 1, 1);
-    let till = Till::open(ledger.clone(), address, Arc::clone(provider.store())).await.unwrap();
-    let provider = Arc::new(provider.settling(Arc::new(till), PRICE.parse().unwrap()));
+    Provider::new(vec![model], key, store, 1, 1)
+}
+
+async fn shop(ledger: &Ledger, home: &Path) -> Shop {
+    let provider = node(home);
+    let till = Till::open(ledger.clone(), provider.address(), Arc::clone(provider.store())).await.unwrap();
+    let provider = provider.settling(Arc::new(till), PRICE.parse().unwrap());
+    let provider = Arc::new(provider.private(Some(PRIVATE.parse().unwrap())));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let routes = router(Arc::clone(&provider), ServerOptions::default()).merge(provider.relay());
@@ -158,6 +166,7 @@ fn order(network: &Network, text: &str, max_tokens: u32) -> Order {
         choice: 0,
         guide: None,
         logprobs: None,
+        audit: Consent::Given,
     };
     Order { request, nonce: None, request_id: "req".into(), caller: Caller::default() }
 }
@@ -252,6 +261,7 @@ async fn what_is_receipted_is_charged_and_paid_to_the_unit() {
         inputs: vec![EmbeddingInput::Text("hi".into())],
         dimensions: None,
         truncate: false,
+        audit: Consent::Given,
     };
     let vectors = EmbeddingOrder { request: vectors, request_id: "req".into(), caller: Caller::default() };
     assert_eq!(network.embed(vectors).await.unwrap_err().code(), "invalid_value");
@@ -336,6 +346,51 @@ async fn what_is_receipted_is_charged_and_paid_to_the_unit() {
     let left = ledger.holdings(market.payer.address()).await.unwrap().vault.0;
     let held = chain.client.read(at.vault, &Vault::balanceOfCall { account: at.channels }).await.unwrap();
     assert_eq!(left + u128::try_from(held).unwrap() + after.receipts, DEPOSITED);
+    shop.serving.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_auditors_may_not_see_has_a_price_of_its_own_or_is_not_answered() {
+    let market = market().await;
+    let shop = shop(&market.ledger, market.homes[0].path()).await;
+    let gateway = market.gateway(&shop.url).await;
+    let network = &gateway.network;
+    let asked = |class: Class| {
+        let mut asked = order(network, "Once upon a time", 8);
+        (asked.request.audit, asked.caller.class) = (class.consent(), class);
+        asked
+    };
+    // The receipt's fee follows the consent, and so does the class that holds.
+    for (class, each) in [(Class::Sampled, 100), (Class::None, 300)] {
+        let mut generation = network.generate(asked(class)).await.unwrap();
+        assert_eq!(generation.source.unwrap().class, class);
+        let record = loop {
+            match generation.events.recv().await.unwrap() {
+                Event::End { record, .. } => break record,
+                Event::Failed(refusal) => panic!("{refusal}"),
+                _ => {}
+            }
+        };
+        let receipt = &record.receipt.receipt;
+        let tokens = u64::from(receipt.prompt_tokens + receipt.completion_tokens);
+        assert_eq!((receipt.fee_micro_usd, record.request.audit), (each * tokens, class.consent()));
+    }
+    let Sums { receipts, charged } = sums(&shop);
+    assert_eq!(receipts, charged);
+    // A node is one provider.
+    let twice = shop.provider.generate(asked(Class::Full)).await;
+    assert_eq!(twice.unwrap_err().code(), "unsupported_value");
+
+    // Who names no price for it refuses, and who is free takes everything.
+    let folder = tempfile::tempdir().unwrap();
+    let priced = node(folder.path()).advertising(Some(PRICE.parse().unwrap()));
+    assert_eq!(priced.generate(asked(Class::None)).await.unwrap_err().code(), "audit_consent_required");
+    let given = priced.generate(asked(Class::Sampled)).await.unwrap();
+    assert_eq!(given.source.unwrap().class, Class::None, "it settles nowhere");
+    let folder = tempfile::tempdir().unwrap();
+    let free = node(folder.path()).generate(asked(Class::None)).await.unwrap();
+    assert_eq!(free.source.unwrap().price, None);
+    gateway.dies().await;
     shop.serving.abort();
 }
 

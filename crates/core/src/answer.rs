@@ -31,9 +31,9 @@ pub struct AnswerRecord {
 /// Version of [`AnswerRecord`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
 pub enum Format {
-    /// The first.
-    #[serde(rename = "assay-answer/1")]
-    V1,
+    /// The second: its request says whether auditors may see it.
+    #[serde(rename = "assay-answer/2")]
+    V2,
 }
 
 /// What a generation took on the provider's machine, by its own clock.
@@ -51,7 +51,7 @@ pub struct GenerationCost {
 }
 
 impl Canonical for AnswerRecord {
-    const TAG: &'static str = "assay/answer/1";
+    const TAG: &'static str = "assay/answer/2";
 }
 
 /// A part of a record that does not fit another.

@@ -11,15 +11,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::answer::{AnswerRecord, BindingError, GenerationCost};
 use crate::canonical::Canonical;
+use crate::consent::{Consent, WithheldRecord};
 use crate::digest::ExecutionDigests;
 use crate::id::{Hash, ModelRoot, Nonce, RequestHash, TranscriptRoot};
 use crate::keccak::keccak256;
+use crate::limits;
+use crate::merkle::{self, Proof};
 use crate::receipt::SignedReceipt;
 use crate::request::RequestError;
-use crate::{limits, merkle};
 
 /// Fraction bits of a vector's numbers: a 32-bit float holds each exactly.
 pub const EMBEDDING_FRAC: u32 = 24;
+
+/// Leaves of a request's hash: the model with the consent, and the rest.
+const LEAVES: usize = 2;
 
 /// Texts to be embedded.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
@@ -35,6 +40,8 @@ pub struct EmbeddingRequest {
     /// Cut inputs that are longer than the model reads, instead of refusing them.
     #[serde(default)]
     pub truncate: bool,
+    /// Whether auditors may see it.
+    pub audit: Consent,
 }
 
 /// One text.
@@ -48,13 +55,30 @@ pub enum EmbeddingInput {
 }
 
 impl Canonical for EmbeddingRequest {
-    const TAG: &'static str = "assay/embedding-request/1";
+    const TAG: &'static str = "assay/embedding-request/2";
 }
 
 impl EmbeddingRequest {
-    /// The hash that receipts carry.
+    /// The hash that receipts carry: a Merkle root over [`EmbeddingRequest::items`], so that the consent can be shown without the inputs.
     pub fn hash(&self) -> RequestHash {
-        RequestHash::from_bytes(*self.canonical_hash().as_bytes())
+        RequestHash::from_bytes(*merkle::root(self.leaves()).as_bytes())
+    }
+
+    /// What the leaves below the hash are of, in order: with these a provider shows a contract the request of a receipt.
+    pub fn items(&self) -> [Vec<u8>; LEAVES] {
+        // borsh writes to memory, which cannot fail.
+        let asked = borsh::to_vec(&(&self.inputs, self.dimensions, self.truncate)).unwrap_or_default();
+        [self.audit.item(EmbeddingRequest::TAG, self.model), asked]
+    }
+
+    /// The consent's place under the hash: it shows nothing of the rest.
+    pub fn consent_proof(&self) -> Proof {
+        // The first of two leaves has a place.
+        merkle::prove(&self.leaves(), 0).unwrap_or(Proof { index: 0, count: 0, path: vec![] })
+    }
+
+    fn leaves(&self) -> [Hash; LEAVES] {
+        self.items().map(|item| merkle::leaf(&item))
     }
 
     /// Checks every field against [`limits`].
@@ -158,13 +182,13 @@ pub struct EmbeddingRecord {
 /// Version of [`EmbeddingRecord`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
 pub enum EmbeddingFormat {
-    /// The first.
-    #[serde(rename = "assay-embedding/1")]
-    V1,
+    /// The second: its request says whether auditors may see it.
+    #[serde(rename = "assay-embedding/2")]
+    V2,
 }
 
 impl Canonical for EmbeddingRecord {
-    const TAG: &'static str = "assay/embedding/1";
+    const TAG: &'static str = "assay/embedding/2";
 }
 
 impl EmbeddingRecord {
@@ -206,6 +230,23 @@ impl Record {
             Record::Answer(r) => &r.receipt,
             Record::Embedding(r) => &r.receipt,
         }
+    }
+
+    /// Whether its client lets auditors see it.
+    pub fn consent(&self) -> Consent {
+        match self {
+            Record::Answer(r) => r.request.audit,
+            Record::Embedding(r) => r.request.audit,
+        }
+    }
+
+    /// What is shown of it to auditors that are not to see it.
+    pub fn withheld(&self) -> WithheldRecord {
+        let proof = match self {
+            Record::Answer(r) => r.request.consent_proof(),
+            Record::Embedding(r) => r.request.consent_proof(),
+        };
+        WithheldRecord { receipt: self.receipt().clone(), proof }
     }
 
     /// What it took on the provider's machine, if it says.

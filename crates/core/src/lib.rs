@@ -17,6 +17,7 @@
 pub mod answer;
 pub mod authorization;
 pub mod canonical;
+pub mod consent;
 pub mod digest;
 pub mod embedding;
 pub mod id;

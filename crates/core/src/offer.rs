@@ -7,8 +7,9 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use serde::{Deserialize, Serialize};
 
 use crate::canonical::Canonical;
+use crate::consent::Consent;
 use crate::id::{Hash, ModelRoot, NodeAddress, SealingKey, SignatureBytes};
-use crate::price::Price;
+use crate::price::{Price, asked};
 use crate::receipt::Domain;
 use crate::signature::signer;
 
@@ -59,10 +60,19 @@ pub struct OfferedModel {
     pub dimensions: Option<u32>,
     /// What it costs; nothing if it is free.
     pub price: Option<Price>,
+    /// What it costs where the client withholds its consent to audits.
+    pub price_private: Option<Price>,
+}
+
+impl OfferedModel {
+    /// What a request with this consent costs, which may be nothing; none if it is not taken.
+    pub fn price_for(&self, consent: Consent) -> Option<Option<Price>> {
+        asked(self.price, self.price_private, consent)
+    }
 }
 
 impl Canonical for Offer {
-    const TAG: &'static str = "assay/offer/1";
+    const TAG: &'static str = "assay/offer/2";
     const BYTES_MAX: usize = 1 << 20;
 }
 

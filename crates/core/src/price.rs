@@ -9,6 +9,8 @@ use std::str::FromStr;
 use borsh::{BorshDeserialize, BorshSerialize};
 use serde::{Deserialize, Serialize};
 
+use crate::consent::Consent;
+
 /// Tokens that a price is for.
 pub const PRICED_TOKENS: u64 = 1_000_000;
 /// Highest price, in millionths of a dollar for a million tokens: a dollar a token.
@@ -110,6 +112,17 @@ impl Price {
     }
 }
 
+/// What is asked for a request, by the consent of its client, where `price` is asked with it and `private` without it; no price is free. Nothing if
+/// such a request is not taken: who is paid for what auditors may look at, and names no other price, does not answer what they may not.
+pub fn asked(price: Option<Price>, private: Option<Price>, consent: Consent) -> Option<Option<Price>> {
+    match (consent, price, private) {
+        (Consent::Given, price, _) => Some(price),
+        (Consent::Withheld, _, Some(private)) => Some(Some(private)),
+        (Consent::Withheld, None, None) => Some(None),
+        (Consent::Withheld, Some(_), None) => None,
+    }
+}
+
 /// A number with so many decimals behind the point; at least `least` of them are shown.
 fn decimal(units: u64, decimals: usize, least: usize) -> String {
     let digits = format!("{units:0>width$}", width = decimals.saturating_add(1));
@@ -194,6 +207,20 @@ mod tests {
         assert_eq!(price.fee(500_000, 500_001), 2);
         let most = Price::new(PRICE_MAX, PRICE_MAX).unwrap();
         assert_eq!(most.fee(u32::MAX, u32::MAX), 2 * u64::from(u32::MAX) * 1_000_000);
+    }
+
+    #[test]
+    fn without_consent_another_price_is_asked_or_none() {
+        let [public, private] = ["1/2", "3/4"].map(|text| Some(text.parse::<Price>().unwrap()));
+        for (price, other, given, withheld) in [
+            (None, None, Some(None), Some(None)),
+            (public, None, Some(public), None),
+            (public, private, Some(public), Some(private)),
+            (None, private, Some(None), Some(private)),
+        ] {
+            assert_eq!(asked(price, other, Consent::Given), given);
+            assert_eq!(asked(price, other, Consent::Withheld), withheld);
+        }
     }
 
     proptest! {

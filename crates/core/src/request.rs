@@ -7,10 +7,11 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use serde::{Deserialize, Serialize};
 
 use crate::canonical::Canonical;
+use crate::consent::Consent;
 use crate::id::{Hash, ModelRoot, Nonce, RequestHash};
 use crate::keccak::keccak256;
 use crate::limits;
-use crate::merkle;
+use crate::merkle::{self, Proof};
 
 /// One generation request.
 #[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize, Serialize, Deserialize)]
@@ -35,6 +36,8 @@ pub struct Request {
     /// Record the probability of every token, and of so many likeliest ones beside it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logprobs: Option<u8>,
+    /// Whether auditors may see it.
+    pub audit: Consent,
 }
 
 /// What the model reads.
@@ -204,7 +207,7 @@ impl Sampling {
 }
 
 impl Canonical for Request {
-    const TAG: &'static str = "assay/request/1";
+    const TAG: &'static str = "assay/request/2";
 }
 
 /// A request that asks for what no node may grant.
@@ -228,7 +231,7 @@ pub struct Terms {
     pub leaves: [Hash; LEAVES],
 }
 
-/// Leaves of a request's hash: the model, the prompt, the sampling parameters, the guide, the rest.
+/// Leaves of a request's hash: the model with the consent, the prompt, the sampling parameters, the guide, the rest.
 const LEAVES: usize = 5;
 
 impl Terms {
@@ -249,7 +252,7 @@ fn bytes(part: &impl BorshSerialize) -> Vec<u8> {
 }
 
 impl Request {
-    /// The hash that receipts carry: a Merkle root, so that a contract can read how tokens are chosen without the prompt.
+    /// The hash that receipts carry: a Merkle root, so that a contract can read how tokens are chosen, and anyone the consent, without the prompt.
     pub fn hash(&self) -> RequestHash {
         RequestHash::from_bytes(*merkle::root(self.leaves()).as_bytes())
     }
@@ -261,8 +264,7 @@ impl Request {
 
     /// What the leaves below the hash are of, in order: with these a provider shows a contract the request of a receipt.
     pub fn items(&self) -> [Vec<u8>; LEAVES] {
-        let mut model = Request::TAG.as_bytes().to_vec();
-        model.extend_from_slice(self.model.as_bytes());
+        let model = self.audit.item(Request::TAG, self.model);
         let rest = (self.max_tokens, &self.stop, self.choice, self.logprobs);
         [model, bytes(&self.prompt), bytes(&self.sampling), bytes(&self.guide), bytes(&rest)]
     }
@@ -270,10 +272,10 @@ impl Request {
     /// The request of which [`Request::items`] are these; nothing if there is none.
     pub fn from_items(items: &[&[u8]]) -> Option<Request> {
         let [model, prompt, sampling, guide, rest] = items else { return None };
-        let model = model.strip_prefix(Request::TAG.as_bytes())?.try_into().ok()?;
+        let (model, audit) = Consent::read(model, Request::TAG)?;
         let (max_tokens, stop, choice, logprobs) = borsh::from_slice(rest).ok()?;
         Some(Request {
-            model: ModelRoot::from_bytes(model),
+            model,
             prompt: borsh::from_slice(prompt).ok()?,
             sampling: borsh::from_slice(sampling).ok()?,
             max_tokens,
@@ -281,7 +283,14 @@ impl Request {
             choice,
             guide: borsh::from_slice(guide).ok()?,
             logprobs,
+            audit,
         })
+    }
+
+    /// The consent's place under the hash: it shows nothing of the rest.
+    pub fn consent_proof(&self) -> Proof {
+        // The first of five leaves has a place.
+        merkle::prove(&self.leaves(), 0).unwrap_or(Proof { index: 0, count: 0, path: vec![] })
     }
 
     fn leaves(&self) -> [Hash; LEAVES] {
@@ -380,6 +389,7 @@ mod tests {
             choice: 0,
             guide: None,
             logprobs: None,
+            audit: Consent::Given,
         }
     }
 
@@ -451,6 +461,7 @@ mod tests {
             Request { choice: 1, ..request() }.hash(),
             Request { logprobs: Some(0), ..request() }.hash(),
             Request { model: ModelRoot::from_bytes([1; 32]), ..request() }.hash(),
+            Request { audit: Consent::Withheld, ..request() }.hash(),
         ];
         assert!(hashes.iter().all(|h| *h != plain.hash()));
     }

@@ -7,6 +7,7 @@ use alloy_signer_local::PrivateKeySigner;
 use alloy_sol_types::{Eip712Domain, SolStruct, sol};
 use assay_core::answer::{AnswerRecord, BindingError, Format};
 use assay_core::canonical::Canonical;
+use assay_core::consent::Consent;
 use assay_core::digest::DigestBuilder;
 use assay_core::id::{ChannelId, ModelRoot, NodeAddress, Nonce, SignatureBytes};
 use assay_core::receipt::{Domain, Receipt as Ours, SignedReceipt};
@@ -52,6 +53,7 @@ fn record() -> AnswerRecord {
         choice: 0,
         guide: None,
         logprobs: None,
+        audit: Consent::Given,
     };
     let transcript = Transcript {
         logprobs: vec![],
@@ -82,7 +84,7 @@ fn record() -> AnswerRecord {
         client_nonce: Nonce::ZERO,
         epoch: 0,
     });
-    AnswerRecord { format: Format::V1, receipt, request, transcript, digests, generation: None }
+    AnswerRecord { format: Format::V2, receipt, request, transcript, digests, generation: None }
 }
 
 #[test]
@@ -182,7 +184,7 @@ fn records_survive_json_and_canonical_bytes() {
     let json = serde_json::to_string(&r).unwrap();
     assert_eq!(serde_json::from_str::<AnswerRecord>(&json).unwrap(), r);
     assert!(serde_json::from_str::<AnswerRecord>(&json.replacen('{', "{\"more\":1,", 1)).is_err());
-    assert!(serde_json::from_str::<AnswerRecord>(&json.replace("assay-answer/1", "assay-answer/2")).is_err());
+    assert!(serde_json::from_str::<AnswerRecord>(&json.replace("assay-answer/2", "assay-answer/1")).is_err());
     let bytes = r.to_canonical_bytes();
     assert_eq!(AnswerRecord::from_canonical_bytes(&bytes).unwrap(), r);
 }
@@ -206,7 +208,7 @@ proptest! {
     #[test]
     fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         let mut tagged = vec![14u8];
-        tagged.extend(b"assay/answer/1");
+        tagged.extend(b"assay/answer/2");
         tagged.extend(&bytes);
         let _ = AnswerRecord::from_canonical_bytes(&tagged);
         let _ = AnswerRecord::from_canonical_bytes(&bytes);

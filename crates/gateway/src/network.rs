@@ -13,19 +13,22 @@ mod metrics;
 mod money;
 mod resume;
 mod telling;
+mod twice;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use alloy_primitives::{B128, B256};
 use assay_api::relay::{Destination, Frame, RelayClient, Work};
 use assay_api::{
-    Caller, EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Owner, Refusal, Settlement,
-    Source, Task, traces,
+    Caller, Class, EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Owner, Refusal,
+    Settlement, Source, Task, traces,
 };
 use assay_core::answer::AnswerRecord;
 use assay_core::authorization::Authorization;
+use assay_core::consent::Consent;
 use assay_core::embedding::{EmbeddingRecord, EmbeddingRequest, Record};
 use assay_core::id::{Hash, ModelRoot, NodeAddress, Nonce, ReceiptId};
 use assay_core::keccak::keccak256;
@@ -40,7 +43,7 @@ use self::metrics::Metrics;
 use self::money::Purse;
 use self::resume::Told;
 use self::telling::{Telling, agreed};
-use crate::accounts::Accounts;
+use crate::accounts::{Accounts, RequestKey};
 use crate::callers::{self, Callers};
 use crate::lanes::payer::Payer;
 use crate::queue::{Queue, QueueOptions, Turn};
@@ -98,6 +101,8 @@ struct Inner {
     /// Without one, only providers are asked that want no payment.
     payer: Option<Arc<Payer>>,
     records: Mutex<Records>,
+    /// Where records that differ are kept.
+    differing: Option<PathBuf>,
     queue: Arc<Queue>,
     metrics: Metrics,
     options: NetworkOptions,
@@ -146,15 +151,22 @@ impl Inner {
         self.records.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What a provider asks for a model now; nothing if it does not offer it.
-    fn price(&self, provider: NodeAddress, model: ModelRoot) -> Option<Option<Price>> {
+    /// What a provider asks for a model now, by the client's consent; nothing if it does not offer that.
+    fn price(&self, provider: NodeAddress, model: ModelRoot, consent: Consent) -> Option<Option<Price>> {
         let routing = self.routing();
         let offer = routing.offers().find(|offer| offer.provider == provider)?;
-        offer.models.iter().find(|m| m.root == model).map(|m| m.price)
+        offer.models.iter().find(|m| m.root == model)?.price_for(consent)
     }
 
-    /// Who is asked, the best first: those that can be paid, or want no payment.
+    /// Who is asked, the best first.
     fn candidates(&self, want: &Want) -> Vec<Candidate> {
+        let mut able = self.able(want);
+        able.truncate(self.options.attempts_max);
+        able
+    }
+
+    /// Who can be asked, the best first: those that can be paid, or want no payment.
+    fn able(&self, want: &Want) -> Vec<Candidate> {
         let ours = self.payer.as_ref().map(|payer| payer.receipts());
         let routing = self.routing();
         let settles: HashMap<_, _> = routing.offers().map(|offer| (offer.provider, offer.settles)).collect();
@@ -163,7 +175,7 @@ impl Inner {
             let payable = settles.is_none() || settles == ours;
             payable.then_some(Candidate { provider, price, paid: settles.is_some() })
         });
-        able.take(self.options.attempts_max).collect()
+        able.collect()
     }
 
     /// An attempt that began is over.
@@ -220,6 +232,7 @@ impl Network {
             callers: None,
             payer: None,
             records: Mutex::default(),
+            differing: None,
             queue,
             metrics,
             options,
@@ -280,9 +293,9 @@ impl Network {
 }
 
 /// What a request asks of the network.
-fn want(model: ModelRoot, caller: &Caller, max_tokens: u32, prompt: Option<&Prompt>) -> Want {
+fn want(model: ModelRoot, audit: Consent, caller: &Caller, max_tokens: u32, prompt: Option<&Prompt>) -> Want {
     let tokens = if max_tokens == 0 { TOKENS_EXPECTED } else { max_tokens.min(TOKENS_EXPECTED) };
-    Want { model, ceiling: caller.ceiling, tokens, beginning: prompt.and_then(beginning) }
+    Want { model, ceiling: caller.ceiling, audit, tokens, beginning: prompt.and_then(beginning) }
 }
 
 /// What requests with the same beginning have in common: who has seen one may have its cache.
@@ -322,6 +335,7 @@ fn card(model: &OfferedModel, created: u64) -> ModelCard {
         parameters: model.parameters,
         aliases: vec![model.root.to_string()],
         price: model.price,
+        price_private: model.price_private,
     }
 }
 
@@ -339,6 +353,8 @@ impl Inference for Network {
                 if cost(new.price) < cost(known.price) {
                     known.price = new.price;
                 }
+                let private = [known.price_private, new.price_private].into_iter().flatten();
+                known.price_private = private.min_by_key(|price| cost(Some(*price)));
                 known.created = known.created.min(new.created);
             }
         }
@@ -353,9 +369,12 @@ impl Inference for Network {
     }
 
     async fn generate(&self, order: Order) -> Result<Generation, Refusal> {
+        if order.caller.class == Class::Full {
+            return self.twice(order).await;
+        }
         let inner = &self.inner;
         let Order { request, nonce, request_id, caller } = order;
-        let mut want = want(request.model, &caller, request.max_tokens, Some(&request.prompt));
+        let mut want = want(request.model, request.audit, &caller, request.max_tokens, Some(&request.prompt));
         let model = inner.offered(request.model);
         let model = model.ok_or(Refusal::UnknownModel { asked: request.model.to_string() })?;
         let candidates = inner.candidates(&want);
@@ -368,26 +387,9 @@ impl Inference for Network {
             .reduce(|a, b| Price::new(a.input().max(b.input()), a.output().max(b.output())).unwrap_or(a));
         let most = money::most(price, &request, model.context_length);
         let key = money::request_key(request.hash().as_bytes(), nonce.as_ref());
-        let purse = match (&inner.accounts, inner.caller(&caller)) {
-            (_, Some(_)) if most == 0 || inner.free(&caller, &mut want) => None,
-            (_, Some(callers)) => match callers.reserve(&caller, key, most).await? {
-                callers::Opened::Reserved(reserved) => Some(Purse::Caller(reserved)),
-                callers::Opened::Told(told) => return self.told(*told),
-            },
-            (None, None) => None,
-            (Some(accounts), None) => {
-                match Purse::open(accounts, &caller, key, most).await? {
-                    money::Opened::Purse(purse) => Some(purse),
-                    money::Opened::Answered(receipt) => match self.again(receipt) {
-                        Some(generation) => {
-                            inner.metrics.repeated.inc();
-                            return Ok(generation);
-                        }
-                        // Not here any more: to execute it for nothing would be an offer to whoever asks for that.
-                        None => Some(Purse::anew(accounts, &caller, key, most).await?),
-                    },
-                }
-            }
+        let purse = match self.purse(&caller, &mut want, key, most).await? {
+            Opening::Purse(purse) => purse,
+            Opening::Told(generation) => return Ok(generation),
         };
         // What fixes the answer is the client's, or drawn here: another provider can go on with what one breaks off.
         let nonce =
@@ -427,8 +429,9 @@ impl Inference for Network {
         };
         let (events, receiver) = mpsc::channel(PIECES);
         let (receipt_id, prompt_tokens) = (first.receipt_id, first.prompt_tokens);
-        let Candidate { provider, price, .. } = first.candidate;
-        let source = Some(Source { provider, price });
+        let Candidate { provider, price, paid } = first.candidate;
+        let class = Class::held(want.audit, paid);
+        let source = Some(Source { provider, price, class, second: None });
         let telling = Telling {
             inner: Arc::clone(inner),
             want,
@@ -442,7 +445,8 @@ impl Inference for Network {
             named: receipt_id,
             told: Told::default(),
             kept: Vec::new(),
-            _turn: turn,
+            leg: None,
+            _turn: Some(turn),
         };
         // Owned by the request: it ends with the answer, or when the client's receiver is gone.
         traces::current().spawn(telling.forward(first, events));
@@ -452,7 +456,12 @@ impl Inference for Network {
     async fn embed(&self, order: EmbeddingOrder) -> Result<Arc<EmbeddingRecord>, Refusal> {
         let inner = &self.inner;
         let EmbeddingOrder { request, request_id, caller } = order;
-        let mut want = want(request.model, &caller, 1, None);
+        if caller.class == Class::Full {
+            let reason =
+                "vectors are made by one provider; send `sampled`, or execute them again with `assay verify`";
+            return Err(Refusal::Unsupported { param: "x-assay-verification".into(), reason: reason.into() });
+        }
+        let mut want = want(request.model, request.audit, &caller, 1, None);
         let model = inner.offered(request.model);
         let model = model.ok_or(Refusal::UnknownModel { asked: request.model.to_string() })?;
         let candidates = inner.candidates(&want);
@@ -545,7 +554,8 @@ impl Inference for Network {
     }
 
     async fn count_tokens(&self, model: ModelRoot, prompt: Prompt) -> Result<u32, Refusal> {
-        let want = want(model, &Caller::default(), 1, None);
+        // What is counted has no receipt, of which an auditor could hear.
+        let want = want(model, Consent::Given, &Caller::default(), 1, None);
         let work = Work::CountTokens { model, prompt };
         let asked = Question { want: &want, request_id: "count", work: &work, window: 0 };
         let mut last = None;
@@ -594,7 +604,46 @@ impl Inference for Network {
     }
 }
 
+/// How a request for an answer begins.
+enum Opening {
+    /// It is executed, paid for out of this.
+    Purse(Option<Purse>),
+    /// It was answered and paid for before.
+    Told(Generation),
+}
+
 impl Network {
+    /// Sets aside the most that a request for an answer can cost, whoever executes it and however often. Who sends neither key nor payment is left with
+    /// those who want nothing.
+    async fn purse(
+        &self,
+        caller: &Caller,
+        want: &mut Want,
+        key: RequestKey,
+        most: u64,
+    ) -> Result<Opening, Refusal> {
+        let inner = &self.inner;
+        Ok(match (&inner.accounts, inner.caller(caller)) {
+            (_, Some(_)) if most == 0 || inner.free(caller, want) => Opening::Purse(None),
+            (_, Some(callers)) => match callers.reserve(caller, key, most).await? {
+                callers::Opened::Reserved(reserved) => Opening::Purse(Some(Purse::Caller(reserved))),
+                callers::Opened::Told(told) => Opening::Told(self.told(*told)?),
+            },
+            (None, None) => Opening::Purse(None),
+            (Some(accounts), None) => match Purse::open(accounts, caller, key, most).await? {
+                money::Opened::Purse(purse) => Opening::Purse(Some(purse)),
+                money::Opened::Answered(receipt) => match self.again(receipt) {
+                    Some(generation) => {
+                        inner.metrics.repeated.inc();
+                        Opening::Told(generation)
+                    }
+                    // Not here any more: to execute it for nothing would be an offer to whoever asks for that.
+                    None => Opening::Purse(Some(Purse::anew(accounts, caller, key, most).await?)),
+                },
+            },
+        })
+    }
+
     /// An answer that was given and paid for before, told again as it was.
     fn again(&self, receipt: ReceiptId) -> Option<Generation> {
         match self.inner.records().get(receipt) {
@@ -618,12 +667,14 @@ impl Network {
         let (stop, usage) = (record.transcript.stop, record.transcript.usage());
         let (provider, model) = (record.receipt.receipt.provider, record.receipt.receipt.model_root);
         let (events, receiver) = mpsc::channel(told.len() + 1);
+        let (audit, class) = (record.request.audit, Class::of(record.request.audit, &record.receipt));
         let end = Event::End { stop, usage, record: Arc::new(*record) };
         for event in told.into_iter().chain([end]) {
             // There is room for all of them.
             let _ = events.try_send(event);
         }
-        let source = Some(Source { provider, price: self.inner.price(provider, model).flatten() });
+        let price = self.inner.price(provider, model, audit).flatten();
+        let source = Some(Source { provider, price, class, second: None });
         Generation { receipt_id: receipt, prompt_tokens: usage.prompt_tokens, source, events: receiver }
     }
 }

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use assay_core::consent::Consent;
 use assay_core::id::{Hash, ModelRoot, NodeAddress};
 use assay_core::offer::Offer;
 use assay_core::price::Price;
@@ -43,6 +44,8 @@ pub struct Want {
     pub model: ModelRoot,
     /// The most that a million tokens may cost, each way.
     pub ceiling: Option<Price>,
+    /// Whether auditors may see it: that has a price of its own.
+    pub audit: Consent,
     /// Tokens that the answer may have.
     pub tokens: u32,
     /// Names the beginning of the prompt.
@@ -121,8 +124,8 @@ pub struct Routing {
 }
 
 impl Provider {
-    fn price(&self, model: ModelRoot) -> Option<Option<Price>> {
-        self.offer.models.iter().find(|m| m.root == model).map(|m| m.price)
+    fn price(&self, want: &Want) -> Option<Option<Price>> {
+        self.offer.models.iter().find(|m| m.root == want.model)?.price_for(want.audit)
     }
 
     fn resting(&self, now_ms: u64) -> bool {
@@ -206,7 +209,7 @@ impl Routing {
             .providers
             .iter()
             .filter(|(id, p)| p.offer.until_s.saturating_mul(1000) >= now_ms && !self.struck.contains(*id))
-            .filter_map(|(id, p)| Some((id, p, p.price(want.model)?)))
+            .filter_map(|(id, p)| Some((id, p, p.price(want)?)))
             .filter(|(_, _, price)| within(*price, want.ceiling));
         let mut able: Vec<_> = able
             .map(|(id, p, price)| {
@@ -307,7 +310,8 @@ mod tests {
     use super::*;
 
     const MODEL: ModelRoot = ModelRoot::from_bytes([7; 32]);
-    const WANT: Want = Want { model: MODEL, ceiling: None, tokens: 100, beginning: None };
+    const WANT: Want =
+        Want { model: MODEL, ceiling: None, audit: Consent::Given, tokens: 100, beginning: None };
     const NOW: u64 = 1_000_000;
 
     fn id(n: u8) -> NodeAddress {
@@ -325,6 +329,7 @@ mod tests {
             has_chat_template: true,
             dimensions: None,
             price: price.map(|p| p.parse().unwrap()),
+            price_private: None,
         };
         Offer {
             provider: id(n),

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use assay_api::{ApiKey, Caller, Event, Inference as _, Order, Refusal};
+use assay_core::consent::Consent;
 use assay_core::id::{ModelRoot, ReceiptId};
 use assay_core::request::{Message, Prompt, Request, Role, Sampling};
 use assay_gateway::accounts::{Accounts, Limits, MicroUsd, Period, Secret};
@@ -36,6 +37,7 @@ fn order(text: &str, caller: Caller) -> Order {
         choice: 0,
         guide: None,
         logprobs: None,
+        audit: Consent::Given,
     };
     Order { request, nonce: None, request_id: "req".into(), caller }
 }

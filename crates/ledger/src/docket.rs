@@ -309,6 +309,20 @@ impl Ledger {
         Ok(None)
     }
 
+    /// Whether a demand for a record was answered by showing that its client withheld its consent: the contract has checked that.
+    pub async fn withheld(&self, id: &DemandId, from: u64) -> Result<bool, ClientError> {
+        let filter = Filter::new()
+            .address(self.parts().at.objections)
+            .event_signature(Objections::AnsweredWithheld::SIGNATURE_HASH)
+            .topic1(id.provider.into_word())
+            .topic2(B256::from(alloy_primitives::U256::from(id.epoch)));
+        let found = self.logs(filter, from).await?;
+        let mut events = found
+            .iter()
+            .filter_map(|log| Objections::AnsweredWithheld::decode_log_data(&log.inner.data).ok());
+        Ok(events.any(|event| event.index == id.index))
+    }
+
     /// The opening by which somebody answered a demand for a leaf, if it was.
     pub async fn opened(&self, id: &DemandId, from: u64) -> Result<Option<Objections::Opening>, ClientError> {
         let filter = Filter::new()

@@ -115,6 +115,8 @@ pub enum Verdict {
     Undisputable,
     /// It names what the model does not have, so that nobody can execute it.
     NotExecutable,
+    /// Its client lets nobody but the provider see the request: it was not executed.
+    Withheld,
 }
 
 /// Why a record was not executed.

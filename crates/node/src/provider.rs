@@ -13,14 +13,15 @@ use std::time::Instant;
 use assay_api::relay::{OfferSigner, Relay, RelayOptions};
 use assay_api::traces::{self, Span, SpanKind};
 use assay_api::{
-    Caller, ChannelState, EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Refusal,
-    Source, Task,
+    Caller, ChannelState, Class, EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order,
+    Refusal, Source, Task,
 };
 use assay_core::answer::{AnswerRecord, Format, GenerationCost};
+use assay_core::consent::Consent;
 use assay_core::embedding::{EmbeddingRecord, Record};
 use assay_core::id::{ChannelId, ModelRoot, NodeAddress, Nonce, ReceiptId};
 use assay_core::payment;
-use assay_core::price::Price;
+use assay_core::price::{self, Price};
 use assay_core::receipt::{Domain, Receipt, receipt_id};
 use assay_core::request::{Guide, Prompt, Request, Tool, sampler_seed};
 use assay_core::transcript::{NonceSource, Transcript};
@@ -56,6 +57,8 @@ pub struct Provider {
     created: u64,
     threads: u32,
     price: Option<Price>,
+    /// Where the client withholds its consent to audits.
+    price_private: Option<Price>,
     till: Option<Arc<Till>>,
     /// What is counted beside answers.
     shown: OnceLock<Registry>,
@@ -80,6 +83,7 @@ impl Provider {
             created,
             threads,
             price: None,
+            price_private: None,
             till: None,
             shown: OnceLock::new(),
         }
@@ -100,6 +104,19 @@ impl Provider {
         let _ = self.shown.set(metrics);
     }
 
+    /// Answers for this price also where the client withholds its consent to audits. Without one, a provider that has a price refuses that; a free
+    /// one does not.
+    pub fn private(self, price: Option<Price>) -> Provider {
+        Provider { price_private: price, ..self }
+    }
+
+    /// What a request with this consent costs.
+    fn price_for(&self, consent: Consent, model: &ServedModel) -> Result<Option<Price>, Refusal> {
+        let asked = || model.artifact().provenance().name.clone();
+        price::asked(self.price, self.price_private, consent)
+            .ok_or_else(|| Refusal::ConsentRequired { asked: asked() })
+    }
+
     /// The routes by which gateways see what is offered and send orders.
     pub fn relay(self: &Arc<Provider>) -> Router {
         let key = Arc::clone(&self.key);
@@ -118,14 +135,15 @@ impl Provider {
         &self.store
     }
 
-    /// Takes the payment of a request with so many tokens, if this node is paid.
+    /// Takes the payment of a request with so many tokens at this price, if this node is paid.
     async fn admit(
         &self,
         caller: &Caller,
+        price: Option<Price>,
         prompt_tokens: u32,
         completion_tokens_max: u32,
     ) -> Result<Option<Ticket>, Refusal> {
-        let (Some(till), Some(price)) = (&self.till, self.price) else { return Ok(None) };
+        let (Some(till), Some(price)) = (&self.till, price) else { return Ok(None) };
         let most = price.fee(prompt_tokens, completion_tokens_max);
         till.admit(caller.payment.as_deref(), most).await.map(Some)
     }
@@ -133,6 +151,8 @@ impl Provider {
     async fn start(&self, order: Order) -> Result<Generation, Refusal> {
         let Order { request, nonce, request_id, caller } = order;
         let model = self.model(request.model)?;
+        let price = self.price_for(request.audit, &model)?;
+        alone(&caller)?;
         request
             .check()
             .map_err(|e| Refusal::Invalid { param: e.param.to_owned(), message: e.to_string() })?;
@@ -167,7 +187,7 @@ impl Provider {
         }
         let left = window - prompt_tokens;
         let longest = if request.max_tokens == 0 { left } else { request.max_tokens.min(left) };
-        let ticket = self.admit(&caller, prompt_tokens, longest).await?;
+        let ticket = self.admit(&caller, price, prompt_tokens, longest).await?;
 
         let (nonce, nonce_source) = match (nonce, request.sampling.seed) {
             (Some(nonce), _) => (nonce, NonceSource::Client),
@@ -201,6 +221,7 @@ impl Provider {
             None => refusal(e, &request),
         })?;
         let receipt_id = receipt_id(self.key.address(), sequence.number(), request_hash);
+        let class = Class::held(request.audit, ticket.is_some());
         // With tools that may be called, calls are told from text.
         let finder = matches!(request.guide, Some(Guide::Tools { .. }))
             .then(|| CallFinder::new(model.tokenizer().call_syntax(), tools(&request)));
@@ -211,7 +232,7 @@ impl Provider {
             standing,
             key: Arc::clone(&self.key),
             store: Arc::clone(&self.store),
-            price: self.price,
+            price,
             ticket,
             request,
             nonce,
@@ -228,7 +249,7 @@ impl Provider {
         let (events, receiver) = mpsc::channel(PIECES);
         // Owned by the request: it ends with the answer, or when the client's receiver is gone.
         tokio::spawn(answering.forward(running, events));
-        let source = Some(Source { provider: self.key.address(), price: self.price });
+        let source = Some(Source { provider: self.key.address(), price, class, second: None });
         Ok(Generation { receipt_id, prompt_tokens, source, events: receiver })
     }
 }
@@ -294,6 +315,15 @@ fn guide_param(request: &Request) -> String {
         Some(Guide::Tools { .. }) => "tools".to_owned(),
         _ => "response_format".to_owned(),
     }
+}
+
+/// A node is one provider.
+fn alone(caller: &Caller) -> Result<(), Refusal> {
+    if caller.class != Class::Full {
+        return Ok(());
+    }
+    let reason = "`full` takes two providers, and this node is one: ask a gateway, or send `sampled`";
+    Err(Refusal::Unsupported { param: "x-assay-verification".into(), reason: reason.into() })
 }
 
 fn wrong_task(model: &ServedModel, what: &str) -> Refusal {
@@ -442,7 +472,7 @@ impl Answering {
             epoch: paid.epoch,
         };
         let record = AnswerRecord {
-            format: Format::V1,
+            format: Format::V2,
             receipt: self.key.sign(receipt, paid.domain).map_err(|e| e.to_string())?,
             request: self.request,
             transcript,
@@ -479,6 +509,7 @@ impl Inference for Provider {
                     parameters: a.parameters(),
                     aliases: vec![],
                     price: self.price,
+                    price_private: self.price_private,
                 }
             })
             .collect()

@@ -310,6 +310,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use assay_core::answer::{AnswerRecord, Format};
+    use assay_core::consent::Consent;
     use assay_core::digest::ExecutionDigests;
     use assay_core::id::{
         ChannelId, DigestRoot, ModelRoot, NodeAddress, Nonce, SignatureBytes, TranscriptRoot,
@@ -332,6 +333,7 @@ mod tests {
             choice: 0,
             guide: None,
             logprobs: None,
+            audit: Consent::Given,
         };
         let receipt = Receipt {
             provider: NodeAddress::from_bytes([1; 20]),
@@ -359,7 +361,7 @@ mod tests {
             logprobs: vec![],
         };
         Record::Answer(Box::new(AnswerRecord {
-            format: Format::V1,
+            format: Format::V2,
             receipt: SignedReceipt { receipt, domain: Domain::DEVELOPMENT, signature },
             request,
             transcript,

@@ -98,6 +98,7 @@ impl Drawn {
                 member,
                 receipt: receipt.clone(),
                 proof: (&merkle::prove(&self.leaves(), place).unwrap()).into(),
+                consent: (&self.records[place].request.consent_proof()).into(),
                 traceRoot: b256(&trace),
             };
             accuser.send("accuse", audits, &call).await.unwrap();

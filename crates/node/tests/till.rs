@@ -13,6 +13,7 @@ use alloy_primitives::{Address, B256};
 use alloy_signer_local::PrivateKeySigner;
 use assay_api::{ChannelState, PaymentProblem, Refusal};
 use assay_core::answer::{AnswerRecord, Format};
+use assay_core::consent::Consent;
 use assay_core::digest::ExecutionDigests;
 use assay_core::embedding::Record;
 use assay_core::id::{DigestRoot, Hash, ModelRoot, NodeAddress, Nonce, SignatureBytes, TranscriptRoot};
@@ -129,6 +130,7 @@ impl Shop {
             choice: 0,
             guide: None,
             logprobs: None,
+            audit: Consent::Given,
         };
         let receipt = Receipt {
             provider: self.key.address(),
@@ -156,7 +158,7 @@ impl Shop {
         };
         let receipt = self.key.sign(receipt, paid.domain).unwrap();
         let digests = ExecutionDigests(vec![]);
-        AnswerRecord { format: Format::V1, receipt, request, transcript, digests, generation: None }
+        AnswerRecord { format: Format::V2, receipt, request, transcript, digests, generation: None }
     }
 }
 

@@ -9,6 +9,7 @@ use alloy_primitives::B256;
 use alloy_signer::SignerSync as _;
 use alloy_signer_local::PrivateKeySigner;
 use assay_core::canonical::Canonical as _;
+use assay_core::consent::Consent;
 use assay_core::embedding::{
     EmbeddingFormat, EmbeddingInput, EmbeddingRecord, EmbeddingRequest, EmbeddingTranscript, pooled_digests,
 };
@@ -149,6 +150,7 @@ impl Node {
             ],
             dimensions: Some(12),
             truncate: true,
+            audit: Consent::Given,
         }
     }
 
@@ -183,7 +185,7 @@ impl Node {
         };
         let signature = SignatureBytes::from_bytes([0; 65]);
         let mut record = EmbeddingRecord {
-            format: EmbeddingFormat::V1,
+            format: EmbeddingFormat::V2,
             receipt: SignedReceipt { receipt, domain: Domain::DEVELOPMENT, signature },
             digests: pooled_digests(pooled.iter().map(Vec::as_slice)),
             request,

@@ -139,8 +139,14 @@ impl World<'_> {
         let receipt: &Receipt = &record.receipt.receipt;
         let (receipt, proof) = (receipt.into(), (&proof).into());
         let (epoch, number) = (e.epoch, *number);
-        let call =
-            Audits::accuseCall { epoch, member: U256::from(member), receipt, proof, traceRoot: b256(&trace) };
+        let call = Audits::accuseCall {
+            epoch,
+            member: U256::from(member),
+            receipt,
+            proof,
+            consent: (&record.request.consent_proof()).into(),
+            traceRoot: b256(&trace),
+        };
         self.accusers[i].griefs += 1;
         let what = format!("Accuse(provider={p}, epoch={epoch}, member={member}, sequence={number})");
         self.tell(who, || format!("sends {what}"));

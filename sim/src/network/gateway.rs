@@ -278,7 +278,13 @@ impl World<'_> {
 
     fn run_request(&mut self, ask: Ask) -> Held {
         let Some((request, nonce, hold)) = self.gateway.waiting.remove(&ask) else { return Ok(()) };
-        let want = Want { model: request.model, ceiling: None, tokens: request.max_tokens, beginning: None };
+        let want = Want {
+            model: request.model,
+            ceiling: None,
+            tokens: request.max_tokens,
+            beginning: None,
+            audit: request.audit,
+        };
         let running = Running { request, nonce, hold, want, asked: BTreeSet::new(), open: BTreeSet::new() };
         self.gateway.running.insert(ask, running);
         self.tell(Who::Gateway, || format!("runs request={ask}"));

@@ -3,6 +3,7 @@
 //! Records are real: canonical requests and transcripts, roots, signed receipts. What is abstract is where tokens, digests and traces come from.
 
 use assay_core::answer::{AnswerRecord, Format};
+use assay_core::consent::Consent;
 use assay_core::digest::ExecutionDigests;
 use assay_core::id::{ChannelId, Hash, ModelRoot, Nonce};
 use assay_core::keccak::keccak256;
@@ -42,6 +43,7 @@ pub(super) fn request(client: usize, number: u64, prompt_tokens: u32) -> Request
         choice: 0,
         guide: None,
         logprobs: None,
+        audit: Consent::Given,
     }
 }
 
@@ -129,7 +131,7 @@ pub(super) fn record(
     };
     let signature = provider.sign(&receipt.signing_hash(&billing.domain));
     AnswerRecord {
-        format: Format::V1,
+        format: Format::V2,
         receipt: SignedReceipt { receipt, domain: billing.domain, signature },
         request: request.clone(),
         transcript,

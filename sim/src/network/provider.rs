@@ -330,6 +330,7 @@ impl World<'_> {
                 has_chat_template: false,
                 dimensions: None,
                 price: Some(model::price()),
+                price_private: None,
             }],
         };
         let signature = p.actor.sign(&offer.signing_hash());

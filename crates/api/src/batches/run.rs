@@ -24,6 +24,7 @@ use super::lines::{self, Line};
 use super::{Batch, Status, results};
 use crate::files::{Desk, FileObject, StorageError, derived_id, now_ns, seconds};
 use crate::server::{RECEIPT_HEADER, REQUEST_ID_HEADER};
+use crate::verification::CLASS_HEADER;
 use crate::{Owner, Refusal};
 
 /// Accounts whose batches run at the same time.
@@ -350,6 +351,7 @@ impl Work {
     fn line(&self, index: usize) -> impl Future<Output = Done> + Send + 'static {
         let (router, endpoint) = (self.router.clone(), self.batch.endpoint.clone());
         let (id, owner) = (self.result_id(index), self.batch.owner.clone());
+        let class = self.batch.class.and_then(|class| HeaderValue::from_str(&class.to_string()).ok());
         // Every line was checked before the first was answered.
         let (custom_id, body) =
             self.read_line(index).map(|l| (l.custom_id, Bytes::from(l.body))).unwrap_or_default();
@@ -362,6 +364,9 @@ impl Work {
                 request
                     .headers_mut()
                     .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                if let Some(class) = &class {
+                    request.headers_mut().insert(CLASS_HEADER, class.clone());
+                }
                 let response = match router.clone().oneshot(request).await {
                     Ok(response) => response,
                     Err(never) => match never {},

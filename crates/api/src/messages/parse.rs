@@ -1,5 +1,6 @@
 //! From Anthropic's JSON to a canonical request.
 
+use assay_core::consent::Consent;
 use assay_core::id::ModelRoot;
 use assay_core::limits;
 use assay_core::request::{Guide, Message, Prompt, Request, Role, Sampling, Tool, ToolCall};
@@ -32,6 +33,7 @@ impl Parsed {
             choice: 0,
             guide: self.guide.clone(),
             logprobs: None,
+            audit: Consent::Given,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! `/api/embed` and the older `/api/embeddings`.
 
+use assay_core::consent::Consent;
 use assay_core::embedding::{EMBEDDING_FRAC, EmbeddingInput, EmbeddingRecord, EmbeddingRequest};
 use axum::Json;
 use axum::extract::{Request, State};
@@ -10,7 +11,8 @@ use super::{Failure, find_tagged};
 use crate::dialect::{self, Received};
 use crate::parameters::{Object, unsupported, wrong_type};
 use crate::server::Shared;
-use crate::{EmbeddingOrder, Inference, Refusal, Task};
+use crate::verification::with_class;
+use crate::{Class, Inference, Refusal, Task};
 
 struct Asked {
     model: String,
@@ -104,11 +106,10 @@ async fn embed<I: Inference>(
         inputs: asked.texts.into_iter().map(EmbeddingInput::Text).collect(),
         dimensions: asked.dimensions,
         truncate: asked.truncate,
+        audit: Consent::Given,
     };
     request.check().map_err(|e| dialect::invalid(&e))?;
-    let order =
-        EmbeddingOrder { request, request_id: received.request_id.clone(), caller: received.caller.clone() };
-    Ok(Some(s.inference.embed(order).await?))
+    Ok(Some(s.inference.embed(received.embedding_order(request)).await?))
 }
 
 fn finish(mut answer: Value, received: &Received, record: Option<&EmbeddingRecord>) -> Response {
@@ -116,7 +117,8 @@ fn finish(mut answer: Value, received: &Received, record: Option<&EmbeddingRecor
     if received.inline {
         answer["assay_receipt"] = json!(record);
     }
-    dialect::with_receipt(Json(answer).into_response(), record.receipt.receipt.id())
+    let class = Class::of(record.request.audit, &record.receipt);
+    with_class(dialect::with_receipt(Json(answer).into_response(), record.receipt.receipt.id()), class)
 }
 
 /// A vector in decimals. Whole numbers below 2^53 over a power of two are exact.

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use assay_core::consent::Consent;
 use assay_core::limits;
 use assay_core::request::{Guide, Message, Prompt, Request, Role, Sampling, Tool, ToolCall};
 use serde_json::{Map, Value};
@@ -81,6 +82,7 @@ impl Parsed {
             choice: 0,
             guide: self.guide.clone(),
             logprobs: None,
+            audit: Consent::Given,
         }))
     }
 }

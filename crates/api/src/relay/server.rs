@@ -107,6 +107,7 @@ impl<I: Inference> Relay<I> {
                 Task::Embed { dimensions } => Some(dimensions),
             },
             price: card.price,
+            price_private: card.price_private,
         };
         let offer = Offer {
             provider: self.provider,

@@ -90,7 +90,7 @@ fn record(request: Request, stop: StopReason) -> AnswerRecord {
         logprobs: vec![],
     };
     AnswerRecord {
-        format: Format::V1,
+        format: Format::V2,
         receipt: receipt(request.model, request.hash()),
         request,
         transcript,
@@ -144,6 +144,7 @@ impl Inference for SharedMock {
             parameters: 260_000_000,
             aliases: vec!["story".into()],
             price: None,
+            price_private: None,
         };
         let plain = ModelCard {
             id: "plain".into(),
@@ -221,7 +222,7 @@ impl Inference for SharedMock {
         };
         let receipt = receipt(request.model, request.hash());
         let digests = ExecutionDigests(vec![]);
-        let format = EmbeddingFormat::V1;
+        let format = EmbeddingFormat::V2;
         Ok(Arc::new(EmbeddingRecord { format, receipt, request, transcript, digests, generation: None }))
     }
 

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::time::Duration;
 
 use assay_api::{
-    EmbeddingOrder, Event, Generation, Inference, Load, Logprob, ModelCard, Order, Refusal, ServerOptions,
-    Task, TokenChance, serve,
+    Class, EmbeddingOrder, Event, Generation, Inference, Load, Logprob, ModelCard, Order, Refusal, Second,
+    ServerOptions, Source, Task, TokenChance, serve,
 };
 use assay_core::answer::{AnswerRecord, Format};
 use assay_core::digest::ExecutionDigests;
@@ -56,7 +56,7 @@ fn record(request: Request, stop: StopReason) -> AnswerRecord {
         logprobs: vec![],
     };
     AnswerRecord {
-        format: Format::V1,
+        format: Format::V2,
         receipt: receipt(request.model, request.hash(), 3, 2),
         request,
         transcript,
@@ -119,6 +119,7 @@ impl Inference for SharedMock {
             parameters: 900,
             aliases: vec!["story".into()],
             price: Some("0.10/0.40".parse().unwrap()),
+            price_private: None,
         };
         let encoder = ModelCard {
             id: "mock/encoder".into(),
@@ -144,6 +145,15 @@ impl Inference for SharedMock {
             _ => {}
         }
         mock.started.fetch_add(1, SeqCst);
+        // What holds is what was asked for.
+        let class = order.caller.class;
+        let provider = NodeAddress::from_bytes([1; 20]);
+        let second = (class == Class::Full).then(|| Second {
+            receipt: receipt_id(7 + choice),
+            provider: NodeAddress::from_bytes([2; 20]),
+            price: Some("0.20/0.80".parse().unwrap()),
+        });
+        let source = Some(Source { provider, price: Some("0.10/0.40".parse().unwrap()), class, second });
         tokio::spawn(async move {
             let fail = || Event::Failed(Refusal::Internal { message: "the mock fails".into() });
             let top = order.request.logprobs;
@@ -207,7 +217,7 @@ impl Inference for SharedMock {
                 }
             }
         });
-        Ok(Generation { receipt_id: receipt_id(choice), prompt_tokens: 3, source: None, events: receiver })
+        Ok(Generation { receipt_id: receipt_id(choice), prompt_tokens: 3, source, events: receiver })
     }
 
     async fn embed(&self, order: EmbeddingOrder) -> Result<Arc<EmbeddingRecord>, Refusal> {
@@ -228,7 +238,7 @@ impl Inference for SharedMock {
             input_ids,
         };
         Ok(Arc::new(EmbeddingRecord {
-            format: EmbeddingFormat::V1,
+            format: EmbeddingFormat::V2,
             receipt: receipt(request.model, request.hash(), transcript.tokens(), 0),
             request,
             transcript,

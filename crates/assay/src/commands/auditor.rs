@@ -148,6 +148,10 @@ fn listener() -> Listener {
         Event::Executed { batch, sequence, stands: false } => {
             tracing::warn!(provider = %batch.provider, epoch = batch.epoch, sequence, "executed: IT DOES NOT STAND")
         }
+        Event::Withheld { batch, sequence } => {
+            let provider = batch.provider;
+            tracing::info!(%provider, epoch = batch.epoch, sequence, "not executed: its client lets nobody see it")
+        }
         Event::Refused { batch, code, reason } => {
             tracing::warn!(provider = %batch.provider, epoch = batch.epoch, code, %reason, "the provider refuses")
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use assay_api::{FileOptions, ServerOptions, serve_with_files};
+use assay_api::{Class, FileOptions, ServerOptions, serve_with_files};
 use assay_gateway::accounts::Accounts;
 use assay_gateway::callers::Callers;
 use assay_gateway::lanes::LaneTerms;
@@ -62,6 +62,9 @@ pub struct Gateway {
     /// Seconds that a provider has for its first word before another one is asked too; more if it usually needs more.
     #[arg(long, default_value_t = 5, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     patience: u64,
+    /// Who checks answers of requests that do not say so: none, sampled (auditors, if the beacon draws them) or full (a second provider, too).
+    #[arg(long, default_value_t = Class::default(), value_name = "CLASS")]
+    verification: Class,
     /// Pay providers that want to be paid, from the key's balance on the ledger.
     #[arg(long)]
     pay: bool,
@@ -123,7 +126,8 @@ impl Gateway {
             }
             let options =
                 NetworkOptions { patience: Duration::from_secs(self.patience), ..NetworkOptions::default() };
-            let mut network = Network::new(accounts.clone(), options);
+            let differing = home.path().join("gateway").join("differing");
+            let mut network = Network::new(accounts.clone(), options).keeping(differing);
             let (mut deposits, mut callers) = (None, None);
             if self.pay || self.x402 {
                 let ledger = self.ledger.ledger(home).await?;
@@ -159,7 +163,7 @@ impl Gateway {
             let serving = serve_with_files(
                 listener,
                 Arc::clone(&network),
-                ServerOptions::default(),
+                ServerOptions { class: self.verification, ..ServerOptions::default() },
                 files,
                 FileOptions { lines_in_flight_max: LINES_IN_FLIGHT_MAX, ..FileOptions::default() },
                 Default::default(),

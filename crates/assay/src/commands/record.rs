@@ -223,7 +223,7 @@ fn parse(text: &str) -> Result<Vec<Loaded>> {
 
 fn read_record(json: Value) -> Result<Record> {
     Ok(match json["format"].as_str() {
-        Some("assay-embedding/1") => Record::Embedding(Box::new(serde_json::from_value(json)?)),
+        Some("assay-embedding/2") => Record::Embedding(Box::new(serde_json::from_value(json)?)),
         _ => Record::Answer(Box::new(serde_json::from_value(json)?)),
     })
 }

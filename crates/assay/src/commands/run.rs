@@ -5,6 +5,7 @@ use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use anyhow::{Result, bail};
 use assay_api::{Caller, Event, Inference as _, Order};
 use assay_core::answer::AnswerRecord;
+use assay_core::consent::Consent;
 use assay_core::request::{Message, Prompt, Request, Role, Sampling};
 use assay_engine::batch::BatchLimits;
 use assay_node::provider::Provider;
@@ -78,6 +79,7 @@ impl Run {
                 choice: 0,
                 guide: None,
                 logprobs: None,
+                audit: Consent::Given,
             };
             let record = runtime.block_on(answer(&provider, request, !self.json))?;
             if self.json {

@@ -84,6 +84,10 @@ struct Server {
     /// is charged by the node without --settle; gateways charge it.
     #[arg(long, value_name = "IN/OUT")]
     price: Option<Price>,
+    /// Dollars likewise, for requests whose client withholds its consent to audits (`x-assay-verification: none`). Without it a node that has a price
+    /// refuses them; a free one does not.
+    #[arg(long, value_name = "IN/OUT", requires = "price")]
+    price_private: Option<Price>,
     /// Answer only who pays the price, by vouchers of channels on the ledger, and sign receipts for it. The node must be enrolled as a provider
     /// (`assay stake 0 --endpoint http://…`).
     #[arg(long, requires = "price")]
@@ -200,6 +204,7 @@ impl Server {
                 }
                 _ => (provider.advertising(self.price), None),
             };
+            let provider = provider.private(self.price_private);
             let provider = Arc::new(provider);
             eprintln!("Serving {} on http://{at}/v1 (kernel {kernel})", names.join(", "));
             eprintln!(

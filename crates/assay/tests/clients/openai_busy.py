@@ -72,7 +72,7 @@ for expected, param, arguments in [
 # The receipt's record, inlined and fetched.
 inline = client.chat.completions.create(
     model=model, messages=messages, max_tokens=4, extra_headers={"x-assay-receipt": "inline"})
-assert inline.model_extra["assay_receipt"]["format"] == "assay-answer/1"
+assert inline.model_extra["assay_receipt"]["format"] == "assay-answer/2"
 record = client.get(f"/receipts/{receipt}", cast_to=object)
 assert record["transcript"]["text"] == text
 

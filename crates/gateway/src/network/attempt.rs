@@ -86,6 +86,7 @@ pub(super) fn is_the_requests(refusal: &Refusal) -> bool {
                 | Refusal::ModelWithdrawn { .. }
                 | Refusal::Unauthorised { .. }
                 | Refusal::Payment(_)
+                | Refusal::ConsentRequired { .. }
         )
 }
 
@@ -203,7 +204,7 @@ async fn send(
     let provider = candidate.provider;
     let unknown = || Nothing::Failed(format!("no offer of {provider} is known"));
     let post = async |to| {
-        let agreed = inner.price(provider, asked.want.model) == Some(candidate.price);
+        let agreed = inner.price(provider, asked.want.model, asked.want.audit) == Some(candidate.price);
         if !agreed {
             return Err(Nothing::Repriced);
         }

@@ -20,6 +20,7 @@ use super::attempt::{Candidate, First, Question, mark, race};
 use super::kept::Kept;
 use super::money::Purse;
 use super::resume::{self, Place};
+use super::twice::Leg;
 use crate::callers::Told;
 use crate::lanes::payer::Paying;
 use crate::queue::Turn;
@@ -27,7 +28,7 @@ use crate::routing::{Outcome, Want};
 
 /// How long an answer is waited for whose client has left. Its provider may have completed and charged it before it could know that: then it is
 /// an answer, which the client finds when it asks again.
-const GRACE: Duration = Duration::from_millis(500);
+pub(super) const GRACE: Duration = Duration::from_millis(500);
 
 /// One answer on its way from providers to a client.
 pub(super) struct Telling {
@@ -51,8 +52,10 @@ pub(super) struct Telling {
     pub(super) told: resume::Told,
     /// The same, to be told again if it is asked for.
     pub(super) kept: Vec<Event>,
+    /// Which of two executions it is, of an answer that has two.
+    pub(super) leg: Option<Leg>,
     /// Others wait until it ends.
-    pub(super) _turn: Turn,
+    pub(super) _turn: Option<Turn>,
 }
 
 /// How one provider's part of an answer ended.
@@ -121,6 +124,9 @@ impl Telling {
         }
         let mut candidates = self.inner.candidates(&self.want);
         candidates.retain(|candidate| !lost.contains(&candidate.provider));
+        if let Some(leg) = &self.leg {
+            candidates = leg.take(&candidates, self.inner.options.attempts_max)?;
+        }
         let asked = Question {
             want: &self.want,
             request_id: &self.request_id,
@@ -132,6 +138,9 @@ impl Telling {
             first = race(&self.inner, &candidates, asked) => first.ok()?,
         };
         self.paying = first.paying.take();
+        if let Some(leg) = &self.leg {
+            leg.begun(first.candidate.provider);
+        }
         Some(first)
     }
 
@@ -191,7 +200,7 @@ impl Telling {
             };
             self.told.tell(&event);
             place = self.told.end();
-            if self.purse.is_some() {
+            if self.purse.is_some() || self.leg.as_ref().is_some_and(Leg::is_told) {
                 self.kept.push(event.clone());
             }
             if events.send(event).await.is_err() {
@@ -209,6 +218,9 @@ impl Telling {
     ) -> Result<(), Refusal> {
         if let Some(paying) = self.paying.take() {
             paying.settle(fee);
+        }
+        if let Some(leg) = &self.leg {
+            leg.concluded(fee);
         }
         if let Some(purse) = self.purse.take() {
             let told =

@@ -12,9 +12,10 @@ use assay_api::{
     EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Refusal, ServerOptions, Task,
 };
 use assay_core::answer::{AnswerRecord, Format};
+use assay_core::consent::Consent;
 use assay_core::digest::ExecutionDigests;
 use assay_core::embedding::{EmbeddingRecord, Record};
-use assay_core::id::{ChannelId, ModelRoot, NodeAddress, Nonce, ReceiptId, SignatureBytes};
+use assay_core::id::{ChannelId, Hash, ModelRoot, NodeAddress, Nonce, ReceiptId, SignatureBytes};
 use assay_core::price::Price;
 use assay_core::receipt::{Domain, Receipt, SignedReceipt, receipt_id};
 use assay_core::request::{Prompt, Request};
@@ -51,11 +52,16 @@ pub enum Manner {
     OtherRequest,
     /// Has another key sign.
     OtherKey,
+    /// Signs the same words with the digests of another execution.
+    OtherDigests,
+    /// Signs for the same request without its client's consent to audits.
+    MarksPrivate,
 }
 
 pub struct Node {
     key: PrivateKeySigner,
     price: Option<Price>,
+    price_private: Option<Price>,
     manner: Mutex<Manner>,
     pub started: AtomicU32,
     pub cancelled: AtomicBool,
@@ -76,11 +82,14 @@ impl Node {
     fn record(
         &self,
         manner: Manner,
-        request: Request,
+        mut request: Request,
         nonce: Nonce,
         sequence: u64,
         text: &str,
     ) -> AnswerRecord {
+        if manner == Manner::MarksPrivate {
+            request.audit = Consent::Withheld;
+        }
         let request_hash = request.hash();
         let transcript = Transcript {
             request_hash,
@@ -92,8 +101,10 @@ impl Node {
             stop: StopReason::EndToken,
             logprobs: vec![],
         };
-        let digests = ExecutionDigests(vec![]);
-        let mut request = request;
+        let digests = match manner {
+            Manner::OtherDigests => ExecutionDigests(vec![Hash::ZERO]),
+            _ => ExecutionDigests(vec![]),
+        };
         let receipt = Receipt {
             provider: self.address(),
             sequence,
@@ -117,7 +128,7 @@ impl Node {
         let signature = key.sign_hash_sync(&receipt.signing_hash(&domain).as_bytes().into()).unwrap();
         let signature = SignatureBytes::from_bytes(signature.as_bytes());
         let receipt = SignedReceipt { receipt, domain, signature };
-        AnswerRecord { format: Format::V1, receipt, request, transcript, digests, generation: None }
+        AnswerRecord { format: Format::V2, receipt, request, transcript, digests, generation: None }
     }
 }
 
@@ -139,6 +150,7 @@ impl Inference for Shared {
             parameters: 1,
             aliases: vec![],
             price: self.0.price,
+            price_private: self.0.price_private,
         }]
     }
 
@@ -223,7 +235,12 @@ pub struct Provider {
 
 impl Provider {
     pub async fn start(manner: Manner, price: Option<&str>) -> Provider {
-        Provider::with(PrivateKeySigner::random(), manner, price).await
+        Provider::with(PrivateKeySigner::random(), manner, price, None).await
+    }
+
+    /// One that also has a price for requests whose clients withhold their consent to audits.
+    pub async fn private(price: &str, private: &str) -> Provider {
+        Provider::with(PrivateKeySigner::random(), Manner::Honest, Some(price), Some(private)).await
     }
 
     /// One that is asked before `other`, as long as both are expected to take the same time: of equals the lowest address is.
@@ -231,16 +248,22 @@ impl Provider {
         loop {
             let key = PrivateKeySigner::random();
             if NodeAddress::from_bytes(key.address().into_array()) < other.node.address() {
-                return Provider::with(key, manner, price).await;
+                return Provider::with(key, manner, price, None).await;
             }
         }
     }
 
-    async fn with(key: PrivateKeySigner, manner: Manner, price: Option<&str>) -> Provider {
+    async fn with(
+        key: PrivateKeySigner,
+        manner: Manner,
+        price: Option<&str>,
+        private: Option<&str>,
+    ) -> Provider {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let node = Arc::new(Node {
             key,
             price: price.map(|p| p.parse().unwrap()),
+            price_private: private.map(|p| p.parse().unwrap()),
             manner: Mutex::new(manner),
             started: AtomicU32::new(0),
             cancelled: AtomicBool::new(false),

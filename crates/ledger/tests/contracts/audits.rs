@@ -11,7 +11,9 @@ use assay_ledger::audits::{self, Seat};
 use assay_ledger::contracts::{Audits, Epochs, Objections};
 
 use crate::epochs::{Market, market};
-use crate::network::{AUDITOR, Actor, DOLLAR, Network, Posted, audit_tree, b, parameters, some, trace_root};
+use crate::network::{
+    AUDITOR, Actor, DOLLAR, Network, Posted, audit_tree, b, consent, parameters, some, trace_root,
+};
 
 pub struct Panel {
     pub m: Market,
@@ -141,6 +143,7 @@ impl Panel {
             member: U256::from(member),
             receipt: receipt.into(),
             proof: (&self.posted.proof(receipt.sequence as usize)).into(),
+            consent: (&consent(receipt)).into(),
             traceRoot: trace.into(),
         };
         n.send(by, audits, call).map(|d| d.value)

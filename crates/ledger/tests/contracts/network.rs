@@ -344,6 +344,19 @@ pub fn some(text: &str) -> [u8; 32] {
     keccak256(text).0
 }
 
+/// Leaves of a request's hash, of which only the first says something: that its client gave its consent to audits.
+fn asked(provider: NodeAddress, sequence: u64, model: [u8; 32]) -> [Hash; 5] {
+    let first = [b"assay/request/2".as_slice(), &model, &[1]].concat();
+    let rest = |i: u8| merkle::leaf(&some(&format!("request {provider} {sequence} {i}")));
+    [merkle::leaf(&first), rest(1), rest(2), rest(3), rest(4)]
+}
+
+/// That the client of a receipt's request gave its consent.
+pub fn consent(receipt: &Receipt) -> Proof {
+    let leaves = asked(receipt.provider, receipt.sequence, *receipt.model_root.as_bytes());
+    merkle::prove(&leaves, 0).unwrap()
+}
+
 /// A receipt of one provider, whose fee `config` pays.
 pub fn receipt(
     provider: &Actor,
@@ -358,7 +371,9 @@ pub fn receipt(
         provider: provider.node(),
         sequence,
         model_root: ModelRoot::from_bytes(model),
-        request_hash: RequestHash::from_bytes(s("request")),
+        request_hash: RequestHash::from_bytes(
+            *merkle::root(asked(provider.node(), sequence, model)).as_bytes(),
+        ),
         transcript_root: TranscriptRoot::from_bytes(s("transcript")),
         digest_root: DigestRoot::from_bytes(s("digest")),
         prompt_tokens: 10,

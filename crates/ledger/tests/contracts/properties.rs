@@ -12,8 +12,8 @@ use assay_ledger::contracts::{Audits, Channels, Epochs, Objections, Registry, Re
 use assay_ledger::retrieval::Fetch;
 
 use crate::network::{
-    AUDITOR, Actor, DOLLAR, HOST, Network, PROVIDER, Posted, audit_tree, b, core_hash, parameters, receipt,
-    signed, some, trace_root,
+    AUDITOR, Actor, DOLLAR, HOST, Network, PROVIDER, Posted, audit_tree, b, consent, core_hash, parameters,
+    receipt, signed, some, trace_root,
 };
 
 const STEPS: usize = 220;
@@ -464,6 +464,7 @@ impl World {
             member: U256::from(member),
             receipt: (&receipt).into(),
             proof: (&self.batches[i].posted.proof(index)).into(),
+            consent: (&consent(&receipt)).into(),
             traceRoot: trace.into(),
         };
         let (audits, anyone) = (self.n.parts.at.audits, self.anyone.clone());

@@ -6,8 +6,9 @@ use std::sync::LazyLock;
 use alloy_primitives::{Address, B256, U256};
 use assay_chain::scratch::Failure;
 use assay_core::answer::AnswerRecord;
+use assay_core::consent::Consent;
 use assay_core::id::Hash;
-use assay_core::merkle;
+use assay_core::merkle::{self, Proof};
 use assay_core::receipt::Receipt;
 use assay_engine::replay::ByReference;
 use assay_ledger::contracts::{Audits, Disputes, Objections, channel_id};
@@ -39,6 +40,8 @@ struct Audit {
     accuser: Actor,
     receipt: Receipt,
     posted: Posted,
+    /// What the request's hash says of its client's consent.
+    consent: Proof,
     /// The tree of digests that it revealed.
     leaf: Hash,
     fixed: u64,
@@ -75,7 +78,8 @@ impl Audit {
         let (beacon, fixed) = n.draw(1);
         let own = digest(auditor.address, beacon, &receipt, root.as_bytes());
         let leaf = merkle::leaf(&[&0u64.to_be_bytes()[..], own.as_slice()].concat());
-        let mut audit = Audit { n, provider, auditor, accuser, receipt, posted, leaf, fixed };
+        let consent = record.request.consent_proof();
+        let mut audit = Audit { n, provider, auditor, accuser, receipt, posted, consent, leaf, fixed };
         audit.reveal();
         audit
     }
@@ -101,6 +105,7 @@ impl Audit {
             member: U256::ZERO,
             receipt: (&self.receipt).into(),
             proof: (&self.posted.proof(0)).into(),
+            consent: (&self.consent).into(),
             traceRoot: b(root),
         };
         self.n.send(&self.accuser, audits, call).map(|done| done.value)
@@ -537,4 +542,73 @@ fn a_demanded_record_is_shown() {
     audit.n.chain.mine(1, 100_000);
     let silence = Objections::proveSilenceCall { provider: provider.address, epoch: 1, index: 0, kind: 1 };
     assert!(audit.n.send(&provider, objections, silence).unwrap_err().is::<Objections::NothingDemanded>());
+}
+
+/// What no auditor was to see: that it is so is all that a demand brings, and nobody is doubted over it.
+#[test]
+fn of_a_withheld_record_nothing_is_demanded_and_nobody_is_doubted() {
+    let given = MODELS[3].answer(20, 50, sampling());
+    let mut record = given.clone();
+    record.request.audit = Consent::Withheld;
+    record.receipt.receipt.request_hash = record.request.hash();
+    let model = b(Hash::from_bytes(*record.request.model.as_bytes()));
+    // The auditor has revealed a digest of no execution, as one that was shown nothing must.
+    let mut audit = Audit::of(&record, Hash::ZERO);
+    let root = trace(&MODELS[3], &given).root();
+    let bent = |change: fn(&mut Proof)| {
+        let mut proof = record.request.consent_proof();
+        change(&mut proof);
+        proof
+    };
+    for proof in
+        [record.request.consent_proof(), bent(|p| p.index = 1), bent(|p| p.count = 2), bent(|p| p.count = 6)]
+    {
+        audit.consent = proof;
+        let refused = audit.accuse(root).unwrap_err();
+        assert!(refused.is::<Audits::NoConsent>() || refused.is::<Audits::MalformedProof>(), "{refused:?}");
+    }
+    let (provider, auditor) = (audit.provider.clone(), audit.auditor.clone());
+    let objections = audit.n.parts.at.objections;
+    let demand = |audit: &Audit| Objections::demandRecordCall {
+        epoch: 1,
+        member: U256::ZERO,
+        receipt: (&audit.receipt).into(),
+        proof: (&audit.posted.proof(0)).into(),
+    };
+    let answer = |consent: &Proof| Objections::answerWithheldCall {
+        provider: provider.address,
+        epoch: 1,
+        index: 0,
+        modelRoot: model,
+        consent: consent.into(),
+    };
+    let before = [provider.address, auditor.address].map(|a| audit.n.balance(a));
+    let nothing = audit.n.send(&provider, objections, answer(&record.request.consent_proof())).unwrap_err();
+    assert!(nothing.is::<Objections::NothingDemanded>());
+    let call = demand(&audit);
+    audit.n.send(&auditor, objections, call).unwrap();
+    for proof in [bent(|p| p.index = 1), bent(|p| p.count = 2), bent(|p| p.path.reverse())] {
+        let refused = audit.n.send(&provider, objections, answer(&proof)).unwrap_err();
+        assert!(
+            refused.is::<Objections::BadRecord>() || refused.is::<Objections::MalformedProof>(),
+            "{refused:?}"
+        );
+    }
+    let shown = audit.n.send(&provider, objections, answer(&record.request.consent_proof())).unwrap();
+    println!("answerWithheld: {} gas", shown.gas);
+    let after = [provider.address, auditor.address].map(|a| audit.n.balance(a));
+    let bond = audit.n.p.stakes.demandBond;
+    assert_eq!((after[0] - before[0], before[1] - after[1]), (bond, bond));
+    audit.n.chain.mine(1, 100_000);
+    let silence = Objections::proveSilenceCall { provider: provider.address, epoch: 1, index: 0, kind: 1 };
+    assert!(audit.n.send(&provider, objections, silence).unwrap_err().is::<Objections::NothingDemanded>());
+    // Of a request whose client gave its consent, the same says nothing: the record is owed.
+    let mut audit = Audit::of(&given, Hash::ZERO);
+    let provider = audit.provider.clone();
+    let (auditor, call) = (audit.auditor.clone(), demand(&audit));
+    audit.n.send(&auditor, objections, call).unwrap();
+    for proof in [given.request.consent_proof(), record.request.consent_proof()] {
+        let refused = audit.n.send(&provider, objections, answer(&proof)).unwrap_err();
+        assert!(refused.is::<Objections::BadRecord>());
+    }
 }

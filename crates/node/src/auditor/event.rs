@@ -45,6 +45,13 @@ pub enum Event {
         /// Whether it stands.
         stands: bool,
     },
+    /// A receipt was drawn whose client withholds its consent: it is not executed.
+    Withheld {
+        /// Of which batch.
+        batch: BatchId,
+        /// Its sequence number.
+        sequence: u64,
+    },
     /// A provider did not give what was asked for.
     Refused {
         /// Of which batch.
@@ -150,6 +157,7 @@ impl Event {
             Event::Drawn { .. } => "drawn",
             Event::ModelMissing { .. } => "model_missing",
             Event::Executed { .. } => "executed",
+            Event::Withheld { .. } => "withheld",
             Event::Refused { .. } => "refused",
             Event::Demanded { .. } => "demanded",
             Event::Silent { .. } => "silent",

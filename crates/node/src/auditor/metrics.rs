@@ -72,6 +72,7 @@ fn word(verdict: Verdict) -> &'static str {
         Verdict::Wrong => "wrong",
         Verdict::Undisputable => "undisputable",
         Verdict::NotExecutable => "not_executable",
+        Verdict::Withheld => "withheld",
     }
 }
 

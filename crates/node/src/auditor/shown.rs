@@ -55,8 +55,13 @@ impl Auditor {
             // A demand that the log has not named yet cannot have been answered.
             let Some(from) = self.docket.entries().demands.get(&demand).copied() else { continue };
             if is_record {
+                let receipt = audit.receipts.get(&sequence).map(|(receipt, _)| receipt.id());
                 if let Some(call) = self.ledger.shown(&demand, from).await? {
                     self.execute_shown(id, sequence, &call).await?;
+                } else if let Some(receipt) = receipt
+                    && self.ledger.withheld(&demand, from).await?
+                {
+                    self.note_withheld(id, sequence, receipt)?;
                 }
             } else if let Some(opening) = self.ledger.opened(&demand, from).await? {
                 self.learn(id, sequence, opening);
@@ -104,7 +109,7 @@ impl Auditor {
             return Ok(());
         };
         let record = AnswerRecord {
-            format: Format::V1,
+            format: Format::V2,
             receipt: SignedReceipt {
                 receipt,
                 domain: self.ledger.receipt_domain(),

@@ -9,8 +9,10 @@ use alloy_signer::SignerSync as _;
 use assay_api::audits::{AuditAnswer, AuditError, AuditLeaf, RECORDS_ASKED_MAX, Wanted};
 use assay_api::traces::{self, Span, SpanKind};
 use assay_core::answer::AnswerRecord;
+use assay_core::canonical::Canonical as _;
+use assay_core::consent::WithheldRecord;
 use assay_core::embedding::Record;
-use assay_core::id::{Hash, ModelRoot, SignatureBytes};
+use assay_core::id::{Hash, ModelRoot, ReceiptId, SignatureBytes};
 use assay_core::merkle;
 use assay_core::receipt::Receipt;
 use assay_ledger::contracts::Directory::Rates;
@@ -110,6 +112,14 @@ fn span(id: BatchId, receipt: &Receipt) -> Span {
     span
 }
 
+/// What a provider gave for a receipt that was drawn.
+enum Given {
+    /// Its record.
+    Record(Box<Record>),
+    /// That its client withholds its consent; what is named is its receipt.
+    Withheld(ReceiptId),
+}
+
 impl Auditor {
     async fn ask(&self, id: BatchId, wanted: Wanted) -> Result<AuditAnswer, Undone> {
         let endpoint = self.ledger.node(id.provider).await?.map(|node| node.endpoint).unwrap_or_default();
@@ -185,7 +195,10 @@ impl Auditor {
         for (sequence, bytes) in wanted.iter().copied().zip(&records) {
             given += 1;
             match self.is_drawn_record(id, sequence, bytes) {
-                Ok(record) => self.execute(id, sequence, Shown::ByProvider(record)).await?,
+                Ok(Given::Record(record)) => {
+                    self.execute(id, sequence, Shown::ByProvider(*record)).await?;
+                }
+                Ok(Given::Withheld(receipt)) => self.note_withheld(id, sequence, receipt)?,
                 Err(reason) => self.refuse(id, [sequence], "record_not_its", reason),
             }
         }
@@ -264,10 +277,16 @@ impl Auditor {
         Ok(())
     }
 
-    /// The record in these bytes, if it is that of the leaf, whole, and signed.
-    fn is_drawn_record(&mut self, id: BatchId, sequence: u64, bytes: &[u8]) -> Result<Record, String> {
-        let record = Record::from_canonical_bytes(bytes).map_err(|e| e.to_string())?;
-        let signed = record.receipt();
+    /// The record in these bytes, if it is that of the leaf, whole, and signed; or that its client withholds its consent, if that is shown.
+    fn is_drawn_record(&mut self, id: BatchId, sequence: u64, bytes: &[u8]) -> Result<Given, String> {
+        let given = match WithheldRecord::from_canonical_bytes(bytes) {
+            Ok(withheld) => Err(withheld),
+            Err(_) => Ok(Record::from_canonical_bytes(bytes).map_err(|e| e.to_string())?),
+        };
+        let signed = match &given {
+            Ok(record) => record.receipt(),
+            Err(withheld) => &withheld.receipt,
+        };
         let domain = self.ledger.receipt_domain();
         let Some(audit) = self.audits.get_mut(&id) else { return Err("the batch is over".into()) };
         let leaf = audit.drawn.get(&sequence).and_then(|drawn| drawn.leaf);
@@ -279,15 +298,41 @@ impl Auditor {
             // The running totals were posted with another fee than was signed: the leaf has no opening.
             return Err(format!("receipt {sequence} has another fee than was posted for it"));
         }
+        audit.receipts.insert(sequence, (signed.receipt.clone(), None));
+        let record = match given {
+            Ok(record) => record,
+            Err(withheld) => {
+                withheld.check().map_err(|e| format!("record {sequence}: {e}"))?;
+                return Ok(Given::Withheld(withheld.receipt.receipt.id()));
+            }
+        };
         let broken = match &record {
             Record::Answer(r) => r.broken_bindings(),
             Record::Embedding(r) => r.broken_bindings(),
         };
-        audit.receipts.insert(sequence, (signed.receipt.clone(), None));
         match broken.first() {
-            None => Ok(record),
+            None => Ok(Given::Record(Box::new(record))),
             Some(broken) => Err(format!("record {sequence}: {broken}")),
         }
+    }
+
+    /// Notes that a receipt is not executed, since its client lets nobody see the request. The duty to execute it is done with that: it has no
+    /// digest, and the ledger lets nobody ask for one.
+    pub(super) fn note_withheld(
+        &mut self,
+        id: BatchId,
+        sequence: u64,
+        receipt: ReceiptId,
+    ) -> Result<(), Undone> {
+        let Some(audit) = self.audits.get_mut(&id) else { return Ok(()) };
+        let members = audit.drawn.get(&sequence).map(|drawn| drawn.members.clone()).unwrap_or_default();
+        let done = Done { receipt, members, trace: None, verdict: Verdict::Withheld };
+        audit.work.done.insert(sequence, done);
+        audit.refused.remove(&sequence);
+        audit.lacking.remove(&sequence);
+        self.journal.write(id, &audit.work)?;
+        self.say(Event::Withheld { batch: id, sequence });
+        Ok(())
     }
 
     /// Executes a record, and notes what came of it.

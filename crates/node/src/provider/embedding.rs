@@ -19,7 +19,7 @@ use assay_engine::program::Head;
 use assay_engine::semantics::embedding::embedding;
 use assay_engine::text::Tokenizer;
 
-use super::{Provider, RETRY_AFTER_S, execution, internal, no_receipt, wrong_task};
+use super::{Provider, RETRY_AFTER_S, alone, execution, internal, no_receipt, wrong_task};
 use crate::till::Paid;
 
 impl Provider {
@@ -28,6 +28,8 @@ impl Provider {
         let EmbeddingOrder { request, request_id, caller } = order;
         let started = Instant::now();
         let model = self.model(request.model)?;
+        let price = self.price_for(request.audit, &model)?;
+        alone(&caller)?;
         request
             .check()
             .map_err(|e| Refusal::Invalid { param: e.param.to_owned(), message: e.to_string() })?;
@@ -48,7 +50,7 @@ impl Provider {
         let (request, input_ids) = tokenised.await.map_err(internal)?;
         let input_ids = input_ids?;
         let count = input_ids.iter().fold(0usize, |sum, ids| sum.saturating_add(ids.len()));
-        let ticket = self.admit(&caller, u32::try_from(count).unwrap_or(u32::MAX), 0).await?;
+        let ticket = self.admit(&caller, price, u32::try_from(count).unwrap_or(u32::MAX), 0).await?;
         let span = execution("embeddings", &model);
         let pooled =
             model.encode(input_ids.clone()).await.map_err(|_| match model.standing().withdrawn() {
@@ -57,7 +59,7 @@ impl Provider {
             })?;
         let pooled = pooled.unwrap_or_default();
         let (store, key) = (Arc::clone(&self.store), Arc::clone(&self.key));
-        let (threads, kernel, price) = (self.threads, model.kernel().name(), self.price);
+        let (threads, kernel) = (self.threads, model.kernel().name());
         let done = tokio::task::spawn_blocking(move || -> Result<EmbeddingRecord, String> {
             let sequence = store.reserve_sequence().map_err(|e| e.to_string())?;
             let asked = request.dimensions.map_or(usize::MAX, |d| d as usize);
@@ -82,7 +84,7 @@ impl Provider {
             };
             let prefill_ns = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
             let record = EmbeddingRecord {
-                format: EmbeddingFormat::V1,
+                format: EmbeddingFormat::V2,
                 receipt: key.sign(receipt, paid.domain).map_err(|e| e.to_string())?,
                 request,
                 transcript,

@@ -1,7 +1,8 @@
 //! Where auditors come for what they were drawn to check: `POST /v1/audits` (`docs/daemons.md`).
 //!
 //! Invariant: leaves are given to members of the batch's panel alone, records to the member, or the second, that the beacon drew for the
-//! receipt; and sealed, so that nobody on the way reads a prompt. What the desk knows of the ledger is what the last round of settlement read. It
+//! receipt; and sealed, so that nobody on the way reads a prompt. Of a record whose client withholds its consent, nobody gets more than the receipt and
+//! that it does. What the desk knows of the ledger is what the last round of settlement read. It
 //! refuses in plain text: a refusal says nothing that is not on the ledger.
 
 use std::collections::BTreeMap;
@@ -12,6 +13,8 @@ use assay_api::audits::{
     AUDIT_REQUEST_BYTES_MAX, AuditAnswer, AuditLeaf, AuditRequest, AuditRequestError, LEAVES_MAX, PAGE_BYTES,
     SignedAuditRequest, Wanted, seal_answer,
 };
+use assay_core::canonical::Canonical as _;
+use assay_core::consent::Consent;
 use assay_core::embedding::Record;
 use assay_ledger::audits::{assigned, is_drawn};
 use assay_ledger::contracts::Directory::Rates;
@@ -231,7 +234,11 @@ impl AuditDesk {
             if !self.is_assigned(panel, auditor, sequence, record.receipt().receipt.fee_micro_usd) {
                 return Err(DeskError::NotAssigned { sequence, auditor });
             }
-            let canonical = record.to_canonical_bytes();
+            // What its client lets nobody see is not shown, and that it does not is.
+            let canonical = match record.consent() {
+                Consent::Given => record.to_canonical_bytes(),
+                Consent::Withheld => record.withheld().to_canonical_bytes(),
+            };
             bytes = bytes.saturating_add(canonical.len());
             if bytes > PAGE_BYTES && !records.is_empty() {
                 break;

@@ -1,6 +1,7 @@
 //! Doing what is due: one transaction, or one change on the disk, for each duty.
 
 use alloy_primitives::B256;
+use assay_core::consent::Consent;
 use assay_core::id::ModelRoot;
 use assay_ledger::amount::Amount;
 use assay_ledger::contracts::{Channels, Disputes, Epochs, Objections, Registry};
@@ -11,6 +12,7 @@ use assay_ledger::sender::SendError;
 use assay_ledger::voucher;
 use assay_verify::dispute::Party;
 
+use super::records::items;
 use super::{Duty, Event, Settlement, Undone};
 use crate::disputes::{self, Case, MoveError};
 use crate::sending::{close, fix_beacon, once, once2, send_code};
@@ -151,9 +153,28 @@ impl Settlement {
                 self.sender.send(&format!("open leaf {index} of epoch {epoch}"), objections, &call).await
             }
             DemandKind::Record => {
-                let (request, transcript) = self.items(epoch, index)?;
-                let call = Objections::answerRecordCall { provider, epoch, index, request, transcript };
-                self.sender.send(&format!("show record {index} of epoch {epoch}"), objections, &call).await
+                let record = self.record_at(epoch, index)?;
+                match record.consent() {
+                    Consent::Given => {
+                        let (request, transcript) = items(&record);
+                        let call =
+                            Objections::answerRecordCall { provider, epoch, index, request, transcript };
+                        let what = format!("show record {index} of epoch {epoch}");
+                        self.sender.send(&what, objections, &call).await
+                    }
+                    Consent::Withheld => {
+                        let shown = record.withheld();
+                        let call = Objections::answerWithheldCall {
+                            provider,
+                            epoch,
+                            index,
+                            modelRoot: B256::from(*shown.receipt.receipt.model_root.as_bytes()),
+                            consent: (&shown.proof).into(),
+                        };
+                        let what = format!("show that record {index} of epoch {epoch} is withheld");
+                        self.sender.send(&what, objections, &call).await
+                    }
+                }
             }
         };
         Ok(once::<Objections::NothingDemanded>(sent)?.then_some(Event::Answered { demand: *id }))

@@ -2,12 +2,20 @@
 
 use alloy_primitives::{B256, Bytes};
 use assay_core::answer::AnswerRecord;
-use assay_core::canonical::Canonical as _;
 use assay_core::embedding::Record;
 use assay_ledger::contracts::{Objections, b256};
 use assay_ledger::epochs::{Batch, ProofError};
 
 use super::{PAGE, Settlement, Undone};
+
+/// Items of a record's request and of its transcript, by which a contract knows them.
+pub(super) fn items(record: &Record) -> (Vec<Bytes>, Vec<Bytes>) {
+    let bytes = |items: Vec<Vec<u8>>| items.into_iter().map(Bytes::from).collect();
+    match record {
+        Record::Answer(r) => (bytes(r.request.items().to_vec()), bytes(r.transcript.items())),
+        Record::Embedding(r) => (bytes(r.request.items().to_vec()), bytes(r.transcript.items())),
+    }
+}
 
 impl Settlement {
     /// The record at a sequence number, if its receipt is of this ledger.
@@ -35,21 +43,15 @@ impl Settlement {
         opening.answer(record.as_ref().map(|record| record.receipt()), &shares).map_err(opened)
     }
 
-    /// Items of the request and of the transcript at a place of a batch.
-    pub(super) fn items(&self, epoch: u64, index: u64) -> Result<(Vec<Bytes>, Vec<Bytes>), Undone> {
+    /// The record at a place of a batch.
+    pub(super) fn record_at(&self, epoch: u64, index: u64) -> Result<Record, Undone> {
         let first = self.batch(epoch).map(|batch| batch.first);
         let record = match first {
             Some(first) => self.record(first.saturating_add(index))?,
             None => None,
         };
         let lost = || Undone::Lost(format!("the record at place {index} of epoch {epoch} is not here"));
-        let bytes = |items: Vec<Vec<u8>>| items.into_iter().map(Bytes::from).collect();
-        Ok(match record.ok_or_else(lost)? {
-            Record::Answer(r) => (bytes(r.request.items().to_vec()), bytes(r.transcript.items())),
-            Record::Embedding(r) => {
-                (bytes(vec![r.request.to_canonical_bytes()]), bytes(r.transcript.items()))
-            }
-        })
+        record.ok_or_else(lost)
     }
 
     /// The answer whose receipt signs this hash: looked for among posted leaves, the newest first, and then among what waits.

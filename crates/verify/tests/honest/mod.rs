@@ -8,6 +8,7 @@ use alloy_primitives::B256;
 use alloy_signer::SignerSync as _;
 use alloy_signer_local::PrivateKeySigner;
 use assay_core::answer::{AnswerRecord, Format};
+use assay_core::consent::Consent;
 use assay_core::digest::ExecutionDigests;
 use assay_core::id::{ChannelId, NodeAddress, Nonce, SignatureBytes};
 use assay_core::receipt::{Domain, Receipt, SignedReceipt};
@@ -52,7 +53,7 @@ pub fn record(
     let signature = SignatureBytes::from_bytes([0; 65]);
     let receipt = SignedReceipt { receipt, domain: Domain::DEVELOPMENT, signature };
     let mut record =
-        AnswerRecord { format: Format::V1, receipt, request, transcript, digests, generation: None };
+        AnswerRecord { format: Format::V2, receipt, request, transcript, digests, generation: None };
     sign(key, &mut record);
     record
 }
@@ -120,6 +121,7 @@ impl Node {
             choice: 0,
             guide: None,
             logprobs: None,
+            audit: Consent::Given,
         }
     }
 

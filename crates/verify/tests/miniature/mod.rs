@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use assay_core::answer::{AnswerRecord, Format};
+use assay_core::consent::Consent;
 use assay_core::digest::DigestBuilder;
 use assay_core::id::{ChannelId, NodeAddress, Nonce, SignatureBytes};
 use assay_core::receipt::{Domain, Receipt, SignedReceipt};
@@ -86,6 +87,7 @@ impl Small {
             choice: 0,
             guide: None,
             logprobs: None,
+            audit: Consent::Given,
         };
         let seed = sampler_seed(Nonce::ZERO, request.hash(), model);
         let (hidden, logits) = program.tokens();
@@ -120,7 +122,7 @@ impl Small {
             logprobs: vec![],
         };
         let mut record = AnswerRecord {
-            format: Format::V1,
+            format: Format::V2,
             receipt: SignedReceipt {
                 receipt: Receipt {
                     provider: NodeAddress::ZERO,

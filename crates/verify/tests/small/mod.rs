@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use assay_core::answer::AnswerRecord;
+use assay_core::consent::Consent;
 use assay_core::digest::{DigestBuilder, ExecutionDigests};
 use assay_core::id::{ModelRoot, Nonce};
 use assay_core::request::{Prompt, Request, Sampling, sampler_seed};
@@ -256,6 +257,7 @@ impl Small {
             choice: 0,
             guide: None,
             logprobs: told,
+            audit: Consent::Given,
         };
         let seed = sampler_seed(Nonce::ZERO, request.hash(), request.model);
         let mut executor = self.executor(Kernel::available()[0]);

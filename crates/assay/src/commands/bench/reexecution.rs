@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use assay_api::{Caller, Event, Inference as _, Order};
 use assay_core::answer::AnswerRecord;
+use assay_core::consent::Consent;
 use assay_core::request::{Prompt, Request, Sampling};
 use assay_engine::artifact::Artifact;
 use assay_engine::batch::BatchLimits;
@@ -69,6 +70,7 @@ impl Generator {
                 choice: 0,
                 guide: None,
                 logprobs: None,
+                audit: Consent::Given,
             };
             let started = Instant::now();
             let record = self.runtime.block_on(self.run(request))?;

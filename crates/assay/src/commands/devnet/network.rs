@@ -284,7 +284,8 @@ impl Network {
                 };
                 let own = lines_of(&plan, part, at, fault, chain_at, &mut wires).await?;
                 // Nobody asks an auditor for anything.
-                let reached = own.reached.as_ref().map(|line| line.at).or(at).filter(|_| part != Part::Auditor);
+                let reached =
+                    own.reached.as_ref().map(|line| line.at).or(at).filter(|_| part != Part::Auditor);
                 let chain = own.chain.as_ref().map_or(chain_at, |line| line.at);
                 let machine = Machine { home: folder.join(&name), rpc: format!("http://{chain}") };
                 lines.push(own);

@@ -5,6 +5,7 @@
 
 use anyhow::{Result, anyhow};
 use assay_core::answer::{AnswerRecord, Format};
+use assay_core::consent::Consent;
 use assay_core::digest::DigestBuilder;
 use assay_core::id::{ChannelId, ModelRoot, Nonce};
 use assay_core::receipt::{Domain, Receipt};
@@ -54,6 +55,7 @@ impl Answer {
             choice: 0,
             guide: None,
             logprobs: None,
+            audit: Consent::Given,
         };
         let transcript = transcript(&request, prompt, program, &text, &tokenizer);
         let fed = Fed::of(&transcript).ok_or_else(|| anyhow!("an answer without tokens"))?;
@@ -128,5 +130,5 @@ fn signed(
         epoch: 0,
     };
     let receipt = key.sign(receipt, Domain::DEVELOPMENT)?;
-    Ok(AnswerRecord { format: Format::V1, receipt, request, transcript, digests, generation: None })
+    Ok(AnswerRecord { format: Format::V2, receipt, request, transcript, digests, generation: None })
 }
