@@ -39,7 +39,7 @@ use self::kept::{Kept, Records};
 use self::money::Purse;
 use self::resume::Told;
 use self::telling::{Telling, agreed};
-use crate::accounts::Accounts;
+use crate::accounts::{Accounts, RequestKey};
 use crate::lanes::payer::Payer;
 use crate::queue::{Queue, QueueOptions, Turn};
 use crate::routing::{BUSY_MS, Routing, Want};
@@ -338,20 +338,11 @@ impl Inference for Network {
             .iter()
             .filter_map(|candidate| candidate.price)
             .reduce(|a, b| Price::new(a.input().max(b.input()), a.output().max(b.output())).unwrap_or(a));
-        let purse = match &inner.accounts {
-            None => None,
-            Some(accounts) => {
-                let most = money::most(price, &request, model.context_length);
-                let key = money::request_key(request.hash().as_bytes(), nonce.as_ref());
-                match Purse::open(accounts, &caller, key, most).await? {
-                    money::Opened::Purse(purse) => Some(purse),
-                    money::Opened::Answered(receipt) => match self.again(receipt) {
-                        Some(generation) => return Ok(generation),
-                        // Not here any more: to execute it for nothing would be an offer to whoever asks for that.
-                        None => Some(Purse::anew(accounts, &caller, key, most).await?),
-                    },
-                }
-            }
+        let most = money::most(price, &request, model.context_length);
+        let key = money::request_key(request.hash().as_bytes(), nonce.as_ref());
+        let purse = match self.purse(&caller, key, most).await? {
+            Opening::Purse(purse) => purse,
+            Opening::Told(generation) => return Ok(generation),
         };
         // What fixes the answer is the client's, or drawn here: another provider can go on with what one breaks off.
         let nonce =
@@ -548,7 +539,28 @@ impl Inference for Network {
     }
 }
 
+/// How a request for an answer begins.
+enum Opening {
+    /// It is executed, paid for out of this.
+    Purse(Option<Purse>),
+    /// It was answered and paid for before.
+    Told(Generation),
+}
+
 impl Network {
+    /// Sets aside the most that a request for an answer can cost, whoever executes it and however often.
+    async fn purse(&self, caller: &Caller, key: RequestKey, most: u64) -> Result<Opening, Refusal> {
+        let Some(accounts) = &self.inner.accounts else { return Ok(Opening::Purse(None)) };
+        Ok(match Purse::open(accounts, caller, key, most).await? {
+            money::Opened::Purse(purse) => Opening::Purse(Some(purse)),
+            money::Opened::Answered(receipt) => match self.again(receipt) {
+                Some(generation) => Opening::Told(generation),
+                // Not here any more: to execute it for nothing would be an offer to whoever asks for that.
+                None => Opening::Purse(Some(Purse::anew(accounts, caller, key, most).await?)),
+            },
+        })
+    }
+
     /// An answer that was given and paid for before, told again as it was.
     fn again(&self, receipt: ReceiptId) -> Option<Generation> {
         let (told, record) = match self.inner.records().get(receipt) {

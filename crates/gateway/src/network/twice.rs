@@ -25,7 +25,7 @@ use super::attempt::{Candidate, First, Question, race};
 use super::money::{self, Purse};
 use super::resume::Told;
 use super::telling::{GRACE, Telling};
-use super::{Inner, Network, PIECES, may_wait, now_s, terms, want};
+use super::{Inner, Network, Opening, PIECES, may_wait, now_s, terms, want};
 use crate::routing::{BUSY_MS, Outcome, Want};
 
 /// How soon is looked again for someone whom the other execution has not taken.
@@ -171,23 +171,15 @@ impl Network {
             .iter()
             .filter_map(|candidate| candidate.price)
             .reduce(|a, b| Price::new(a.input().max(b.input()), a.output().max(b.output())).unwrap_or(a));
-        let purse = match &inner.accounts {
-            None => None,
-            Some(accounts) => {
-                let most = money::most(price, &request, model.context_length).saturating_mul(2);
-                // One that was answered by one provider is another request.
-                let asked = keccak256(&[b"assay/request-twice/1", request.hash().as_bytes()]);
-                let key = money::request_key(asked.as_bytes(), nonce.as_ref());
-                match Purse::open(accounts, &caller, key, most).await? {
-                    money::Opened::Purse(purse) => Some(purse),
-                    money::Opened::Answered(receipt) => match self.again(receipt) {
-                        Some(mut generation) => {
-                            generation.source.iter_mut().for_each(|source| source.class = Class::Full);
-                            return Ok(generation);
-                        }
-                        None => Some(Purse::anew(accounts, &caller, key, most).await?),
-                    },
-                }
+        let most = money::most(price, &request, model.context_length).saturating_mul(2);
+        // One that was answered by one provider is another request.
+        let twice = keccak256(&[b"assay/request-twice/1", request.hash().as_bytes()]);
+        let key = money::request_key(twice.as_bytes(), nonce.as_ref());
+        let purse = match self.purse(&caller, key, most).await? {
+            Opening::Purse(purse) => purse,
+            Opening::Told(mut generation) => {
+                generation.source.iter_mut().for_each(|source| source.class = Class::Full);
+                return Ok(generation);
             }
         };
         // Without a seed both need the same nonce.
