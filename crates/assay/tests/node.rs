@@ -217,7 +217,7 @@ fn two_nodes_do_not_share_a_directory() {
     let node = Node::up(home.path(), false, &[]);
     let second = assay(home.path(), &["up", "--listen", "127.0.0.1:0"]);
     assert_eq!(second.status.code(), Some(1));
-    assert!(stderr(&second).contains("another node is using this data directory"), "{}", stderr(&second));
+    assert!(stderr(&second).contains("another `assay up` uses"), "{}", stderr(&second));
     let port = node.url.strip_prefix("http://").unwrap().to_owned();
     let other = tempfile::tempdir().unwrap();
     let taken = assay(other.path(), &["up", "--listen", &port]);

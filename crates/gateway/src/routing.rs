@@ -380,6 +380,8 @@ mod tests {
     #[test]
     fn who_fails_rests_longer_each_time_and_comes_back_by_one_request() {
         let mut routing = routing(2);
+        completes(&mut routing, 1, &WANT, 10, 100);
+        completes(&mut routing, 2, &WANT, 100, 1_000);
         let fails = |routing: &mut Routing, now_ms| {
             routing.began(id(1));
             routing.ended(id(1), &WANT, Outcome::Failed, now_ms);
@@ -409,6 +411,8 @@ mod tests {
     #[test]
     fn who_is_busy_is_asked_again_soon() {
         let mut routing = routing(2);
+        completes(&mut routing, 1, &WANT, 10, 100);
+        completes(&mut routing, 2, &WANT, 100, 1_000);
         routing.began(id(1));
         routing.ended(id(1), &WANT, Outcome::Busy, NOW);
         assert_eq!(ranked(&routing, &WANT, NOW), [id(2), id(1)]);
@@ -462,7 +466,7 @@ mod tests {
     fn who_has_a_standing_is_preferred_and_who_lied_is_not_asked() {
         let mut routing = routing(3);
         (1..=3).for_each(|n| completes(&mut routing, n, &WANT, 100, 1_000));
-        routing.stand([(id(2), 900_000), (id(3), 100_000)].into(), BTreeSet::new());
+        routing.stand([(id(2), 900_000), (id(3), 600_000)].into(), BTreeSet::new());
         assert_eq!(ranked(&routing, &WANT, NOW), [id(2), id(3), id(1)]);
         // A standing does not outweigh what is measured.
         for _ in 0..20 {

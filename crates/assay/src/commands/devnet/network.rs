@@ -24,7 +24,7 @@ use crate::progress;
 /// The chain makes a block this often, in seconds.
 const BLOCK_S: &str = "0.2";
 /// How long a slow line waits before each piece.
-const SLOW: Duration = Duration::from_millis(300);
+const SLOW: Duration = Duration::from_millis(100);
 /// What each account gets.
 const FUNDED: Amount = Amount(1_000 * DOLLAR);
 /// What of it goes into the ledger.
