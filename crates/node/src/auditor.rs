@@ -160,8 +160,7 @@ pub struct Auditor {
     over: BTreeSet<BatchId>,
     /// Seats as they were counted last, and in which epoch.
     seats: Option<(u64, u64)>,
-    /// Disputes whose end was told.
-    ended: BTreeSet<DisputeId>,
+    ended: disputes::Ended,
     /// For how many seats it was told that there is too little stake.
     lacked: Option<u64>,
 }
@@ -202,7 +201,7 @@ impl Auditor {
             audits: BTreeMap::new(),
             over: BTreeSet::new(),
             seats: None,
-            ended: BTreeSet::new(),
+            ended: disputes::Ended::default(),
             lacked: None,
         })
     }
@@ -473,12 +472,13 @@ impl Auditor {
     /// Forgets what is over.
     fn tidy(&mut self, view: &View) {
         for dispute in &view.disputes {
-            if let disputes::Standing::Over { winner } = dispute.standing {
-                if self.ended.insert(dispute.id) {
-                    self.say(Event::Ended { dispute: dispute.id, winner });
-                }
-                self.docket.forget_dispute(&dispute.id);
+            let new = self.ended.see(dispute.id, dispute.standing, view.now);
+            if let (true, disputes::Standing::Over { winner }) = (new, dispute.standing) {
+                self.say(Event::Ended { dispute: dispute.id, winner });
             }
+        }
+        for id in self.ended.forgotten(view.now) {
+            self.docket.forget_dispute(&id);
         }
         for batch in &view.batches {
             let drawn = batch.phase == Phase::Final || read::is_audited(batch.phase);

@@ -4,6 +4,8 @@
 //! party that was killed at any moment goes on, and one that says the same twice is refused the second time by the contract. It refuses
 //! to play over a record that is not the receipt's.
 
+use std::collections::BTreeMap;
+
 use alloy_primitives::{B256, Bytes};
 use assay_core::answer::AnswerRecord;
 use assay_core::id::Hash;
@@ -47,6 +49,34 @@ pub enum Standing {
         /// Who has won.
         winner: Party,
     },
+}
+
+/// Seconds for which a dispute that has ended is looked at still: a chain that turns back may take its end away, and then it has to be ended again.
+const OVER_KEPT_S: u64 = 3600;
+
+/// Disputes that have ended, with the time at which that was seen.
+#[derive(Clone, Debug, Default)]
+pub struct Ended(BTreeMap<DisputeId, u64>);
+
+impl Ended {
+    /// Takes where a dispute stands. Whether its end is new.
+    pub fn see(&mut self, id: DisputeId, standing: Standing, now: u64) -> bool {
+        match standing {
+            Standing::Over { .. } => self.0.insert(id, now.min(*self.0.get(&id).unwrap_or(&now))).is_none(),
+            Standing::None | Standing::Turn { .. } => {
+                self.0.remove(&id);
+                false
+            }
+        }
+    }
+
+    /// Those that can be forgotten, once.
+    pub fn forgotten(&mut self, now: u64) -> Vec<DisputeId> {
+        let old = |seen: &u64| now.saturating_sub(*seen) > OVER_KEPT_S;
+        let ids = self.0.iter().filter(|(_, seen)| old(seen)).map(|(id, _)| *id).collect();
+        self.0.retain(|_, seen| !old(seen));
+        ids
+    }
 }
 
 /// Why a move was not made.

@@ -29,7 +29,7 @@ use assay_core::receipt::SignedReceipt;
 use assay_ledger::amount::Amount;
 use assay_ledger::client::ClientError;
 use assay_ledger::contracts::node_address;
-use assay_ledger::docket::{DisputeId, Docket};
+use assay_ledger::docket::Docket;
 use assay_ledger::epochs::{AppendError, Builder, Identity, OpenError, ProgressError};
 use assay_ledger::follow::FollowError;
 use assay_ledger::ledger::{Ledger, Role};
@@ -177,8 +177,7 @@ pub struct Settlement {
     claimed_in: u64,
     /// Epochs of which nothing is left to do.
     done: BTreeSet<u64>,
-    /// Disputes whose end was told.
-    ended: BTreeSet<DisputeId>,
+    ended: disputes::Ended,
     /// Channels of which it was told that they are short, with what they owed.
     short: BTreeMap<B256, u128>,
     struck: bool,
@@ -228,7 +227,7 @@ impl Settlement {
             claimed: BTreeMap::new(),
             claimed_in: 0,
             done: BTreeSet::new(),
-            ended: BTreeSet::new(),
+            ended: disputes::Ended::default(),
             short: BTreeMap::new(),
             struck: false,
         };
@@ -376,14 +375,14 @@ impl Settlement {
     /// Forgets what is over, and tells the builder what the ledger has done.
     fn tidy(&mut self, view: &View) -> Result<(), SettlementError> {
         for dispute in &view.disputes {
-            if let disputes::Standing::Over { winner } = dispute.standing
-                && self.ended.insert(dispute.id)
-            {
+            let new = self.ended.see(dispute.id, dispute.standing, view.now);
+            if let (true, disputes::Standing::Over { winner }) = (new, dispute.standing) {
                 (self.listener)(Event::Ended { dispute: dispute.id, winner });
             }
         }
-        let over: Vec<DisputeId> = self.ended.iter().copied().collect();
-        over.iter().for_each(|id| self.docket.forget_dispute(id));
+        for id in self.ended.forgotten(view.now) {
+            self.docket.forget_dispute(&id);
+        }
         for channel in &view.channels {
             if channel.owed > channel.balance
                 && self.short.insert(channel.id, channel.owed) != Some(channel.owed)

@@ -23,7 +23,7 @@ use assay_node::auditor::{
     AccusationView, BatchId, BatchView, Bonds, Done, Draw, Drawn, Duty, MemberPhase, MemberView, Refused,
     SeatsView, View, Work, WorkView,
 };
-use assay_node::disputes::Standing;
+use assay_node::disputes::{Ended, Standing};
 use assay_node::execution::Verdict;
 use assay_node::settlement::{DisputeView, party};
 use assay_verify::receipts::audit_digest;
@@ -86,6 +86,7 @@ pub(super) struct Auditor {
     // What is in its memory.
     audits: BTreeMap<BatchId, Audit>,
     over: BTreeSet<BatchId>,
+    ended: Ended,
     duties: VecDeque<Duty>,
     doing: Option<TxId>,
     salts: u64,
@@ -118,6 +119,7 @@ pub(super) fn all(chain: &mut Chain, options: &Options, random: &mut Random) -> 
             heard: 0,
             audits: BTreeMap::new(),
             over: BTreeSet::new(),
+            ended: Ended::default(),
             duties: VecDeque::new(),
             doing: None,
             salts: 0,
@@ -208,6 +210,7 @@ impl Auditor {
     pub(super) fn forget(&mut self) {
         self.audits.clear();
         self.over.clear();
+        self.ended = Ended::default();
         self.duties.clear();
         self.doing = None;
     }
@@ -485,9 +488,10 @@ impl Auditor {
             }
         }
         for dispute in &view.disputes {
-            if matches!(dispute.standing, Standing::Over { .. }) {
-                self.entries.disputes.remove(&dispute.id);
-            }
+            self.ended.see(dispute.id, dispute.standing, view.now);
+        }
+        for id in self.ended.forgotten(view.now) {
+            self.entries.disputes.remove(&id);
         }
     }
 }
