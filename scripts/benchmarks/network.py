@@ -465,6 +465,9 @@ def report(out, found):
             shares = f"{100 * r['share']:.1f} % | {100 * r['share_without_idle']:.1f} %"
             lines.append(f"| {rate} % | {r['providers_s']:.1f} s | {r['auditors_s']:.1f} s | {shares} |")
         lines += [""]
+    for part, it in found["parts"].items():
+        if note := it.get("note"):
+            lines += [f"*{part}*: {note}", ""]
     (out / "network.md").write_text("\n".join(lines))
     parts = found["parts"]
     summary = {}
@@ -492,7 +495,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--trace-seconds", type=int, default=600)
-    parser.add_argument("--end", type=int, nargs="*", default=[], help="token ids that would end an answer early")
+    parser.add_argument("--end", type=int, nargs="*", default=[0, 1, 2], help="token ids that would end an answer early")
     parser.add_argument("--epochs", type=int, default=50, help="of the part `faults`")
     parser.add_argument("--epoch-seconds", type=int, default=20, help="of the part `faults`")
     parser.add_argument("--load", type=float, default=5, help="requests a second, of the part `faults`")
