@@ -11,6 +11,7 @@ mod attempt;
 mod kept;
 mod metrics;
 mod money;
+mod opening;
 mod resume;
 mod telling;
 mod twice;
@@ -23,10 +24,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use alloy_primitives::{B128, B256};
 use assay_api::relay::{Destination, Frame, RelayClient, Work};
 use assay_api::{
-    Caller, Class, EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Owner, Refusal,
-    Settlement, Source, Task, traces,
+    Caller, Class, EmbeddingOrder, Generation, Inference, Load, ModelCard, Order, Owner, Refusal, Settlement,
+    Source, Task, traces,
 };
-use assay_core::answer::AnswerRecord;
 use assay_core::authorization::Authorization;
 use assay_core::consent::Consent;
 use assay_core::embedding::{EmbeddingRecord, EmbeddingRequest, Record};
@@ -41,9 +41,10 @@ use self::attempt::{Candidate, Nothing, Question, Whole, race};
 use self::kept::{Kept, Records};
 use self::metrics::Metrics;
 use self::money::Purse;
+use self::opening::{OTHER_ANSWER, Opening};
 use self::resume::Told;
 use self::telling::{Telling, agreed};
-use crate::accounts::{Accounts, RequestKey};
+use crate::accounts::Accounts;
 use crate::callers::{self, Callers};
 use crate::lanes::payer::Payer;
 use crate::queue::{Queue, QueueOptions, Turn};
@@ -57,9 +58,6 @@ const PIECES: usize = 64;
 const BEGINNING_CHARS: usize = 1024;
 /// Tokens of an answer that a request without `max_tokens` is expected to have.
 const TOKENS_EXPECTED: u32 = 256;
-
-/// What would be a request that has another's name.
-const OTHER_ANSWER: &str = "the books name another kind of answer";
 
 /// How the gateway asks.
 #[derive(Clone, Copy, Debug)]
@@ -601,81 +599,6 @@ impl Inference for Network {
         let running = standings.fold(0u32, |sum, s| sum.saturating_add(s.running));
         let waiting = u32::try_from(self.inner.queue.waiting()).unwrap_or(u32::MAX);
         Load { running, waiting, kv_cache_used_ppm: 0, ready: routing.offers().next().is_some() }
-    }
-}
-
-/// How a request for an answer begins.
-enum Opening {
-    /// It is executed, paid for out of this.
-    Purse(Option<Purse>),
-    /// It was answered and paid for before.
-    Told(Generation),
-}
-
-impl Network {
-    /// Sets aside the most that a request for an answer can cost, whoever executes it and however often. Who sends neither key nor payment is left with
-    /// those who want nothing.
-    async fn purse(
-        &self,
-        caller: &Caller,
-        want: &mut Want,
-        key: RequestKey,
-        most: u64,
-    ) -> Result<Opening, Refusal> {
-        let inner = &self.inner;
-        Ok(match (&inner.accounts, inner.caller(caller)) {
-            (_, Some(_)) if most == 0 || inner.free(caller, want) => Opening::Purse(None),
-            (_, Some(callers)) => match callers.reserve(caller, key, most).await? {
-                callers::Opened::Reserved(reserved) => Opening::Purse(Some(Purse::Caller(reserved))),
-                callers::Opened::Told(told) => Opening::Told(self.told(*told)?),
-            },
-            (None, None) => Opening::Purse(None),
-            (Some(accounts), None) => match Purse::open(accounts, caller, key, most).await? {
-                money::Opened::Purse(purse) => Opening::Purse(Some(purse)),
-                money::Opened::Answered(receipt) => match self.again(receipt) {
-                    Some(generation) => {
-                        inner.metrics.repeated.inc();
-                        Opening::Told(generation)
-                    }
-                    // Not here any more: to execute it for nothing would be an offer to whoever asks for that.
-                    None => Opening::Purse(Some(Purse::anew(accounts, caller, key, most).await?)),
-                },
-            },
-        })
-    }
-
-    /// An answer that was given and paid for before, told again as it was.
-    fn again(&self, receipt: ReceiptId) -> Option<Generation> {
-        match self.inner.records().get(receipt) {
-            Some(Kept { record: Record::Answer(record), events, .. }) => {
-                Some(self.retold(events.clone(), record.clone()))
-            }
-            _ => None,
-        }
-    }
-
-    /// The same from the books.
-    fn told(&self, told: callers::Told) -> Result<Generation, Refusal> {
-        match told.record {
-            Record::Answer(record) => Ok(self.retold(told.events, record)),
-            Record::Embedding(_) => Err(Refusal::Internal { message: OTHER_ANSWER.into() }),
-        }
-    }
-
-    fn retold(&self, told: Vec<Event>, record: Box<AnswerRecord>) -> Generation {
-        let receipt = record.receipt.receipt.id();
-        let (stop, usage) = (record.transcript.stop, record.transcript.usage());
-        let (provider, model) = (record.receipt.receipt.provider, record.receipt.receipt.model_root);
-        let (events, receiver) = mpsc::channel(told.len() + 1);
-        let (audit, class) = (record.request.audit, Class::of(record.request.audit, &record.receipt));
-        let end = Event::End { stop, usage, record: Arc::new(*record) };
-        for event in told.into_iter().chain([end]) {
-            // There is room for all of them.
-            let _ = events.try_send(event);
-        }
-        let price = self.inner.price(provider, model, audit).flatten();
-        let source = Some(Source { provider, price, class, second: None });
-        Generation { receipt_id: receipt, prompt_tokens: usage.prompt_tokens, source, events: receiver }
     }
 }
 

@@ -32,9 +32,9 @@ pub(super) struct Metrics {
     /// Requests that nobody began to answer.
     pub(super) refused: Counter,
     /// Answers that broke off for good.
-    failed: Counter,
+    pub(super) failed: Counter,
     /// Answers whose client left, or that could not be charged.
-    left: Counter,
+    pub(super) left: Counter,
     attempts: [Counter; 4],
     /// Providers that were asked beside a slow one.
     pub(super) hedges: Counter,

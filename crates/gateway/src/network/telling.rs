@@ -93,7 +93,7 @@ impl Telling {
             mark(&span, outcome);
             self.inner.ended(provider, &self.want, outcome);
             let Ended::Lost(reason) = ended else {
-                self.inner.metrics.told(outcome);
+                self.count(outcome);
                 break;
             };
             tracing::warn!(%provider, %reason, "a provider broke off an answer");
@@ -106,7 +106,7 @@ impl Telling {
                     first = next;
                 }
                 None => {
-                    self.inner.metrics.told(outcome);
+                    self.count(outcome);
                     let _ = events.send(Event::Failed(Refusal::ProviderLost { reason })).await;
                     break;
                 }
@@ -114,6 +114,13 @@ impl Telling {
         }
         if let Some(purse) = self.purse.take() {
             purse.release().await;
+        }
+    }
+
+    /// Counts the answer. One of two executions is none by itself.
+    fn count(&self, outcome: Outcome) {
+        if self.leg.is_none() {
+            self.inner.metrics.told(outcome);
         }
     }
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use alloy_primitives::B256;
 use assay_api::relay::Work;
-use assay_api::{Class, Event, Generation, Order, Refusal, Second, Source};
+use assay_api::{Class, Event, Generation, Order, Refusal, Second, Source, traces};
 use assay_core::answer::AnswerRecord;
 use assay_core::embedding::Record;
 use assay_core::id::{NodeAddress, Nonce};
@@ -24,9 +24,10 @@ use tokio::time::sleep_until;
 
 use super::attempt::{Candidate, First, Question, race};
 use super::money::{self, Purse};
+use super::opening::Opening;
 use super::resume::Told;
 use super::telling::{GRACE, Telling};
-use super::{Inner, Network, Opening, PIECES, may_wait, now_s, terms, want};
+use super::{Inner, Network, PIECES, may_wait, now_s, terms, want};
 use crate::callers;
 use crate::routing::{BUSY_MS, Outcome, Want};
 
@@ -104,8 +105,7 @@ struct Begun<'a> {
 impl Drop for Begun<'_> {
     fn drop(&mut self) {
         if let Some(first) = self.first.take() {
-            let now_ms = self.inner.clock_ms();
-            self.inner.routing().ended(first.candidate.provider, self.want, Outcome::Neither, now_ms);
+            self.inner.ended(first.candidate.provider, self.want, Outcome::Neither);
         }
     }
 }
@@ -204,6 +204,7 @@ impl Network {
         let ((mut one, mut two), turn) = match began.await {
             Ok(began) => began,
             Err(refusal) => {
+                inner.metrics.refused.inc();
                 if let Some(purse) = purse {
                     purse.release().await;
                 }
@@ -239,7 +240,7 @@ impl Network {
                 _turn: turn.take(),
             };
             // Owned by the pair below: it ends with the answer, or when the pair is gone.
-            tokio::spawn(telling.forward(first, events));
+            traces::current().spawn(telling.forward(first, events));
             receiver
         });
         let told: Vec<_> = told.collect();
@@ -257,7 +258,7 @@ impl Network {
             model: model.name,
         };
         // Owned by the request: it ends with the answer, or when the client's receiver is gone.
-        tokio::spawn(pair.forward(events));
+        traces::current().spawn(pair.forward(events));
         Ok(Generation { receipt_id, prompt_tokens, source, events: receiver })
     }
 }
@@ -292,6 +293,12 @@ impl Pair {
         if let Some(purse) = self.purse.take() {
             purse.release().await;
         }
+        let metrics = &self.inner.metrics;
+        match &ended {
+            Ok(_) => metrics.answered.inc(),
+            Err(NoEnd::Refused(_)) => metrics.failed.inc(),
+            Err(NoEnd::Gone) => metrics.left.inc(),
+        };
         // Whoever left hears nothing.
         let _ = match ended {
             Ok(end) => events.send(end).await,
