@@ -23,9 +23,20 @@ fn quietly(seed: u64, options: Options) -> Result<Summary, Box<Broken>> {
 #[test]
 fn networks_hold_whatever_goes_wrong() {
     let (from, seeds) = (number("ASSAY_SIM_FROM", 0), number("ASSAY_SIM_SEEDS", 200));
+    // Each network is played by one thread; several are played at a time.
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+    let play_every = |first: u64| {
+        (first..from + seeds).step_by(threads as usize).map(|seed| quietly(seed, Options::default()))
+    };
+    let played = std::thread::scope(|scope| {
+        let playing: Vec<_> = (from..from + threads)
+            .map(|first| scope.spawn(move || play_every(first).collect::<Vec<_>>()))
+            .collect();
+        playing.into_iter().flat_map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+    });
     let mut sums: BTreeMap<&str, u64> = BTreeMap::new();
-    for seed in from..from + seeds {
-        let summary = quietly(seed, Options::default()).unwrap_or_else(|broken| panic!("{broken}"));
+    for summary in played {
+        let summary = summary.unwrap_or_else(|broken| panic!("{broken}"));
         summary.numbers.iter().for_each(|(name, n)| *sums.entry(name).or_default() += n);
     }
     println!("{seeds} seeds: {sums:?}");

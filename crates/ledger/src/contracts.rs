@@ -5,7 +5,9 @@
 
 use alloy_primitives::{Address, B256};
 use alloy_sol_types::sol;
-use assay_core::id::{ChannelId, Hash, NodeAddress};
+use assay_core::id::{
+    ChannelId, DigestRoot, Hash, ModelRoot, NodeAddress, Nonce, RequestHash, TranscriptRoot,
+};
 use assay_core::merkle::Proof;
 use assay_core::receipt::Receipt;
 
@@ -110,7 +112,7 @@ pub fn channel_id(id: B256) -> ChannelId {
     ChannelId::from_bytes(id.0)
 }
 
-/// The same struct in the interface of each contract that takes it.
+/// The same struct in the interface of each contract that takes or shows it.
 macro_rules! same_receipt {
     ($($contract:ident),*) => {$(
         impl From<&Receipt> for $contract::Receipt {
@@ -127,6 +129,25 @@ macro_rules! same_receipt {
                     feeMicroUsd: r.fee_micro_usd,
                     payerChannel: r.payer_channel.as_bytes().into(),
                     clientNonce: r.client_nonce.as_bytes().into(),
+                    epoch: r.epoch,
+                }
+            }
+        }
+
+        impl From<&$contract::Receipt> for Receipt {
+            fn from(r: &$contract::Receipt) -> Self {
+                Self {
+                    provider: node_address(r.provider),
+                    sequence: r.sequence,
+                    model_root: ModelRoot::from_bytes(r.modelRoot.0),
+                    request_hash: RequestHash::from_bytes(r.requestHash.0),
+                    transcript_root: TranscriptRoot::from_bytes(r.transcriptRoot.0),
+                    digest_root: DigestRoot::from_bytes(r.digestRoot.0),
+                    prompt_tokens: r.promptTokens,
+                    completion_tokens: r.completionTokens,
+                    fee_micro_usd: r.feeMicroUsd,
+                    payer_channel: channel_id(r.payerChannel),
+                    client_nonce: Nonce::from_bytes(r.clientNonce.0),
                     epoch: r.epoch,
                 }
             }

@@ -47,6 +47,7 @@ pub use self::journal::{Commitment, Done, Journal, JournalError, Work};
 use self::metrics::Metrics;
 pub use self::told::{Draw, Drawn, TellError, check};
 use self::work::Audit;
+pub use self::work::place_in;
 use crate::disputes::{self, Case, MoveError};
 use crate::execution::{Library, LibraryError};
 use crate::secret;

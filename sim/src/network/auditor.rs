@@ -11,17 +11,16 @@ use alloy_primitives::{Address, B256, U256};
 use alloy_sol_types::SolCall;
 use assay_api::audits::AuditLeaf;
 use assay_core::answer::AnswerRecord;
-use assay_core::id::{ChannelId, DigestRoot, Hash, ModelRoot, Nonce, RequestHash, TranscriptRoot};
-use assay_core::merkle;
+use assay_core::id::Hash;
 use assay_core::receipt::Receipt;
 use assay_core::request::Request;
 use assay_core::transcript::Transcript;
-use assay_ledger::contracts::{Audits, Epochs, Objections, Registry, node_address};
+use assay_ledger::contracts::{Audits, Epochs, Objections, Registry};
 use assay_ledger::docket::{DemandId, DemandKind, Entries};
 use assay_ledger::ledger::Phase;
 use assay_node::auditor::{
     AccusationView, BatchId, BatchView, Bonds, Done, Draw, Drawn, Duty, MemberPhase, MemberView, Refused,
-    SeatsView, View, Work, WorkView,
+    SeatsView, View, Work, WorkView, place_in,
 };
 use assay_node::disputes::{Ended, Standing};
 use assay_node::execution::Verdict;
@@ -128,24 +127,6 @@ pub(super) fn all(chain: &mut Chain, options: &Options, random: &mut Random) -> 
     all
 }
 
-/// A receipt as a contract has it.
-fn receipt(r: &Objections::Receipt) -> Receipt {
-    Receipt {
-        provider: node_address(r.provider),
-        sequence: r.sequence,
-        model_root: ModelRoot::from_bytes(r.modelRoot.0),
-        request_hash: RequestHash::from_bytes(r.requestHash.0),
-        transcript_root: TranscriptRoot::from_bytes(r.transcriptRoot.0),
-        digest_root: DigestRoot::from_bytes(r.digestRoot.0),
-        prompt_tokens: r.promptTokens,
-        completion_tokens: r.completionTokens,
-        fee_micro_usd: r.feeMicroUsd,
-        payer_channel: ChannelId::from_bytes(r.payerChannel.0),
-        client_nonce: Nonce::from_bytes(r.clientNonce.0),
-        epoch: r.epoch,
-    }
-}
-
 impl Audit {
     fn draw<'a>(&'a self, provider: Address, chain: &'a Chain) -> Draw<'a> {
         Draw {
@@ -175,14 +156,7 @@ impl Audit {
         let (receipt, shown) = self.receipts.get(&sequence)?;
         let proof = match (shown, &self.leaves) {
             (Some(proof), _) => proof.clone(),
-            (None, Some(leaves)) => {
-                let hash = |leaf: &Option<AuditLeaf>| {
-                    merkle::leaf(leaf.map_or(Hash::ZERO, |leaf| leaf.signing_hash).as_bytes())
-                };
-                let hashes: Vec<Hash> = leaves.iter().map(hash).collect();
-                let index = usize::try_from(sequence.checked_sub(self.batch.first)?).ok()?;
-                (&merkle::prove(&hashes, index)?).into()
-            }
+            (None, Some(leaves)) => place_in(leaves, self.batch.first, sequence)?,
             (None, None) => return None,
         };
         Some((receipt, proof))
@@ -315,12 +289,7 @@ impl Auditor {
             }
             let call = Audits::memberOfCall { provider, epoch, member: U256::from(member) };
             let known = chain.read(chain.parts.at.audits, &call);
-            let phase = match known.phase {
-                0 => MemberPhase::None,
-                1 => MemberPhase::Committed,
-                2 => MemberPhase::Revealed,
-                _ => MemberPhase::Over,
-            };
+            let phase = MemberPhase::numbered(known.phase);
             if own {
                 let journalled = audit.work.commitments.contains_key(&member);
                 view.members.push(MemberView { member, phase, journalled, accusations: known.accusations });
@@ -429,7 +398,7 @@ impl Auditor {
             audit.drawn.remove(&sequence);
             return;
         }
-        let found = receipt(&opening.receipt);
+        let found = Receipt::from(&opening.receipt);
         let members = audit.draw(id.provider, chain).members_for(sequence, found.fee_micro_usd);
         audit.receipts.insert(sequence, (found, Some(opening.proof)));
         if members.is_empty() {

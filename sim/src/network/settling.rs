@@ -295,12 +295,7 @@ impl Provider {
             let end = chain.read(chain.parts.at.epochs, &Epochs::finalAtCall { epoch });
             let end = u64::try_from(end).unwrap_or(u64::MAX);
             let tree = self.share_tree(chain, epoch);
-            let mut payable = 0u16;
-            for (bit, leaf) in (0u32..16).zip(tree.iter().flat_map(|tree| &tree.leaves)) {
-                if leaf.royalty > 0 || leaf.hosts > 0 {
-                    payable |= 1u16 << bit;
-                }
-            }
+            let payable = tree.map_or(0, |tree| tree.payable());
             if settled {
                 self.note_settled(epoch);
                 if payable & !batch.released == 0 {

@@ -162,6 +162,12 @@ impl ShareTree {
         merkle::root(self.hashes())
     }
 
+    /// The leaves out of which something is paid, as `Epochs.batchOf` counts what was released: the lowest bit is the first leaf's.
+    pub fn payable(&self) -> u16 {
+        let bits = (0u32..16).zip(&self.leaves).filter(|(_, leaf)| leaf.royalty > 0 || leaf.hosts > 0);
+        bits.fold(0, |payable, (bit, _)| payable | 1u16 << bit)
+    }
+
     /// The proof for the share of a model.
     pub fn proof(&self, model: &ModelRoot) -> Option<Proof> {
         let index = self.leaves.iter().position(|s| s.modelRoot.0 == *model.as_bytes())?;

@@ -107,6 +107,18 @@ pub enum MemberPhase {
     Over,
 }
 
+impl MemberPhase {
+    /// As `Audits.memberOf` numbers them.
+    pub fn numbered(number: u8) -> MemberPhase {
+        match number {
+            0 => MemberPhase::None,
+            1 => MemberPhase::Committed,
+            2 => MemberPhase::Revealed,
+            _ => MemberPhase::Over,
+        }
+    }
+}
+
 /// A place on a panel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemberView {

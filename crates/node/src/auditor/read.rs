@@ -130,12 +130,7 @@ impl Auditor {
             }
             let call = Audits::memberOfCall { provider, epoch, member: U256::from(member) };
             let known = self.ledger.view(block, at.audits, &call).await?;
-            let phase = match known.phase {
-                0 => MemberPhase::None,
-                1 => MemberPhase::Committed,
-                2 => MemberPhase::Revealed,
-                _ => MemberPhase::Over,
-            };
+            let phase = MemberPhase::numbered(known.phase);
             if own {
                 let journalled = audit.work.commitments.contains_key(&member);
                 view.members.push(MemberView { member, phase, journalled, accusations: known.accusations });

@@ -5,34 +5,16 @@
 
 use assay_core::answer::{AnswerRecord, Format};
 use assay_core::digest::ExecutionDigests;
-use assay_core::id::{ChannelId, DigestRoot, ModelRoot, Nonce, RequestHash, SignatureBytes, TranscriptRoot};
+use assay_core::id::SignatureBytes;
 use assay_core::receipt::{Receipt, SignedReceipt};
 use assay_core::request::Request;
 use assay_core::transcript::Transcript;
-use assay_ledger::contracts::{Objections, node_address};
+use assay_ledger::contracts::Objections;
 use assay_ledger::docket::{DemandId, DemandKind};
 
 use super::told::Drawn;
 use super::{Auditor, BatchId, Undone};
 use crate::execution::Shown;
-
-/// A receipt as a contract has it.
-fn receipt(r: &Objections::Receipt) -> Receipt {
-    Receipt {
-        provider: node_address(r.provider),
-        sequence: r.sequence,
-        model_root: ModelRoot::from_bytes(r.modelRoot.0),
-        request_hash: RequestHash::from_bytes(r.requestHash.0),
-        transcript_root: TranscriptRoot::from_bytes(r.transcriptRoot.0),
-        digest_root: DigestRoot::from_bytes(r.digestRoot.0),
-        prompt_tokens: r.promptTokens,
-        completion_tokens: r.completionTokens,
-        fee_micro_usd: r.feeMicroUsd,
-        payer_channel: ChannelId::from_bytes(r.payerChannel.0),
-        client_nonce: Nonce::from_bytes(r.clientNonce.0),
-        epoch: r.epoch,
-    }
-}
 
 impl Auditor {
     /// Reads what was shown of a batch since the last time, and executes it.
@@ -80,7 +62,7 @@ impl Auditor {
             audit.drawn.remove(&sequence);
             return;
         }
-        let found = receipt(&opening.receipt);
+        let found = Receipt::from(&opening.receipt);
         let members = audit.draw(id.provider, &rates).members_for(sequence, found.fee_micro_usd);
         audit.receipts.insert(sequence, (found, Some(opening.proof)));
         if members.is_empty() {

@@ -45,6 +45,15 @@ pub(super) struct Audit {
     pub(super) work: Work,
 }
 
+/// The place of a receipt among all leaves of a batch that begins with `first`.
+pub fn place_in(leaves: &[Option<AuditLeaf>], first: u64, sequence: u64) -> Option<Objections::Proof> {
+    let hash =
+        |leaf: &Option<AuditLeaf>| merkle::leaf(leaf.map_or(Hash::ZERO, |leaf| leaf.signing_hash).as_bytes());
+    let hashes: Vec<Hash> = leaves.iter().map(hash).collect();
+    let index = usize::try_from(sequence.checked_sub(first)?).ok()?;
+    Some((&merkle::prove(&hashes, index)?).into())
+}
+
 impl Audit {
     pub(super) fn draw<'a>(&'a self, provider: Address, rates: &'a Rates) -> Draw<'a> {
         Draw { provider, beacon: self.beacon, batch: &self.batch, rates, members: &self.members }
@@ -72,14 +81,7 @@ impl Audit {
         let (receipt, shown) = self.receipts.get(&sequence)?;
         let proof = match (shown, &self.leaves) {
             (Some(proof), _) => proof.clone(),
-            (None, Some(leaves)) => {
-                let hash = |leaf: &Option<AuditLeaf>| {
-                    merkle::leaf(leaf.map_or(Hash::ZERO, |leaf| leaf.signing_hash).as_bytes())
-                };
-                let hashes: Vec<Hash> = leaves.iter().map(hash).collect();
-                let index = usize::try_from(sequence.checked_sub(self.batch.first)?).ok()?;
-                (&merkle::prove(&hashes, index)?).into()
-            }
+            (None, Some(leaves)) => place_in(leaves, self.batch.first, sequence)?,
             (None, None) => return None,
         };
         Some((receipt, proof))

@@ -162,12 +162,7 @@ impl Settlement {
             let end = u64::try_from(end).unwrap_or(u64::MAX);
             // Listings are found while they are what they were when the batch was posted.
             let tree = self.share_tree(epoch).await?;
-            let mut payable = 0u16;
-            for (bit, leaf) in (0u32..16).zip(tree.iter().flat_map(|tree| &tree.leaves)) {
-                if leaf.royalty > 0 || leaf.hosts > 0 {
-                    payable |= 1u16 << bit;
-                }
-            }
+            let payable = tree.map_or(0, |tree| tree.payable());
             if settled {
                 self.note_settled(epoch);
                 if payable & !batch.released == 0 {
