@@ -4,9 +4,8 @@
 mod harness;
 
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output};
 
 use assay_core::id::{ChannelId, DigestRoot, ModelRoot, Nonce, RequestHash, TranscriptRoot};
 use assay_core::receipt::Receipt;
@@ -15,45 +14,12 @@ use assay_ledger::contracts::Objections;
 use assay_ledger::ledger::Ledger;
 use assay_ledger::sender::{Policy, Sender};
 use assay_node::key::NodeKey;
-use harness::{Node, assay, command, stderr, stdout};
+use harness::{Chain, Node, command, fine, stderr, stdout};
 use serde_json::Value;
-
-/// A chain in memory, killed when it is dropped.
-struct Chain {
-    child: Child,
-    url: String,
-}
-
-impl Chain {
-    fn start(home: &Path, args: &[&str]) -> Chain {
-        let mut command = command(home);
-        command.args(["chain", "--listen", "127.0.0.1:0", "--in-memory"]).args(args);
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let first = lines.next().expect("it says where it listens").unwrap();
-        let url = first.split_whitespace().find(|word| word.starts_with("http://")).unwrap().to_owned();
-        std::thread::spawn(move || lines.for_each(drop));
-        Chain { child, url }
-    }
-}
-
-impl Drop for Chain {
-    fn drop(&mut self) {
-        // It may be dead already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn fine(home: &Path, args: &[&str]) -> Output {
-    let output = assay(home, args);
-    assert!(output.status.success(), "{args:?}: {}", stderr(&output));
-    output
-}
 
 /// A chain with a ledger, and data directories to which it was named and that have money.
 fn ledger(operator: &Path, homes: &[&Path]) -> (Chain, String) {
-    let chain = Chain::start(operator, &[]);
+    let chain = Chain::start(operator, &["--in-memory"]);
     let deployed = stdout(&fine(operator, &["ledger", "deploy", "--rpc", &chain.url, "--json"]));
     let deployed: Value = serde_json::from_str(&deployed).unwrap();
     let directory = deployed["directory"].as_str().unwrap().to_owned();
@@ -182,7 +148,7 @@ fn a_chain_that_is_gone_or_another_and_a_node_that_has_nothing() {
     assert_eq!(wrong, ["no_coins", "node_not_enrolled"], "{}", stdout(&found.output));
 
     // Another chain answers at the address.
-    let other = Chain::start(operator, &["--chain-id", "4242"]);
+    let other = Chain::start(operator, &["--in-memory", "--chain-id", "4242"]);
     let found = Found::at(home, &["--rpc", &other.url]);
     assert!(found.wrong().contains(&"ledger_other_chain"), "{}", stdout(&found.output));
     assert!(found.detail("ledger_other_chain").contains("chain 4242"));

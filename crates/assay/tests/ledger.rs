@@ -5,40 +5,11 @@ mod harness;
 
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Child, Output, Stdio};
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
-use harness::{assay, command, stderr, stdout};
+use harness::{Chain, assay, command, stderr, stdout};
 use serde_json::Value;
-
-/// A running `assay chain`.
-struct Chain {
-    child: Child,
-    url: String,
-}
-
-impl Drop for Chain {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Chain {
-    fn start(home: &Path, args: &[&str]) -> Chain {
-        let mut child = command(home)
-            .args(["chain", "--listen", "127.0.0.1:0"])
-            .args(args)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let first = lines.next().expect("the chain says where it listens").unwrap();
-        let url = first.split_whitespace().last().unwrap().to_owned();
-        std::thread::spawn(move || lines.for_each(drop));
-        Chain { child, url }
-    }
-}
 
 fn json(home: &Path, chain: &Chain, args: &[&str]) -> Value {
     let output = on(home, chain, &[args, &["--json"]].concat());

@@ -3,9 +3,8 @@
 
 mod harness;
 
-use std::io::{BufRead as _, BufReader};
+use std::io::BufRead as _;
 use std::path::Path;
-use std::process::{Child, Output, Stdio};
 
 use assay_core::id::ReceiptId;
 use assay_ledger::client::Client;
@@ -14,44 +13,10 @@ use assay_ledger::ledger::Ledger;
 use assay_ledger::sender::{Policy, Sender};
 use assay_node::key::NodeKey;
 use assay_node::store::ReceiptStore;
-use harness::{Node, assay, chat, client, command, stderr, stdout};
+use harness::{Chain, Node, assay, chat, client, command, fine, stderr, stdout};
 use serde_json::{Value, json};
 
 const PRICE: &str = "100/100";
-
-/// A chain in memory, killed when it is dropped.
-struct Chain {
-    child: Child,
-    url: String,
-}
-
-impl Chain {
-    fn start(home: &Path) -> Chain {
-        let mut command = command(home);
-        command.args(["chain", "--listen", "127.0.0.1:0", "--in-memory"]);
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let first = lines.next().expect("it says where it listens").unwrap();
-        let url = first.split_whitespace().find(|word| word.starts_with("http://")).unwrap();
-        let url = url.trim_end_matches(',').to_owned();
-        std::thread::spawn(move || lines.for_each(drop));
-        Chain { child, url }
-    }
-}
-
-impl Drop for Chain {
-    fn drop(&mut self) {
-        // It may be dead already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn fine(home: &Path, args: &[&str]) -> Output {
-    let output = assay(home, args);
-    assert!(output.status.success(), "{args:?}: {}", stderr(&output));
-    output
-}
 
 fn told(home: &Path, args: &[&str]) -> Value {
     serde_json::from_str(&stdout(&fine(home, &[args, &["--json"]].concat()))).unwrap()
@@ -89,7 +54,7 @@ impl Asker {
 async fn a_gateway_pays_a_provider_and_the_books_agree() {
     let homes = [(); 3].map(|()| tempfile::tempdir().unwrap());
     let [operator, seller, buyer] = [homes[0].path(), homes[1].path(), homes[2].path()];
-    let chain = Chain::start(operator);
+    let chain = Chain::start(operator, &["--in-memory"]);
     let directory = {
         let deployed = told(operator, &["ledger", "deploy", "--rpc", &chain.url]);
         deployed["directory"].as_str().unwrap().to_owned()

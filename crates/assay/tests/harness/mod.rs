@@ -132,3 +132,38 @@ pub fn client() -> reqwest::Client {
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::new()
 }
+
+/// A running `assay chain`, killed when it is dropped.
+pub struct Chain {
+    pub child: Child,
+    pub url: String,
+}
+
+impl Chain {
+    /// On a free port.
+    pub fn start(home: &Path, args: &[&str]) -> Chain {
+        let mut command = command(home);
+        command.args(["chain", "--listen", "127.0.0.1:0"]).args(args);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let first = lines.next().expect("it says where it listens").unwrap();
+        let url = first.split_whitespace().find(|word| word.starts_with("http://")).unwrap().to_owned();
+        std::thread::spawn(move || lines.for_each(drop));
+        Chain { child, url }
+    }
+}
+
+impl Drop for Chain {
+    fn drop(&mut self) {
+        // It may be dead already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What a command that succeeds has said.
+pub fn fine(home: &Path, args: &[&str]) -> Output {
+    let output = assay(home, args);
+    assert!(output.status.success(), "{args:?}: {}", stderr(&output));
+    output
+}
