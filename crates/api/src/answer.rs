@@ -147,7 +147,11 @@ impl Meter {
                 self.last = Some(now);
             }
             Event::End { stop, usage, .. } => {
-                let finish = if stop.finish_reason() == "stop" { Finish::Stop } else { Finish::Length };
+                let finish = match stop {
+                    StopReason::EndToken | StopReason::StopString(_) => Finish::Stop,
+                    StopReason::Length | StopReason::Window => Finish::Length,
+                    StopReason::Cancelled => Finish::Abort,
+                };
                 self.finish(finish);
                 self.tokens(*usage);
             }
@@ -188,9 +192,12 @@ pub(crate) fn stopped() -> Event {
     Event::Failed(Refusal::Internal { message: "the answer broke off".into() })
 }
 
-/// Answers under way, each with an index. Dropping them cancels the work.
+/// Answers under way, each with an index. They are dropped when their client leaves, which pays for what there is of them: they are asked to stop.
+/// Before the client hears of them, and where one of them has failed, they are taken back.
 #[derive(Default)]
 pub(crate) struct Choices {
+    /// Whether who leaves now is answerable for them.
+    heard: bool,
     running: Vec<Running>,
     /// Where to look first, so that no choice starves another.
     next: usize,
@@ -206,6 +213,12 @@ impl Choices {
     /// Adds the answer of the next index.
     pub(crate) fn push(&mut self, generation: Generation, meter: Meter) {
         self.running.push(Running { generation: Some(generation), meter });
+    }
+
+    /// All of them have begun: from now on the client hears them.
+    pub(crate) fn begun(mut self) -> Choices {
+        self.heard = true;
+        self
     }
 
     /// Ids of the receipts that complete answers will have, in order of index.
@@ -242,12 +255,21 @@ impl Choices {
                 if matches!(event, Event::End { .. } | Event::Failed(_)) {
                     running.generation = None;
                 }
+                // The others are not told to their ends.
+                self.heard &= !matches!(event, Event::Failed(_));
                 self.next = index + 1;
                 return Poll::Ready(Some((index, event)));
             }
             if all_ended { Poll::Ready(None) } else { Poll::Pending }
         })
         .await
+    }
+}
+
+impl Drop for Choices {
+    fn drop(&mut self) {
+        let running = self.running.iter().filter_map(|running| running.generation.as_ref());
+        running.filter(|_| self.heard).for_each(|generation| generation.stop.ask());
     }
 }
 

@@ -3,6 +3,7 @@
 //! A dialect decides how things look. What is asked, how long anything may take and what is measured is the same for all.
 
 use std::collections::VecDeque;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -29,13 +30,36 @@ pub(crate) fn request_id(request: &Request) -> String {
     request.extensions().get::<RequestId>().map(|r| r.0.clone()).unwrap_or_default()
 }
 
-/// Starts an answer; its work is cancelled when both are dropped.
+/// An answer that a client hears. Dropped before its end, it is asked to stop: its client has left, and pays for what there is of it.
+pub(crate) struct Heard(Generation);
+
+impl Deref for Heard {
+    type Target = Generation;
+
+    fn deref(&self) -> &Generation {
+        &self.0
+    }
+}
+
+impl DerefMut for Heard {
+    fn deref_mut(&mut self) -> &mut Generation {
+        &mut self.0
+    }
+}
+
+impl Drop for Heard {
+    fn drop(&mut self) {
+        self.stop.ask();
+    }
+}
+
+/// Starts an answer.
 pub(crate) async fn generate<I: Inference>(
     s: &Shared<I>,
     received: &Received,
     card: &ModelCard,
     request: Asked,
-) -> Result<(Generation, Meter), Refusal> {
+) -> Result<(Heard, Meter), Refusal> {
     if card.task != Task::Generate {
         let reason = "this model makes vectors of texts; it does not answer".to_owned();
         return Err(Refusal::Unsupported { param: "model".into(), reason });
@@ -46,7 +70,7 @@ pub(crate) async fn generate<I: Inference>(
     span.limited(request.max_tokens);
     let generation = s.inference.generate(received.order(request)).await?;
     span.responds(&generation.receipt_id);
-    Ok((generation, Meter::new(Arc::clone(&s.metrics), card.id.clone(), received.started)))
+    Ok((Heard(generation), Meter::new(Arc::clone(&s.metrics), card.id.clone(), received.started)))
 }
 
 /// What a request's own limits refuse.
@@ -87,7 +111,7 @@ pub(crate) struct Whole {
 }
 
 /// Collects an answer.
-pub(crate) async fn collect(mut generation: Generation, mut meter: Meter) -> Result<Whole, Refusal> {
+pub(crate) async fn collect(mut generation: Heard, mut meter: Meter) -> Result<Whole, Refusal> {
     let mut parts = Vec::new();
     let mut first = None;
     loop {
@@ -117,7 +141,7 @@ pub(crate) trait Dialect: Send + 'static {
 /// A stream. Its first event is awaited before the response begins, but not for longer than `keep_alive`: a failure before
 /// the first byte has its own status.
 pub(crate) async fn stream<D: Dialect>(
-    mut generation: Generation,
+    mut generation: Heard,
     mut dialect: D,
     mut meter: Meter,
     keep_alive: Duration,

@@ -14,7 +14,7 @@ use assay_core::request::{Prompt, Request};
 use assay_core::transcript::{StopReason, Usage};
 use borsh::{BorshDeserialize, BorshSerialize};
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use crate::Refusal;
 use crate::payment::ChannelState;
@@ -218,7 +218,24 @@ pub struct Order {
     pub caller: Caller,
 }
 
-/// An answer under way. Dropping it cancels the work.
+/// Asks for the end of an answer before its own: it ends with the token that it is at, and with the receipt of what there is of it. Clones ask for the
+/// same answer's. To be asked once, and listened to by one task.
+#[derive(Clone, Debug, Default)]
+pub struct Stop(Arc<Notify>);
+
+impl Stop {
+    /// Asks.
+    pub fn ask(&self) {
+        self.0.notify_one();
+    }
+
+    /// Waits until it is asked. May be dropped while it waits.
+    pub async fn asked(&self) {
+        self.0.notified().await;
+    }
+}
+
+/// An answer under way. Dropping it takes it back: the work is cancelled, and nobody pays for it. Whoever has heard some of it asks it to stop first.
 #[derive(Debug)]
 pub struct Generation {
     /// The receipt that a complete answer will have.
@@ -227,6 +244,8 @@ pub struct Generation {
     pub prompt_tokens: u32,
     /// Who answers, if that is known.
     pub source: Option<Source>,
+    /// Ends it early.
+    pub stop: Stop,
     /// What happens; ends with [`Event::End`] or [`Event::Failed`].
     pub events: mpsc::Receiver<Event>,
 }

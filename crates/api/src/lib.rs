@@ -27,7 +27,7 @@ mod x402;
 pub use files::{FileOptions, FileStore, StorageError};
 pub use inference::{
     ApiKey, Arriving, Caller, EmbeddingOrder, Event, Generation, Inference, Load, Logprob, ModelCard, Order,
-    Owner, Second, Source, Task, TokenChance,
+    Owner, Second, Source, Stop, Task, TokenChance,
 };
 pub use metrics::OPENMETRICS;
 pub use payment::{ChannelState, PaymentProblem, PaymentRefused, PaymentTerms};

@@ -125,7 +125,9 @@ impl Frame {
     /// Why an answer ended, and the stop sequence it ended at.
     fn reason(&self, stop: StopReason, called: bool) -> (Value, Value) {
         match stop {
-            StopReason::Length | StopReason::Window => (json!("max_tokens"), Value::Null),
+            StopReason::Length | StopReason::Window | StopReason::Cancelled => {
+                (json!("max_tokens"), Value::Null)
+            }
             _ if called => (json!("tool_use"), Value::Null),
             StopReason::EndToken => (json!("end_turn"), Value::Null),
             StopReason::StopString(i) => (json!("stop_sequence"), json!(self.stops.get(usize::from(i)))),

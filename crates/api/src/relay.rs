@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `GET /v1/offer` | the provider's [`SignedOffer`](assay_core::offer::SignedOffer) as JSON |
 //! | `POST /v1/orders` | a sealed order in the body; the answer's salt, then frames: a length of four bytes, big-endian, and so many sealed bytes |
+//! | `POST /v1/orders/stop` | 32 bytes that only who sealed an order and who opened it know: its answer ends with the token that it is at; 204, or 404 if it is not under way |
 //!
 //! An order is the canonical request itself and not a client's JSON, so that a gateway changes nothing that a provider signs for. Invariant: an
 //! answer ends with a last frame, and everything else is an answer that broke.
@@ -28,6 +29,8 @@ use crate::inference::Logprob;
 
 /// Where orders are sent.
 pub(crate) const ORDERS: &str = "/v1/orders";
+/// Where the end of an order's answer is asked for.
+pub(crate) const STOP: &str = "/v1/orders/stop";
 /// Most bytes of a sealed order: the largest request and what sealing adds.
 pub const ORDER_BYTES_MAX: usize = 17 << 20;
 /// Most bytes of a sealed frame: the largest record and what sealing adds.

@@ -326,7 +326,7 @@ pub(crate) async fn start<I: Inference>(
         span.responds(&generation.receipt_id);
         choices.push(generation, Meter::new(Arc::clone(&s.metrics), card.id.clone(), received.started));
     }
-    Ok(choices)
+    Ok(choices.begun())
 }
 
 /// A payment by signature moves tokens once.

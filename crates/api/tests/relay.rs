@@ -156,15 +156,65 @@ async fn who_waits_is_told_that_the_provider_is_there() {
     assert!(alive > 0);
 }
 
+async fn happens(what: &std::sync::atomic::AtomicBool) {
+    while !what.load(SeqCst) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Who was told something pays for what there is of it; who goes before takes its order back.
 #[tokio::test]
-async fn who_goes_away_cancels() {
+async fn who_goes_away_stops_what_it_heard_of() {
     let p = provider().await;
     let mut running = p.send(ask("endless")).await;
     while !matches!(running.frame().await.unwrap(), Some(Frame::Text { .. })) {}
     drop(running);
-    while !p.mock.cancelled.load(SeqCst) {
-        tokio::time::sleep(Duration::from_millis(5)).await;
+    happens(&p.mock.stopped).await;
+    let p = provider().await;
+    let mut running = p.send(ask("quiet")).await;
+    while !matches!(running.frame().await.unwrap(), Some(Frame::Queued { .. })) {}
+    drop(running);
+    happens(&p.mock.cancelled).await;
+    assert!(!p.mock.stopped.load(SeqCst));
+}
+
+#[tokio::test]
+async fn an_order_is_stopped_by_who_sent_it_and_by_nobody_else() {
+    let p = provider().await;
+    let mut running = p.send(ask("endless")).await;
+    while !matches!(running.frame().await.unwrap(), Some(Frame::Text { .. })) {}
+    // Somebody who does not know its name, and says nothing, or too much.
+    let post = async |body: Vec<u8>| {
+        let url = format!("{}/v1/orders/stop", p.to.endpoint);
+        let answer = reqwest::Client::new().post(url).body(body).send().await.unwrap();
+        let status = answer.status().as_u16();
+        let said: serde_json::Value = answer.json().await.unwrap();
+        (status, said["error"]["code"].as_str().unwrap().to_owned())
+    };
+    assert_eq!(post(vec![7; 32]).await, (404, "order_not_running".into()));
+    for length in [0, 16, 31, 33, 4096] {
+        assert_eq!(post(vec![0; length]).await, (400, "order_malformed".into()));
     }
+    assert!(!p.mock.stopped.load(SeqCst));
+    running.stop().await.unwrap();
+    // Asked twice, it is stopped all the same.
+    let again = running.stop().await;
+    assert!(
+        again.as_ref().map_err(|e| e.code()).err().is_none_or(|code| code == "provider_status"),
+        "{again:?}"
+    );
+    let last = loop {
+        match running.frame().await.unwrap().unwrap() {
+            Frame::Alive | Frame::Text { .. } => {}
+            last => break last,
+        }
+    };
+    let Frame::End { stop: StopReason::Cancelled, record } = last else { panic!("{last:?}") };
+    assert_eq!(record.transcript.stop, StopReason::Cancelled);
+    assert!(p.mock.stopped.load(SeqCst));
+    // It is over.
+    let over = running.stop().await.unwrap_err();
+    assert!(matches!(&over, RelayError::Status { status: 404, .. }), "{over:?}");
 }
 
 /// What happens to bytes between a gateway and a provider.

@@ -282,15 +282,56 @@ async fn a_client_that_leaves_stops_its_generation() {
         } else {
             assert!(sent.send().await.unwrap_err().is_timeout());
         }
-        tokio::time::timeout(Duration::from_secs(20), async {
-            while !s.mock.cancelled.load(SeqCst) {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        })
-        .await
-        .expect("the generation is cancelled");
+        happens(&s.mock.stopped).await;
         let metrics = s.get("/metrics").await.text().await.unwrap();
         assert!(metrics.contains("finished_reason=\"abort\"} 1"), "{metrics}");
+    }
+}
+
+async fn happens(what: &std::sync::atomic::AtomicBool) {
+    let happened = async {
+        while !what.load(SeqCst) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), happened).await.expect("it happens");
+}
+
+#[tokio::test]
+async fn every_route_stops_what_its_client_left() {
+    for (path, rest) in [
+        ("/v1/messages", json!({"max_tokens": 8})),
+        ("/api/chat", json!({})),
+        ("/v1/responses", json!({"input": "endless"})),
+        ("/v1/completions", json!({"prompt": "endless"})),
+    ] {
+        let s = served().await;
+        let mut body = with(chat("endless"), "stream", json!(true));
+        for (name, value) in rest.as_object().unwrap() {
+            body[name] = value.clone();
+        }
+        if path != "/v1/messages" && path != "/api/chat" {
+            body.as_object_mut().unwrap().remove("messages");
+        }
+        let mut response = s.post(path, body).await;
+        assert_eq!(response.status(), 200, "{path}");
+        response.chunk().await.unwrap().unwrap();
+        drop(response);
+        happens(&s.mock.stopped).await;
+    }
+}
+
+/// Who hears that one of its choices has failed did not leave the others.
+#[tokio::test]
+async fn choices_beside_one_that_fails_are_taken_back() {
+    for stream in [true, false] {
+        let s = served().await;
+        let mut body = with(chat("the second fails"), "n", json!(2));
+        body["stream"] = json!(stream);
+        let answer = s.post(CHAT, body).await.text().await.unwrap();
+        assert!(answer.contains("the mock fails"), "{answer}");
+        happens(&s.mock.cancelled).await;
+        assert!(!s.mock.stopped.load(SeqCst));
     }
 }
 

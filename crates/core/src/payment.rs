@@ -88,6 +88,7 @@ mod tests {
             ("", 1, StopReason::StopString(0), 12),
             ("", 1, StopReason::Length, 12),
             ("", 1, StopReason::Window, 12),
+            ("", 1, StopReason::Cancelled, 12),
             // Tokens without text are tokens.
             ("", 2, StopReason::EndToken, 14),
         ];

@@ -73,14 +73,17 @@ pub enum StopReason {
     Length,
     /// The model's window is full.
     Window,
+    /// Who ordered it asked for its end: no rule of the request ends it there.
+    Cancelled,
 }
 
 impl StopReason {
-    /// As OpenAI's `finish_reason`.
+    /// As OpenAI's `finish_reason`. That of an answer that was cancelled is told to nobody as it ends; where its record is shown, it is an answer of
+    /// which there would have been more.
     pub fn finish_reason(self) -> &'static str {
         match self {
             StopReason::EndToken | StopReason::StopString(_) => "stop",
-            StopReason::Length | StopReason::Window => "length",
+            StopReason::Length | StopReason::Window | StopReason::Cancelled => "length",
         }
     }
 
@@ -90,6 +93,7 @@ impl StopReason {
             StopReason::StopString(i) => [1, i],
             StopReason::Length => [2, 0],
             StopReason::Window => [3, 0],
+            StopReason::Cancelled => [4, 0],
         }
     }
 }
@@ -164,6 +168,7 @@ impl Transcript {
             [1, i] => StopReason::StopString(i),
             [2, 0] => StopReason::Length,
             [3, 0] => StopReason::Window,
+            [4, 0] => StopReason::Cancelled,
             _ => return None,
         };
         let [prompt, output] = [(); 2].map(|()| header.take().map(u32::from_be_bytes));

@@ -14,6 +14,7 @@ use assay_core::receipt::{Domain, Receipt as Ours, SignedReceipt};
 use assay_core::request::{Prompt, Request, Sampling};
 use assay_core::transcript::{NonceSource, StopReason, Transcript};
 use proptest::prelude::*;
+use serde_json::json;
 
 sol! {
     struct Receipt {
@@ -122,6 +123,40 @@ fn golden_hashes_do_not_move() {
     .join("\n");
     let want = include_str!("receipt.golden").trim_end();
     assert_eq!(got, want, "canonical bytes changed: that breaks every receipt ever given");
+}
+
+#[test]
+fn every_end_of_an_answer_has_its_two_bytes() {
+    let ends = [
+        (StopReason::EndToken, [0, 0], json!("end_token")),
+        (StopReason::StopString(3), [1, 3], json!({"stop_string": 3})),
+        (StopReason::Length, [2, 0], json!("length")),
+        (StopReason::Window, [3, 0], json!("window")),
+        (StopReason::Cancelled, [4, 0], json!("cancelled")),
+    ];
+    let mut roots = std::collections::BTreeSet::new();
+    for (stop, bytes, name) in ends {
+        let transcript = Transcript { stop, ..record().transcript };
+        let mut items = transcript.items();
+        // The tag, request hash, nonce, its source.
+        let at = b"assay/transcript/1".len() + 32 + 32 + 1;
+        assert_eq!(items[0][at..at + 2], bytes);
+        let read = |items: &[Vec<u8>]| {
+            let items: Vec<&[u8]> = items.iter().map(Vec::as_slice).collect();
+            Transcript::from_items(&items)
+        };
+        assert_eq!(read(&items), Some(Transcript { text: String::new(), ..transcript.clone() }));
+        assert_eq!(serde_json::to_value(stop).unwrap(), name);
+        assert_eq!(borsh::to_vec(&stop).unwrap()[0], bytes[0]);
+        roots.insert(transcript.root());
+        if !matches!(stop, StopReason::StopString(_)) {
+            items[0][at + 1] = 1;
+            assert_eq!(read(&items), None);
+        }
+        items[0][at] = 5;
+        assert_eq!(read(&items), None, "a sixth end");
+    }
+    assert_eq!(roots.len(), 5);
 }
 
 #[test]

@@ -116,7 +116,9 @@ pub enum Event {
         /// How likely it was, if the job asks for that.
         logprobs: Option<TokenLogprobs>,
     },
-    /// The answer is complete.
+    /// The answer was stopped, and this text of it was held back until now. Its end follows.
+    Rest(String),
+    /// The answer is complete, or was stopped.
     Done(Box<Answer>),
 }
 
@@ -160,6 +162,8 @@ struct Active<'t> {
     transcriber: Transcriber<'t>,
     /// Dropped while a pass is under way that it may be in: it goes with the end of the pass.
     cancelled: bool,
+    /// It ends with the token that it is at.
+    stopping: bool,
 }
 
 /// The pass under way, of requests that stay where they are among those that run until it ends.
@@ -300,6 +304,22 @@ impl<'t> Batcher<'t> {
         true
     }
 
+    /// Ends a job after the token that it is at: what there is of its answer is reported, now or by the step that ends the pass under way. One whose
+    /// prompt is being read ends with its first token. One that waits is dropped. False if nothing is reported: it waited, or there is none of that id.
+    pub fn stop(&mut self, id: JobId, report: &mut dyn FnMut(JobId, Event)) -> bool {
+        if let Some(i) = self.waiting.iter().position(|j| j.id == id) {
+            self.waiting.remove(i);
+            return false;
+        }
+        let Some(a) = self.running.iter_mut().find(|a| a.job.id == id && !a.cancelled) else { return false };
+        a.stopping = true;
+        // A pass keeps requests in their places.
+        if self.under_way.is_none() {
+            self.retire(report);
+        }
+        true
+    }
+
     fn drop_cancelled(&mut self) {
         let gone: usize = self.running.iter().filter(|a| a.cancelled).map(|a| a.cache_bytes).sum();
         self.cache_bytes -= gone;
@@ -333,6 +353,7 @@ impl<'t> Batcher<'t> {
                 digests: DigestBuilder::new(),
                 transcriber: Transcriber::new(self.tokenizer, rules),
                 cancelled: false,
+                stopping: false,
                 job,
             });
         }
@@ -420,11 +441,18 @@ impl<'t> Batcher<'t> {
     fn retire(&mut self, report: &mut dyn FnMut(JobId, Event)) {
         let mut i = 0;
         while i < self.running.len() {
-            let Some(stop) = self.running[i].transcriber.stopped() else {
+            let a = &mut self.running[i];
+            let cancel = a.stopping && !a.output.is_empty();
+            let Some(stop) = a.transcriber.stopped().or_else(|| cancel.then(|| a.transcriber.cancel()))
+            else {
                 i += 1;
                 continue;
             };
-            let a = self.running.remove(i);
+            let mut a = self.running.remove(i);
+            let rest = a.transcriber.take_text().to_owned();
+            if !rest.is_empty() {
+                report(a.job.id, Event::Rest(rest));
+            }
             self.cache_bytes -= a.cache_bytes;
             let answer = Answer {
                 text: a.transcriber.text().to_owned(),

@@ -58,6 +58,17 @@ impl<'a> Transcriber<'a> {
         self.stopped
     }
 
+    /// Ends the answer here, unless it has ended: nothing more is held back. Why it ended.
+    pub fn cancel(&mut self) -> StopReason {
+        if let Some(stop) = self.stopped {
+            return stop;
+        }
+        self.stopped = Some(StopReason::Cancelled);
+        let rest = self.stream.finish();
+        self.append(&rest);
+        StopReason::Cancelled
+    }
+
     fn judge(&mut self, id: u32) -> Option<StopReason> {
         if self.rules.end_tokens.contains(&id) {
             return Some(StopReason::EndToken);

@@ -68,7 +68,7 @@ fn run(batcher: &mut Batcher<'_>) -> BTreeMap<JobId, (Answer, String)> {
     while !batcher.is_idle() {
         batcher.step(&mut |id, event| match event {
             Event::Admitted | Event::Started => {}
-            Event::Token { text, .. } => texts.entry(id).or_default().push_str(&text),
+            Event::Token { text, .. } | Event::Rest(text) => texts.entry(id).or_default().push_str(&text),
             Event::Done(answer) => {
                 answers.insert(id, (*answer, texts.remove(&id).unwrap_or_default()));
             }
@@ -143,6 +143,77 @@ fn neighbours_that_come_and_go_leave_no_trace() {
         assert_eq!(answers.get(id), Some(answer));
     }
     assert_eq!(batcher.load(), assay_engine::batch::Load::default(), "everything was given back");
+}
+
+/// Wherever an answer is stopped, it is what the whole one begins with, and its neighbours go on as if nothing had been.
+#[test]
+fn an_answer_that_is_stopped_is_the_beginning_of_the_whole() {
+    for after in [1usize, 2, 7, 15] {
+        let mut batcher = idle(scalar(), 1, BatchLimits::default());
+        jobs().into_iter().for_each(|job| batcher.submit(job).unwrap());
+        let (mut answers, mut texts) = (BTreeMap::<JobId, Answer>::new(), BTreeMap::<JobId, String>::new());
+        let mut tokens = BTreeMap::<JobId, usize>::new();
+        let mut asked = std::collections::BTreeSet::new();
+        while !batcher.is_idle() {
+            let mut report = |id, event| match event {
+                Event::Admitted | Event::Started => {}
+                Event::Token { text, .. } => {
+                    *tokens.entry(id).or_default() += 1;
+                    texts.entry(id).or_default().push_str(&text);
+                }
+                Event::Rest(text) => texts.entry(id).or_default().push_str(&text),
+                Event::Done(answer) => drop(answers.insert(id, *answer)),
+            };
+            batcher.step(&mut report);
+            for id in (0..16).step_by(2) {
+                if tokens.get(&id) >= Some(&after) && !answers.contains_key(&id) {
+                    assert!(batcher.stop(id, &mut |id, event| match event {
+                        Event::Rest(text) => texts.entry(id).or_default().push_str(&text),
+                        Event::Done(answer) => drop(answers.insert(id, *answer)),
+                        other => panic!("{other:?}"),
+                    }));
+                    // Its place is free at once, and it cannot be asked again.
+                    assert!(
+                        answers.contains_key(&id) && !batcher.stop(id, &mut |_, event| panic!("{event:?}"))
+                    );
+                    asked.insert(id);
+                }
+            }
+        }
+        assert!(!asked.is_empty());
+        assert_eq!(batcher.load(), assay_engine::batch::Load::default(), "everything was given back");
+        for (id, (whole, _)) in &*ALONE {
+            let answer = &answers[id];
+            assert_eq!(answer.text, texts.get(id).cloned().unwrap_or_default());
+            if !asked.contains(id) {
+                assert_eq!(answer, whole);
+                continue;
+            }
+            assert_eq!((answer.output.len(), answer.stop), (after, StopReason::Cancelled));
+            assert_eq!(answer.output, whole.output[..after]);
+            assert_eq!(answer.prompt, whole.prompt);
+            let blocks = (answer.prompt.len() + after - 1) / 32;
+            assert_eq!(answer.digests.0[..blocks], whole.digests.0[..blocks]);
+        }
+    }
+}
+
+/// Who waits is dropped; whose prompt is being read ends with its first token.
+#[test]
+fn an_answer_can_be_stopped_before_it_begins() {
+    let limits = BatchLimits { running_max: 1, rows_max: 4, ..BatchLimits::default() };
+    let mut batcher = idle(scalar(), 1, limits);
+    let job = |id| Job { id, ..jobs()[1].clone() };
+    assert!(job(1).prompt.len() > 4, "the prompt takes several passes");
+    batcher.submit(job(1)).unwrap();
+    batcher.submit(job(2)).unwrap();
+    batcher.step(&mut |id, event| assert!(id == 1 && matches!(event, Event::Admitted)));
+    let nothing = &mut |_, event| panic!("{event:?}");
+    assert!(!batcher.stop(2, nothing) && batcher.stop(1, nothing) && !batcher.stop(3, nothing));
+    let answers = run(&mut batcher);
+    let [(1, (answer, text))] = &answers.into_iter().collect::<Vec<_>>()[..] else { panic!() };
+    assert_eq!((answer.output.len(), answer.stop, text), (1, StopReason::Cancelled, &answer.text));
+    assert_eq!(answer.output[0], ALONE[&1].0.output[0]);
 }
 
 #[test]

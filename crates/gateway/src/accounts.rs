@@ -216,6 +216,15 @@ pub enum Settled {
     Before(MicroUsd),
 }
 
+/// What becomes of a request that comes again when its answer was charged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retried {
+    /// It is recognised, for [`RETRY_WINDOW_MS`].
+    Known,
+    /// It is another request: the answer was stopped, and who asks again wants all of it.
+    Anew,
+}
+
 /// Why a key may not begin a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
@@ -432,9 +441,10 @@ impl Accounts {
         hold: HoldId,
         amount: MicroUsd,
         answer: Answered,
+        retried: Retried,
         now_ms: i64,
     ) -> Result<Settled, AccountsError> {
-        let deed = Deed::Charge { hold, amount, answer: Box::new(answer), now_ms };
+        let deed = Deed::Charge { hold, amount, answer: Box::new(answer), retried, now_ms };
         let settled = self.settle(deed).await?;
         if let Settled::Now(charged) = settled {
             self.tally.charges.inc();

@@ -362,7 +362,7 @@ impl Callers {
             (Stage::Settled, Some(told)) => Ok(Opened::Told(Box::new(told))),
             (Stage::Settled, None) => {
                 let what = format!(
-                    "it paid for the answer with receipt {}, which its provider has and this gateway has no more",
+                    "it paid for the answer with receipt {}, which its client left, or which is told no more; its provider has it",
                     known.receipt
                 );
                 Err(CallerProblem::Used { what }.into())
@@ -421,8 +421,18 @@ impl Reserved {
         self.deadline
     }
 
+    /// Whether it moves the same for any answer.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.authorization.scheme == Scheme::Exact
+    }
+
     /// Keeps the answer, durably, and settles what it cost, before anybody hears that it ended.
-    pub(crate) async fn charge(mut self, fee: u64, answer: Answered, told: Told) -> Result<(), Refusal> {
+    pub(crate) async fn charge(
+        mut self,
+        fee: u64,
+        answer: Answered,
+        told: Option<Told>,
+    ) -> Result<(), Refusal> {
         let amount = match self.authorization.scheme {
             _ if fee == 0 => 0,
             // The scheme has no other amount.
@@ -430,8 +440,9 @@ impl Reserved {
             // An answer by a dearer provider than was expected costs no more than was signed for.
             Scheme::Upto { .. } => fee.min(u64::try_from(self.authorization.amount).unwrap_or(u64::MAX)),
         };
-        let kept =
-            self.callers.accounts.pledge_answered(&self.id, MicroUsd(amount), &answer, &told.bytes()).await;
+        let told = told.map(Told::bytes);
+        let accounts = &self.callers.accounts;
+        let kept = accounts.pledge_answered(&self.id, MicroUsd(amount), &answer, told.as_deref()).await;
         if !kept.map_err(|e| books(&e))? {
             let message = "another gateway settles for this account; nothing was charged".into();
             return Err(Refusal::Internal { message });

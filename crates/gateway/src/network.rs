@@ -25,7 +25,7 @@ use alloy_primitives::{B128, B256};
 use assay_api::relay::{Destination, Frame, RelayClient, Work};
 use assay_api::{
     Caller, Class, EmbeddingOrder, Generation, Inference, Load, ModelCard, Order, Owner, Refusal, Settlement,
-    Source, Task, traces,
+    Source, Stop, Task, traces,
 };
 use assay_core::authorization::Authorization;
 use assay_core::consent::Consent;
@@ -66,6 +66,9 @@ pub struct NetworkOptions {
     pub patience: Duration,
     /// Silence after which a provider is given up in the middle of an answer; it says at least that it is there.
     pub silence: Duration,
+    /// How long the end of an answer is waited for that its provider was asked to stop: as long as a pass of its engine may take, and the way there and back.
+    /// What has not ended by then costs the client nothing.
+    pub stopped: Duration,
     /// Providers that are asked for one request at the same time or after each other before one answers, at most; and as many times an answer
     /// that breaks off is gone on with by another one.
     pub attempts_max: usize,
@@ -78,6 +81,7 @@ impl Default for NetworkOptions {
         NetworkOptions {
             patience: Duration::from_secs(5),
             silence: Duration::from_secs(20),
+            stopped: Duration::from_secs(10),
             attempts_max: 3,
             queue: QueueOptions::default(),
         }
@@ -430,6 +434,7 @@ impl Inference for Network {
         let Candidate { provider, price, paid } = first.candidate;
         let class = Class::held(want.audit, paid);
         let source = Some(Source { provider, price, class, second: None });
+        let stop = Stop::default();
         let telling = Telling {
             inner: Arc::clone(inner),
             want,
@@ -444,11 +449,12 @@ impl Inference for Network {
             told: Told::default(),
             kept: Vec::new(),
             leg: None,
+            stop: stop.clone(),
             _turn: Some(turn),
         };
         // Owned by the request: it ends with the answer, or when the client's receiver is gone.
         traces::current().spawn(telling.forward(first, events));
-        Ok(Generation { receipt_id, prompt_tokens, source, events: receiver })
+        Ok(Generation { receipt_id, prompt_tokens, source, stop, events: receiver })
     }
 
     async fn embed(&self, order: EmbeddingOrder) -> Result<Arc<EmbeddingRecord>, Refusal> {
@@ -530,7 +536,10 @@ impl Inference for Network {
                     paying.settle(fee);
                 }
                 if let Some(purse) = purse {
-                    let told = || callers::Told { events: vec![], record: Record::Embedding(record.clone()) };
+                    let told = || {
+                        let record = Record::Embedding(record.clone());
+                        Some(callers::Told { events: vec![], record })
+                    };
                     purse.charge(fee, &record.receipt, candidate.provider, &model.name, told).await?;
                 }
                 let bytes = record.transcript.vectors.iter().map(|v| v.len() * 4).sum::<usize>() + 4096;

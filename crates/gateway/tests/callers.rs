@@ -408,7 +408,9 @@ async fn what_a_gateway_that_died_left_is_settled_once() {
     let (answered, moved, exact) = (payer.upto(MOST), payer.upto(MOST), payer.exact(MOST));
     for (signed, cost) in [(&answered, 70), (&moved, 80)] {
         assert_eq!(market.accounts.pledge(&pledge(signed)).await.unwrap(), Pledged::Run);
-        assert!(market.accounts.pledge_answered(&id(signed), MicroUsd(cost), &answer, &[]).await.unwrap());
+        assert!(
+            market.accounts.pledge_answered(&id(signed), MicroUsd(cost), &answer, Some(&[])).await.unwrap()
+        );
     }
     let sender = market.gateway_sender().await;
     market.ledger.move_authorized(&sender, "before it died", &moved, 80).await.unwrap();

@@ -25,6 +25,7 @@ const CREDIT: u64 = 1_000_000;
 const QUICK: NetworkOptions = NetworkOptions {
     patience: Duration::from_millis(300),
     silence: Duration::from_secs(10),
+    stopped: Duration::from_secs(10),
     attempts_max: 3,
     queue: QueueOptions { running_max: 64, waiting_max: 64, wait: Duration::from_secs(10) },
 };
@@ -233,7 +234,7 @@ async fn a_third_goes_on_where_one_of_two_breaks_off() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_before_the_first_is_over_pays_nothing() {
+async fn an_answer_of_two_that_is_taken_back_costs_nothing() {
     let [one, two] =
         [Provider::start(Manner::Endless, PRICE).await, Provider::start(Manner::Endless, PRICE).await];
     let gateway = Gateway::over(&[&one, &two]).await;
@@ -259,6 +260,7 @@ async fn a_client_that_leaves_after_the_first_is_over_has_its_answer() {
         let Some(Event::Text { text, .. }) = generation.events.recv().await else { panic!() };
         heard.push_str(&text);
     }
+    generation.stop.ask();
     drop(generation);
     assert_eq!(gateway.settled().await, (CREDIT - 2 * FEE, 2 * FEE));
 }

@@ -22,6 +22,7 @@ const FEE: u64 = 1_500;
 const QUICK: NetworkOptions = NetworkOptions {
     patience: Duration::from_millis(300),
     silence: Duration::from_secs(10),
+    stopped: Duration::from_secs(10),
     attempts_max: 3,
     queue: QueueOptions { running_max: 64, waiting_max: 64, wait: Duration::from_secs(10) },
 };
@@ -204,7 +205,7 @@ async fn what_breaks_off_or_lies_costs_nothing() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_pays_nothing_and_cancels() {
+async fn an_answer_that_is_taken_back_costs_nothing_and_is_cancelled() {
     let provider = Provider::start(Manner::Endless, PRICE).await;
     let books = Books::with(1_000_000, Limits::default()).await;
     let network = network(Some(books.accounts.clone()), &[&provider]).await;

@@ -14,7 +14,7 @@ use assay_api::relay::{OfferSigner, Relay, RelayOptions};
 use assay_api::traces::{self, Span, SpanKind};
 use assay_api::{
     Caller, ChannelState, Class, EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order,
-    Refusal, Source, Task,
+    Refusal, Source, Stop, Task,
 };
 use assay_core::answer::{AnswerRecord, Format, GenerationCost};
 use assay_core::consent::Consent;
@@ -248,9 +248,10 @@ impl Provider {
         };
         let (events, receiver) = mpsc::channel(PIECES);
         // Owned by the request: it ends with the answer, or when the client's receiver is gone.
-        tokio::spawn(answering.forward(running, events));
+        let stop = Stop::default();
+        tokio::spawn(answering.forward(running, events, stop.clone()));
         let source = Some(Source { provider: self.key.address(), price, class, second: None });
-        Ok(Generation { receipt_id, prompt_tokens, source, events: receiver })
+        Ok(Generation { receipt_id, prompt_tokens, source, stop, events: receiver })
     }
 }
 
@@ -362,14 +363,24 @@ struct Answering {
 }
 
 impl Answering {
-    /// Passes events on until the answer ends. A client that is gone drops `running`, which cancels the job.
-    async fn forward(mut self, mut running: Running, events: mpsc::Sender<Event>) {
+    /// Passes events on until the answer ends. A client that is gone drops `running`, which cancels the job; if the answer was asked to stop, it ends with
+    /// its receipt, whether anybody listens or not.
+    async fn forward(mut self, mut running: Running, events: mpsc::Sender<Event>, stop: Stop) {
+        let mut stopped = false;
         loop {
             let event = tokio::select! {
-                () = events.closed() => return,
+                biased;
+                () = stop.asked(), if !stopped => {
+                    stopped = true;
+                    running.stop();
+                    continue;
+                }
+                () = events.closed(), if !stopped => return,
                 event = running.events.recv() => event,
             };
             let last = match event {
+                // It waited for its place.
+                None if stopped && self.admitted.is_none() => return,
                 None => Event::Failed(match self.standing.withdrawn() {
                     Some(withdrawn) => no_receipt(&self.name, withdrawn),
                     None => internal("the engine stopped; see the server's log"),
@@ -384,22 +395,27 @@ impl Answering {
                 }
                 Some(EngineEvent::Token { id, text, logprobs }) => {
                     for event in self.teller.token(id, &text, logprobs) {
-                        if events.send(event).await.is_err() {
-                            return;
-                        }
+                        // Who is gone is seen above.
+                        let _ = events.send(event).await;
+                    }
+                    continue;
+                }
+                Some(EngineEvent::Rest(text)) => {
+                    for event in self.teller.rest(text) {
+                        let _ = events.send(event).await;
                     }
                     continue;
                 }
                 Some(EngineEvent::Done(answer)) => {
                     for event in self.teller.finish() {
-                        if events.send(event).await.is_err() {
-                            return;
-                        }
+                        let _ = events.send(event).await;
                     }
                     // Nobody signs what a model has computed that may not be the one that it says.
                     let settled = tokio::select! {
-                        () = events.closed() => return,
+                        biased;
                         settled = self.standing.settled() => settled,
+                        () = stop.asked(), if !stopped => self.standing.settled().await,
+                        () = events.closed(), if !stopped => return,
                     };
                     match settled {
                         Ok(()) => self.conclude(*answer).await,

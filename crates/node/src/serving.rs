@@ -97,6 +97,7 @@ enum Command {
         admitted: oneshot::Sender<Result<(), SubmitError>>,
     },
     Cancel(JobId),
+    Stop(JobId),
     Encode(Encoding),
     /// The model will not arrive.
     End,
@@ -114,6 +115,14 @@ pub struct Running {
     commands: Sender<Command>,
     /// What happens.
     pub events: mpsc::Receiver<Event>,
+}
+
+impl Running {
+    /// Ends the answer with the token that it is at. If it has not begun, the events end without one.
+    pub fn stop(&self) {
+        // A thread that has ended needs no word.
+        let _ = self.commands.send(Command::Stop(self.id));
+    }
 }
 
 impl Drop for Running {
@@ -354,6 +363,16 @@ fn encode_all(
     }
 }
 
+/// Hands an event to whoever reads the job's, for whom the last one is the end. False if nobody reads, who should.
+fn pass_on(readers: &mut HashMap<JobId, mpsc::Sender<Event>>, id: JobId, event: Event) -> bool {
+    let done = matches!(event, Event::Done(_));
+    let sent = readers.get(&id).is_some_and(|r| r.try_send(event).is_ok());
+    if done {
+        readers.remove(&id);
+    }
+    sent || done
+}
+
 /// The thread of a decoder. It ends with the last sender, or when the model will not arrive.
 fn run(
     mut batcher: Batcher<'_>,
@@ -395,6 +414,14 @@ fn run(
                     batcher.cancel(id);
                     readers.remove(&id);
                 }
+                Command::Stop(id) => {
+                    let mut report = |id, event| {
+                        pass_on(&mut readers, id, event);
+                    };
+                    if !batcher.stop(id, &mut report) {
+                        readers.remove(&id);
+                    }
+                }
                 // A decoder's sender never makes one; dropping it tells whoever waits.
                 Command::Encode(_) => {}
                 Command::End => return,
@@ -403,11 +430,7 @@ fn run(
         }
         let mut gone = Vec::new();
         let stepped = batcher.step(&mut |id, event| {
-            let done = matches!(event, Event::Done(_));
-            let sent = readers.get(&id).is_some_and(|r| r.try_send(event).is_ok());
-            if done {
-                readers.remove(&id);
-            } else if !sent {
+            if !pass_on(&mut readers, id, event) {
                 gone.push(id);
             }
         });

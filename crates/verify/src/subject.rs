@@ -3,6 +3,7 @@
 use assay_core::answer::AnswerRecord;
 use assay_core::id::ModelRoot;
 use assay_core::request::{Prompt, Tool};
+use assay_core::transcript::StopReason;
 use assay_core::verdict::FailureCode;
 use assay_engine::artifact::TextModel;
 use assay_engine::program::Program;
@@ -76,6 +77,12 @@ impl Report {
         let ended = t.output_ids.iter().position(|id| transcriber.push(*id).is_some());
         let last = t.output_ids.len().checked_sub(1);
         match (ended, transcriber.stopped()) {
+            // No rule ends it, and there is something of it.
+            (None, None) if t.stop == StopReason::Cancelled && last.is_some() => {
+                transcriber.cancel();
+                self.pass("stop", format!("Cancelled after {} tokens", t.output_ids.len()));
+                self.unseen("that who ordered the answer asked for its end, as its record says: only who ordered it knows");
+            }
             (Some(at), Some(stop)) if Some(at) == last && stop == t.stop => {
                 self.pass("stop", format!("{stop:?} after {} tokens", t.output_ids.len()));
             }

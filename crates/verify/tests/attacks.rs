@@ -514,6 +514,10 @@ fn early_stop() {
         verdict(&mut record).0,
         FailureCode::StopReason | FailureCode::Text | FailureCode::Digest
     ));
+    // Called cancelled, it holds, and the verdict says what is left to the payer: who never asked for its end refuses it (the gateway's tests, and
+    // `assay verify` of an answer that was told to its end).
+    let verdict_of = NODE.check(&NODE.stopped(NODE.request(), 20));
+    assert!(verdict_of.holds && verdict_of.unchecked.iter().any(|u| u.contains("asked for its end")));
     let mut record = NODE.answer(NODE.request());
     record.transcript.output_ids.truncate(79);
     let (code, _) = verdict(&mut record);

@@ -69,7 +69,10 @@ struct Case {
 
 impl Case {
     fn new(request: Request, tokens: u32) -> Case {
-        let record = NODE.answer(request);
+        Case::of(NODE.answer(request), tokens)
+    }
+
+    fn of(record: AnswerRecord, tokens: u32) -> Case {
         let mut executor = NODE.executor();
         let fed = Fed::of(&record.transcript).unwrap();
         let mut prover = Prover::new(&mut executor).unwrap();
@@ -123,6 +126,15 @@ impl Case {
         carries.extend(&self.opening.rest);
         self.challenge.trace = trace::root(&carries);
         NODE.sign(&mut self.record);
+    }
+}
+
+#[test]
+fn an_answer_that_was_stopped_is_opened_like_others() {
+    for tokens in [1, 40] {
+        let case = Case::of(NODE.stopped(NODE.request(), tokens), 64);
+        let verdict = case.check();
+        assert!(verdict.holds, "{verdict:?}");
     }
 }
 

@@ -276,6 +276,58 @@ fn a_character_of_the_text() {
     }
 }
 
+/// It holds exactly where the execution agrees and no rule of the request ends it before; who asked for its end is nothing that an execution shows.
+#[test]
+fn an_answer_that_was_stopped_holds_as_far_as_it_goes() {
+    for tokens in [1, 20, 33, 79] {
+        let mut stopped = NODE.stopped(NODE.request(), tokens);
+        assert_eq!(stopped.transcript.stop, StopReason::Cancelled);
+        assert_eq!(stopped.transcript.output_ids, RECORD.transcript.output_ids[..tokens]);
+        let verdict = NODE.check(&stopped);
+        assert!(verdict.holds, "{verdict:?}");
+        assert!(verdict.unchecked.iter().any(|u| u.contains("asked for its end")), "{verdict:?}");
+        let subject = Subject {
+            root: NODE.artifact.root(),
+            program: NODE.artifact.program().program(),
+            text: NODE.artifact.text(),
+            tokenizer: &NODE.tokenizer,
+        };
+        assert_eq!(
+            check_by_reexecution(&stopped, &subject, &mut ByReference(NODE.artifact.as_ref())),
+            verdict
+        );
+        // It is none of the other ends, and has no token, character or number more or less than were executed.
+        for stop in [StopReason::EndToken, StopReason::Length, StopReason::Window, StopReason::StopString(0)]
+        {
+            let mut other = stopped.clone();
+            other.transcript.stop = stop;
+            NODE.sign(&mut other);
+            let last = u32::try_from(tokens - 1).unwrap();
+            assert_fails(&NODE.check(&other), FailureCode::StopReason, Some(last));
+        }
+        let mut shorter = stopped.clone();
+        shorter.transcript.output_ids.pop();
+        NODE.sign(&mut shorter);
+        assert!(!NODE.check(&shorter).holds);
+        stopped.transcript.output_ids[tokens - 1] ^= 1;
+        NODE.sign(&mut stopped);
+        assert!(!NODE.check(&stopped).holds);
+    }
+    // What its request has ended was not stopped.
+    for verdict in altered(|r| r.transcript.stop = StopReason::Cancelled) {
+        assert_fails(&verdict, FailureCode::StopReason, Some(79));
+    }
+    // Text that was held back for a stop string, and characters in the middle of their bytes, are in the text.
+    for stop in [" ", "the ", ". A long stop string that begins as a sentence ends"] {
+        let request = Request { stop: vec![stop.into()], ..NODE.request() };
+        for tokens in 1..12 {
+            let record = NODE.stopped(request.clone(), tokens);
+            let verdict = NODE.check(&record);
+            assert!(verdict.holds, "{stop:?} {tokens}: {verdict:?}");
+        }
+    }
+}
+
 #[test]
 fn an_answer_cut_short_or_drawn_out() {
     for verdict in altered(|r| r.transcript.output_ids.truncate(79)) {

@@ -118,6 +118,16 @@ fn joined(record: &AnswerRecord, verdicts: &[ShardVerdict]) -> Verdict {
     join(record, &subject(), program(), verdicts)
 }
 
+#[test]
+fn an_answer_that_was_stopped_is_audited_like_others() {
+    let record = NODE.stopped(NODE.request(), 40);
+    let states = states(&mut executor(), &fed(&record));
+    let verdicts = audit(&record, &states);
+    assert_eq!(failing(&verdicts), []);
+    let joined = joined(&record, &verdicts);
+    assert!(joined.holds, "{joined:?}");
+}
+
 /// Index of the tail.
 fn tail() -> usize {
     LAYERS.all().len() - 1

@@ -7,8 +7,8 @@ use assay_core::id::{NodeAddress, SealingKey};
 use assay_core::offer::SignedOffer;
 use assay_core::payment::Payment;
 
-use super::seal::{Frames, SALT_BYTES, Sent, seal};
-use super::{FRAME_BYTES_MAX, Frame, OFFER_JSON_BYTES_MAX, ORDER_S_MAX, RelayOrder, Work};
+use super::seal::{Frames, SALT_BYTES, STOP_BYTES, Sent, seal};
+use super::{FRAME_BYTES_MAX, Frame, OFFER_JSON_BYTES_MAX, ORDER_S_MAX, RelayOrder, STOP, Work};
 use crate::server::now_s;
 use crate::traces;
 
@@ -18,6 +18,8 @@ const REFUSAL_BYTES_MAX: usize = 64 << 10;
 const CONNECT: Duration = Duration::from_secs(5);
 /// Time in which an offer must have come.
 const OFFER: Duration = Duration::from_secs(10);
+/// Time in which a provider must have heard that an answer is to end.
+const ASKED: Duration = Duration::from_secs(5);
 /// For how long an order is sealed.
 const ORDER_S: u64 = 300;
 const _: () = assert!(ORDER_S <= ORDER_S_MAX);
@@ -103,9 +105,12 @@ impl Default for RelayClient {
     }
 }
 
-/// An answer on its way. Dropping it cancels the work.
+/// An answer on its way. Dropping it ends it too: who has answered may charge for what it sent.
 pub struct Running {
+    http: reqwest::Client,
     endpoint: String,
+    /// Names the order to its provider.
+    stop: [u8; STOP_BYTES],
     response: reqwest::Response,
     /// What has come and is not read yet.
     buffer: Vec<u8>,
@@ -180,7 +185,8 @@ impl RelayClient {
             let bytes = bounded(&endpoint, &mut response, REFUSAL_BYTES_MAX).await?;
             return Err(status(endpoint, response.status().as_u16(), &bytes));
         }
-        Ok(Running { endpoint, response, buffer: Vec::new(), state: State::Salt(sent) })
+        let (http, stop) = (self.http.clone(), sent.stop());
+        Ok(Running { http, endpoint, stop, response, buffer: Vec::new(), state: State::Salt(sent) })
     }
 }
 
@@ -231,6 +237,20 @@ impl Running {
                 Err(e) => return Err(self.broken(reason(&e))),
             }
         }
+    }
+
+    /// Asks the provider to end the answer with the token that it is at. Its frames go on until the last one, which is read like any other's.
+    pub async fn stop(&self) -> Result<(), RelayError> {
+        let endpoint = self.endpoint.clone();
+        let post = self.http.post(format!("{endpoint}{STOP}")).body(self.stop.to_vec());
+        let posted = post.timeout(ASKED).send().await;
+        let mut response =
+            posted.map_err(|e| RelayError::Unreachable { endpoint: endpoint.clone(), reason: reason(&e) })?;
+        if response.status().is_success() {
+            return Ok(());
+        }
+        let bytes = bounded(&endpoint, &mut response, REFUSAL_BYTES_MAX).await?;
+        Err(status(endpoint, response.status().as_u16(), &bytes))
     }
 
     fn broken(&mut self, reason: String) -> RelayError {

@@ -51,6 +51,11 @@ fn exporter(salt: &[u8; SALT_BYTES]) -> Vec<u8> {
     [b"assay/order-answer/1".as_slice(), salt].concat()
 }
 
+/// By which who ordered an answer asks for its end.
+const STOP: &[u8] = b"assay/order-stop/1";
+/// Bytes of what names an order to be stopped.
+pub(super) const STOP_BYTES: usize = 32;
+
 /// Bytes that were never used before.
 pub(super) fn salt() -> [u8; SALT_BYTES] {
     Key::generate().into()
@@ -96,6 +101,11 @@ impl Unsealer {
 }
 
 impl Sent {
+    /// Names the order to its provider, and to nobody else.
+    pub(super) fn stop(&self) -> [u8; STOP_BYTES] {
+        exported(|name| self.0.export(STOP, name))
+    }
+
     /// Reads the answer that began with `salt`.
     pub(super) fn frames(&self, salt: &[u8; SALT_BYTES]) -> Frames {
         Frames::under(|key| self.0.export(&exporter(salt), key))
@@ -103,10 +113,21 @@ impl Sent {
 }
 
 impl Read {
+    /// As who sent it names the order.
+    pub(super) fn stop(&self) -> [u8; STOP_BYTES] {
+        exported(|name| self.0.export(STOP, name))
+    }
+
     /// Writes the answer that begins with `salt`, which must never have been used.
     pub(super) fn frames(&self, salt: &[u8; SALT_BYTES]) -> Frames {
         Frames::under(|key| self.0.export(&exporter(salt), key))
     }
+}
+
+fn exported(export: impl FnOnce(&mut [u8]) -> Result<(), hpke::HpkeError>) -> [u8; STOP_BYTES] {
+    let mut name = [0; STOP_BYTES];
+    export(&mut name).expect("HKDF gives 32 bytes");
+    name
 }
 
 impl Frames {
@@ -160,6 +181,16 @@ mod tests {
             assert!(unsealer.open(&altered).is_err(), "byte {i}");
             assert!(unsealer.open(&sealed[..i]).is_err());
         }
+    }
+
+    #[test]
+    fn an_order_is_stopped_by_who_sent_it() {
+        let unsealer = Unsealer::draw(PROVIDER);
+        let (sealed, sent) = seal(PROVIDER, unsealer.public(), b"hello").unwrap();
+        let (_, other) = seal(PROVIDER, unsealer.public(), b"hello").unwrap();
+        let (_, read) = unsealer.open(&sealed).unwrap();
+        assert_eq!(sent.stop(), read.stop());
+        assert_ne!(sent.stop(), other.stop());
     }
 
     #[test]

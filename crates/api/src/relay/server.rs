@@ -19,10 +19,10 @@ use axum::{Json, Router};
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use super::seal::{Frames, SALT_BYTES, Unsealer};
-use super::{Frame, ORDER_BYTES_MAX, ORDER_S_MAX, ORDERS, RelayOrder, Work};
+use super::seal::{Frames, SALT_BYTES, STOP_BYTES, Unsealer};
+use super::{Frame, ORDER_BYTES_MAX, ORDER_S_MAX, ORDERS, RelayOrder, STOP, Work};
 use crate::answer::Meter;
-use crate::inference::{Caller, EmbeddingOrder, Event, Inference, Order, Task};
+use crate::inference::{Caller, EmbeddingOrder, Event, Generation, Inference, Order, Stop, Task};
 use crate::metrics::{Finish, Metrics};
 use crate::server::now_s;
 use crate::{ModelCard, Refusal, traces};
@@ -68,6 +68,20 @@ pub struct Relay<I> {
     options: RelayOptions,
     /// Ids of orders, and until when each could be sent again.
     taken: Mutex<HashMap<[u8; 16], u64>>,
+    /// Answers under way, by what their orders are stopped by.
+    stops: Mutex<HashMap<[u8; STOP_BYTES], Stop>>,
+}
+
+/// Where an answer under way can be asked to stop. Dropped, it cannot any more.
+struct Listed<'a, I> {
+    relay: &'a Relay<I>,
+    name: [u8; STOP_BYTES],
+}
+
+impl<I> Drop for Listed<'_, I> {
+    fn drop(&mut self) {
+        self.relay.stops.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
+    }
 }
 
 type Shared<I> = Arc<Relay<I>>;
@@ -80,15 +94,16 @@ impl<I: Inference> Relay<I> {
         sign: OfferSigner,
         options: RelayOptions,
     ) -> Relay<I> {
-        let taken = Mutex::default();
-        Relay { inference, provider, unsealer: Unsealer::draw(provider), sign, options, taken }
+        let (taken, stops) = (Mutex::default(), Mutex::default());
+        Relay { inference, provider, unsealer: Unsealer::draw(provider), sign, options, taken, stops }
     }
 
-    /// `GET /v1/offer` and `POST /v1/orders`.
+    /// `GET /v1/offer`, `POST /v1/orders` and `POST /v1/orders/stop`.
     pub fn routes(self) -> Router {
         Router::new()
             .route("/v1/offer", get(offer::<I>))
             .route(ORDERS, post(take::<I>))
+            .route(STOP, post(stop::<I>))
             .with_state(Arc::new(self))
     }
 
@@ -118,6 +133,12 @@ impl<I: Inference> Relay<I> {
             models: self.inference.models().into_iter().map(offered).collect(),
         };
         (self.sign)(&offer.signing_hash()).map(|signature| SignedOffer { offer, signature })
+    }
+
+    /// Lists an answer by what its order is stopped by.
+    fn list(&self, name: [u8; STOP_BYTES], stop: Stop) -> Listed<'_, I> {
+        self.stops.lock().unwrap_or_else(PoisonError::into_inner).insert(name, stop);
+        Listed { relay: self, name }
     }
 
     /// Whether an order may be taken now, which it may once.
@@ -156,6 +177,24 @@ async fn offer<I: Inference>(State(relay): State<Shared<I>>) -> Response {
     }
 }
 
+async fn stop<I: Inference>(State(relay): State<Shared<I>>, request: Request) -> Response {
+    let name = tokio::time::timeout(relay.options.body, to_bytes(request.into_body(), STOP_BYTES)).await;
+    let Some(name) =
+        name.ok().and_then(Result::ok).and_then(|name| <[u8; STOP_BYTES]>::try_from(&*name).ok())
+    else {
+        let message = format!("an order is stopped by the {STOP_BYTES} bytes that name it");
+        return refused(StatusCode::BAD_REQUEST, "order_malformed", message);
+    };
+    let stop = relay.stops.lock().unwrap_or_else(PoisonError::into_inner).get(&name).cloned();
+    match stop {
+        Some(stop) => {
+            stop.ask();
+            StatusCode::NO_CONTENT.into_response()
+        }
+        None => refused(StatusCode::NOT_FOUND, "order_not_running", "no answer to this order is under way"),
+    }
+}
+
 async fn take<I: Inference>(State(relay): State<Shared<I>>, request: Request) -> Response {
     let measured = Measured { metrics: request.extensions().get().cloned(), started: Instant::now() };
     let sealed = tokio::time::timeout(relay.options.body, to_bytes(request.into_body(), ORDER_BYTES_MAX));
@@ -175,7 +214,7 @@ async fn take<I: Inference>(State(relay): State<Shared<I>>, request: Request) ->
     };
     drop(sealed);
     let salt: [u8; SALT_BYTES] = crate::relay::seal::salt();
-    let frames = read.frames(&salt);
+    let (frames, name) = (read.frames(&salt), read.stop());
     let (wire, chunks) = mpsc::channel(FRAMES);
     let alive = relay.options.alive;
     let outcome = RelayOrder::from_canonical_bytes(&order);
@@ -187,7 +226,7 @@ async fn take<I: Inference>(State(relay): State<Shared<I>>, request: Request) ->
         }
         let last = match outcome {
             Err(e) => Frame::Failed(Refusal::Invalid { param: "order".into(), message: e.to_string() }),
-            Ok(order) => teller.answer(&relay, order, &measured).await,
+            Ok(order) => teller.answer(&relay, order, name, &measured).await,
         };
         teller.tell(&last).await;
     });
@@ -256,6 +295,7 @@ impl Teller {
         &mut self,
         relay: &Relay<I>,
         order: RelayOrder,
+        name: [u8; STOP_BYTES],
         measured: &Measured,
     ) -> Frame {
         if let Err(refusal) = relay.admit(&order, now_s()) {
@@ -299,31 +339,37 @@ impl Teller {
                 match self.patiently(relay.inference.generate(order)).await {
                     None => gone(),
                     Some(Err(refusal)) => measured.refused(refusal),
-                    Some(Ok(mut generation)) => {
-                        let mut meter = measured.meter(relay, model);
-                        let (receipt_id, prompt_tokens) = (generation.receipt_id, generation.prompt_tokens);
-                        if !self.tell(&Frame::Queued { receipt_id, prompt_tokens }).await {
-                            return gone();
-                        }
-                        loop {
-                            let Some(event) = self.patiently(generation.events.recv()).await else {
-                                return gone();
-                            };
-                            if let (Some(meter), Some(event)) = (&mut meter, &event) {
-                                meter.see(event);
-                            }
-                            let frame = frame(event);
-                            if frame.is_last() {
-                                return frame;
-                            }
-                            if !self.tell(&frame).await {
-                                return gone();
-                            }
-                        }
+                    Some(Ok(generation)) => {
+                        let meter = measured.meter(relay, model);
+                        let _listed = relay.list(name, generation.stop.clone());
+                        self.generated(generation, meter).await.unwrap_or_else(gone)
                     }
                 }
             }
         }
+    }
+
+    /// The last frame of an answer, after the others. Nothing if its reader is gone; who goes when something of it was told pays for what there is of it.
+    async fn generated(&mut self, mut generation: Generation, mut meter: Option<Meter>) -> Option<Frame> {
+        let (receipt_id, prompt_tokens) = (generation.receipt_id, generation.prompt_tokens);
+        let mut reads = self.tell(&Frame::Queued { receipt_id, prompt_tokens }).await;
+        let mut told = false;
+        while reads {
+            let Some(event) = self.patiently(generation.events.recv()).await else { break };
+            if let (Some(meter), Some(event)) = (&mut meter, &event) {
+                meter.see(event);
+            }
+            let frame = frame(event);
+            if frame.is_last() {
+                return Some(frame);
+            }
+            reads = self.tell(&frame).await;
+            told |= reads;
+        }
+        if told {
+            generation.stop.ask();
+        }
+        None
     }
 }
 

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use assay_api::{
-    EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Refusal, ServerOptions, Task, serve,
+    EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Refusal, ServerOptions, Stop, Task,
+    serve,
 };
 use assay_core::answer::{AnswerRecord, Format, GenerationCost};
 use assay_core::digest::ExecutionDigests;
@@ -205,7 +206,8 @@ impl Inference for SharedMock {
                 let _ = events.send(Event::End { stop, usage: record.transcript.usage(), record }).await;
             }
         });
-        Ok(Generation { receipt_id: RECEIPT, prompt_tokens: 3, source: None, events: receiver })
+        let stop = Stop::default();
+        Ok(Generation { receipt_id: RECEIPT, prompt_tokens: 3, source: None, stop, events: receiver })
     }
 
     async fn embed(&self, order: EmbeddingOrder) -> Result<Arc<EmbeddingRecord>, Refusal> {

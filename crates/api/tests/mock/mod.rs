@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use assay_api::{
     Class, EmbeddingOrder, Event, Generation, Inference, Load, Logprob, ModelCard, Order, Refusal, Second,
-    ServerOptions, Source, Task, TokenChance, serve,
+    ServerOptions, Source, Stop, Task, TokenChance, serve,
 };
 use assay_core::answer::{AnswerRecord, Format};
 use assay_core::digest::ExecutionDigests;
@@ -25,6 +25,8 @@ use tokio::sync::{mpsc, oneshot};
 #[derive(Default)]
 pub struct Mock {
     pub cancelled: AtomicBool,
+    /// An answer was asked to stop.
+    pub stopped: AtomicBool,
     pub started: AtomicU32,
     pub not_ready: AtomicBool,
     pub last: std::sync::Mutex<Option<Order>>,
@@ -138,6 +140,8 @@ impl Inference for SharedMock {
         *mock.last.lock().unwrap() = Some(order.clone());
         let choice = order.request.choice;
         let (events, receiver) = mpsc::channel(4);
+        let stop = Stop::default();
+        let asked = stop.clone();
         let script = text(&order.request.prompt);
         match script.as_str() {
             "busy" => return Err(Refusal::Busy { retry_after_s: 3 }),
@@ -195,11 +199,30 @@ impl Inference for SharedMock {
                     };
                     vec![half("", &[0xc3]), half("é", &[0xa9]), half("!", b"!"), end_by(StopReason::EndToken)]
                 }
-                "endless" => {
-                    while events.send(delta("la ")).await.is_ok() {
-                        tokio::time::sleep(Duration::from_millis(5)).await;
+                "the second fails" if choice == 1 => vec![delta("Hel"), fail()],
+                "endless" | "the second fails" => {
+                    let on = async {
+                        while events.send(delta("la ")).await.is_ok() {
+                            tokio::time::sleep(Duration::from_millis(5)).await;
+                        }
+                    };
+                    tokio::select! {
+                        biased;
+                        () = asked.asked() => {
+                            mock.stopped.store(true, SeqCst);
+                            let _ = events.send(end_by(StopReason::Cancelled)).await;
+                        }
+                        () = on => mock.cancelled.store(true, SeqCst),
                     }
-                    mock.cancelled.store(true, SeqCst);
+                    return;
+                }
+                // Nothing is told before it is over.
+                "quiet" => {
+                    tokio::select! {
+                        biased;
+                        () = asked.asked() => mock.stopped.store(true, SeqCst),
+                        () = events.closed() => mock.cancelled.store(true, SeqCst),
+                    }
                     return;
                 }
                 _ => vec![
@@ -217,7 +240,7 @@ impl Inference for SharedMock {
                 }
             }
         });
-        Ok(Generation { receipt_id: receipt_id(choice), prompt_tokens: 3, source, events: receiver })
+        Ok(Generation { receipt_id: receipt_id(choice), prompt_tokens: 3, source, stop, events: receiver })
     }
 
     async fn embed(&self, order: EmbeddingOrder) -> Result<Arc<EmbeddingRecord>, Refusal> {

@@ -15,7 +15,7 @@ use super::script::{Statement, Value, marks, run};
 use super::store::{Engine, charge_of, key_of, random_id};
 use super::{
     AccountsError, Answered, Ask, Attempt, Charge, Hold, HoldId, Key, KeyName, MicroUsd, RETRY_WINDOW_MS,
-    Refused, Reserved, Settled,
+    Refused, Reserved, Retried, Settled,
 };
 
 /// What a request asks of the books.
@@ -24,7 +24,7 @@ pub(super) enum Deed {
     /// To begin.
     Reserve(Ask),
     /// To end with an answer.
-    Charge { hold: HoldId, amount: MicroUsd, answer: Box<Answered>, now_ms: i64 },
+    Charge { hold: HoldId, amount: MicroUsd, answer: Box<Answered>, retried: Retried, now_ms: i64 },
     /// To end without one.
     Release { hold: HoldId },
 }
@@ -206,8 +206,8 @@ impl Books {
     fn decide(&mut self, at: usize, deed: &Deed) -> Outcome {
         match deed {
             Deed::Reserve(ask) => Outcome::Reserved(self.reserve(at, ask)),
-            Deed::Charge { hold, amount, answer, now_ms } => {
-                Outcome::Settled(self.end(hold, Some((*amount, answer, *now_ms))))
+            Deed::Charge { hold, amount, answer, retried, now_ms } => {
+                Outcome::Settled(self.end(hold, Some((*amount, answer, *retried, *now_ms))))
             }
             Deed::Release { hold } => Outcome::Settled(self.end(hold, None)),
         }
@@ -250,8 +250,8 @@ impl Books {
     }
 
     /// Takes a hold away, keeps what is charged, and gives the rest back.
-    fn end(&mut self, id: &HoldId, charged: Option<(MicroUsd, &Answered, i64)>) -> Settled {
-        let Some(hold) = self.holds.remove(&id.0) else {
+    fn end(&mut self, id: &HoldId, charged: Option<(MicroUsd, &Answered, Retried, i64)>) -> Settled {
+        let Some(mut hold) = self.holds.remove(&id.0) else {
             return Settled::Before(MicroUsd::from_column(self.ended.get(&id.0).copied().unwrap_or(0)));
         };
         let kept = charged.as_ref().map_or(0, |(amount, ..)| amount.column().min(hold.amount));
@@ -270,7 +270,11 @@ impl Books {
         *moved = moved.saturating_add(back);
         self.ended.insert(hold.id.clone(), kept);
         self.gone.insert(hold.id.clone());
-        if let Some((_, answer, at_ms)) = charged {
+        if let Some((_, answer, retried, at_ms)) = charged {
+            if retried == Retried::Anew {
+                // No request has no name.
+                hold.request.clear();
+            }
             self.charged.push(ChargeRow { hold, kept, answer: answer.clone(), at_ms });
         }
         Settled::Now(MicroUsd::from_column(kept))

@@ -143,14 +143,14 @@ impl Accounts {
         Ok(())
     }
 
-    /// The answer is there. From now on it is settled, whatever happens, and told again to whoever sends the payment again. `false` says that the payment
+    /// The answer is there. From now on it is settled, whatever happens, and told again to whoever sends the payment again, unless it was stopped. `false` says that the payment
     /// does not run: another gateway has begun in this one's place.
     pub async fn pledge_answered(
         &self,
         id: &str,
         amount: MicroUsd,
         answer: &Answered,
-        told: &[u8],
+        told: Option<&[u8]>,
     ) -> Result<bool, AccountsError> {
         let update = sqlx::query(
             "UPDATE caller_payments SET state = 'answered', amount = $2, receipt = $3, provider = $4, model = $5, prompt_tokens = $6, \
@@ -158,7 +158,7 @@ impl Accounts {
         );
         let update = update.bind(id).bind(amount.column()).bind(&answer.receipt).bind(&answer.provider);
         let update = update.bind(&answer.model).bind(i64::from(answer.prompt_tokens));
-        let update = update.bind(i64::from(answer.completion_tokens)).bind(hex::encode(told));
+        let update = update.bind(i64::from(answer.completion_tokens)).bind(told.map(hex::encode));
         Ok(update.execute(self.store.pool()).await?.rows_affected() == 1)
     }
 

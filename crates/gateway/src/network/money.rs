@@ -12,7 +12,7 @@ use assay_core::request::{Prompt, Request};
 
 use crate::accounts::{
     self, Accounts, AccountsError, Answered, Ask, Attempt, HoldId, KeyName, MicroUsd, Refused, RequestKey,
-    Secret,
+    Retried, Secret,
 };
 use crate::callers::{Reserved, Told};
 
@@ -185,14 +185,22 @@ impl Purse {
         }
     }
 
-    /// Keeps the fee, durably, before anybody hears that the answer ended. `told` is what was heard before the end.
+    /// Whether what it pays is the same however much of an answer there is.
+    pub(super) fn is_whole(&self) -> bool {
+        match self {
+            Purse::Hold { .. } => false,
+            Purse::Caller(reserved) => reserved.is_whole(),
+        }
+    }
+
+    /// Keeps the fee, durably, before anybody hears that the answer ended. `told` is what who asks again is told; nothing of an answer that was stopped.
     pub(super) async fn charge(
         self,
         fee: u64,
         receipt: &SignedReceipt,
         provider: NodeAddress,
         model: &str,
-        told: impl FnOnce() -> Told,
+        told: impl FnOnce() -> Option<Told>,
     ) -> Result<(), Refusal> {
         let answer = Answered {
             receipt: receipt.receipt.id().to_string(),
@@ -203,7 +211,9 @@ impl Purse {
         };
         match self {
             Purse::Hold { accounts, hold } => {
-                accounts.charge(hold, MicroUsd(fee), answer, now_ms()).await.map(drop).map_err(refusal)
+                let retried = told().map_or(Retried::Anew, |_| Retried::Known);
+                let charged = accounts.charge(hold, MicroUsd(fee), answer, retried, now_ms()).await;
+                charged.map(drop).map_err(refusal)
             }
             Purse::Caller(reserved) => reserved.charge(fee, answer, told()).await,
         }

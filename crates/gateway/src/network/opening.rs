@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use assay_api::{Caller, Class, Event, Generation, Refusal, Source};
+use assay_api::{Caller, Class, Event, Generation, Refusal, Source, Stop};
 use assay_core::answer::AnswerRecord;
 use assay_core::embedding::Record;
 use assay_core::id::ReceiptId;
@@ -89,6 +89,7 @@ impl Network {
         }
         let price = self.inner.price(provider, model, audit).flatten();
         let source = Some(Source { provider, price, class, second: None });
-        Generation { receipt_id: receipt, prompt_tokens: usage.prompt_tokens, source, events: receiver }
+        let prompt_tokens = usage.prompt_tokens;
+        Generation { receipt_id: receipt, prompt_tokens, source, stop: Stop::default(), events: receiver }
     }
 }

@@ -2,16 +2,16 @@
 
 use std::future::pending;
 use std::sync::Arc;
-use std::time::Duration;
 
 use assay_api::relay::{Frame, Running, Work};
-use assay_api::{Event, Refusal};
+use assay_api::{Event, Refusal, Stop};
 use assay_core::answer::AnswerRecord;
 use assay_core::embedding::Record;
 use assay_core::id::{NodeAddress, ReceiptId};
 use assay_core::payment;
 use assay_core::receipt::SignedReceipt;
 use assay_core::request::Request;
+use assay_core::transcript::StopReason;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
@@ -25,10 +25,6 @@ use crate::callers::Told;
 use crate::lanes::payer::Paying;
 use crate::queue::Turn;
 use crate::routing::{Outcome, Want};
-
-/// How long an answer is waited for whose client has left. Its provider may have completed and charged it before it could know that: then it is
-/// an answer, which the client finds when it asks again.
-pub(super) const GRACE: Duration = Duration::from_millis(500);
 
 /// One answer on its way from providers to a client.
 pub(super) struct Telling {
@@ -54,14 +50,18 @@ pub(super) struct Telling {
     pub(super) kept: Vec<Event>,
     /// Which of two executions it is, of an answer that has two.
     pub(super) leg: Option<Leg>,
+    /// Its client has left.
+    pub(super) stop: Stop,
     /// Others wait until it ends.
     pub(super) _turn: Option<Turn>,
 }
 
 /// How one provider's part of an answer ended.
 enum Ended {
-    /// The client has all of it, or is gone, or the books failed.
+    /// The client has all of it, or it was taken back, or the books failed.
     Over,
+    /// The client left, and pays for what there is of it.
+    Stopped,
     /// The provider broke off, or what it says cannot be taken.
     Lost(String),
 }
@@ -92,9 +92,16 @@ impl Telling {
             }
             mark(&span, outcome);
             self.inner.ended(provider, &self.want, outcome);
-            let Ended::Lost(reason) = ended else {
-                self.count(outcome);
-                break;
+            let reason = match ended {
+                Ended::Lost(reason) => reason,
+                Ended::Over => {
+                    self.count(outcome);
+                    break;
+                }
+                Ended::Stopped => {
+                    self.count(Outcome::Neither);
+                    break;
+                }
             };
             tracing::warn!(%provider, %reason, "a provider broke off an answer");
             lost.push(provider);
@@ -156,6 +163,7 @@ impl Telling {
         let First { candidate, began, first_ms, mut running, frame, .. } = first;
         let Candidate { provider, price, .. } = candidate;
         let failed = |reason: String| (Ended::Lost(reason), Outcome::Failed);
+        // Until when the end is waited for, if the provider was asked to stop.
         let (mut next, mut until) = (Some(frame), None);
         let mut place = Place::default();
         loop {
@@ -174,15 +182,21 @@ impl Telling {
                 Frame::Arguments { index, json } => Event::Arguments { index, json },
                 Frame::Failed(refusal) => return failed(refusal.to_string()),
                 Frame::Embedded(_) | Frame::Counted(_) => return failed("it answered something else".into()),
-                Frame::End { stop, record } => {
+                Frame::End { record, .. } => {
                     let record = Arc::new(*record);
+                    let stop = record.transcript.stop;
+                    let cancelled = stop == StopReason::Cancelled;
+                    if cancelled && until.is_none() {
+                        return failed("it stopped an answer that nobody asked it to stop".into());
+                    }
                     let fee = payment::fee(price, &record.transcript);
                     if let Err(reason) = self.check(provider, fee, &record) {
                         return failed(reason);
                     }
                     let usage = record.transcript.usage();
                     let end = Event::End { stop, usage, record: Arc::clone(&record) };
-                    if let Err(differs) = self.told.new_of(&mut place, end.clone()) {
+                    // One that was stopped may end before what another provider had told.
+                    if let (false, Err(differs)) = (cancelled, self.told.new_of(&mut place, end.clone())) {
                         return failed(differs.to_string());
                     }
                     let outcome = match self.conclude(provider, fee, &record).await {
@@ -197,7 +211,7 @@ impl Telling {
                             Outcome::Neither
                         }
                     };
-                    return (Ended::Over, outcome);
+                    return (if cancelled { Ended::Stopped } else { Ended::Over }, outcome);
                 }
             };
             let event = match self.told.new_of(&mut place, event) {
@@ -210,9 +224,8 @@ impl Telling {
             if self.purse.is_some() || self.leg.as_ref().is_some_and(Leg::is_told) {
                 self.kept.push(event.clone());
             }
-            if events.send(event).await.is_err() {
-                until.get_or_insert_with(|| Instant::now() + GRACE);
-            }
+            // Who is gone is seen above.
+            let _ = events.send(event).await;
         }
     }
 
@@ -230,9 +243,11 @@ impl Telling {
             leg.concluded(fee);
         }
         if let Some(purse) = self.purse.take() {
+            // What was stopped is told to nobody again: who asks again wants all of it.
+            let whole = record.transcript.stop != StopReason::Cancelled;
             let told =
                 || Told { events: self.kept.clone(), record: Record::Answer(Box::new(record.clone())) };
-            purse.charge(fee, &record.receipt, provider, &self.model, told).await?;
+            purse.charge(fee, &record.receipt, provider, &self.model, || whole.then(told)).await?;
         }
         let t = &record.transcript;
         let bytes = 3 * t.text.len()
@@ -246,7 +261,8 @@ impl Telling {
         Ok(())
     }
 
-    /// The next frame. When the client leaves, `until` is set: what ends by then is still an answer.
+    /// The next frame. When the client leaves, the provider is asked to stop, and `until` is set: what ends by then is charged. Where a payment is the same
+    /// for any answer, the client has paid for all of it, and finds it when it sends the payment again.
     async fn next(
         &self,
         running: &mut Running,
@@ -255,14 +271,26 @@ impl Telling {
     ) -> Next {
         loop {
             let left = *until;
-            let (leaves, over) =
-                (async { if left.is_none() { events.closed().await } else { pending().await } }, async {
-                    if let Some(until) = left { sleep_until(until).await } else { pending().await }
-                });
+            let whole = self.purse.as_ref().is_some_and(Purse::is_whole);
+            let over = async {
+                match left {
+                    Some(until) => sleep_until(until).await,
+                    None => pending().await,
+                }
+            };
             tokio::select! {
                 biased;
                 () = over => return Next::Gone,
-                () = leaves => *until = Some(Instant::now() + GRACE),
+                () = self.stop.asked(), if left.is_none() && !whole => {
+                    let end = *until.insert(Instant::now() + self.inner.options.stopped);
+                    match timeout_at(end, running.stop()).await {
+                        Ok(Ok(())) => {}
+                        // It may have ended, which its next frame says.
+                        Ok(Err(e)) => tracing::info!(code = e.code(), reason = %e, "a provider does not stop"),
+                        Err(_) => return Next::Gone,
+                    }
+                }
+                () = events.closed(), if left.is_none() && !whole => return Next::Gone,
                 frame = timeout(self.inner.options.silence, running.frame()) => return match frame {
                     Err(_) => Next::Lost("it says nothing any more".into()),
                     Ok(Err(e)) => Next::Lost(e.to_string()),
@@ -284,7 +312,12 @@ impl Telling {
         if record.receipt.receipt.provider != provider {
             return Err("its receipt is another provider's".into());
         }
-        if !self.told.called() && record.transcript.text != self.told.text() {
+        let (text, told) = (&record.transcript.text, self.told.text());
+        let same = match record.transcript.stop {
+            StopReason::Cancelled => told.starts_with(text.as_str()),
+            _ => *text == told,
+        };
+        if !self.told.called() && !same {
             return Err("its record has another text than it told".into());
         }
         agreed(self.paying.as_ref(), &record.receipt, fee)

@@ -5,7 +5,6 @@
 //! the client pays nothing, and both records are kept for whoever disputes one of them.
 
 use std::collections::BTreeSet;
-use std::future::pending;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -13,20 +12,21 @@ use std::time::{Duration, Instant};
 
 use alloy_primitives::B256;
 use assay_api::relay::Work;
-use assay_api::{Class, Event, Generation, Order, Refusal, Second, Source, traces};
+use assay_api::{Class, Event, Generation, Order, Refusal, Second, Source, Stop, traces};
 use assay_core::answer::AnswerRecord;
+use assay_core::digest::DIGEST_TOKENS;
 use assay_core::embedding::Record;
 use assay_core::id::{NodeAddress, Nonce};
 use assay_core::keccak::keccak256;
 use assay_core::price::Price;
+use assay_core::transcript::StopReason;
 use tokio::sync::mpsc;
-use tokio::time::sleep_until;
 
 use super::attempt::{Candidate, First, Question, race};
 use super::money::{self, Purse};
 use super::opening::Opening;
 use super::resume::Told;
-use super::telling::{GRACE, Telling};
+use super::telling::Telling;
 use super::{Inner, Network, PIECES, may_wait, now_s, terms, want};
 use crate::callers;
 use crate::routing::{BUSY_MS, Outcome, Want};
@@ -221,7 +221,8 @@ impl Network {
         let source = Some(Source { provider, price, class: Class::Full, second: Some(second) });
         let mut turn = Some(turn);
         let fees = legs.each_ref().map(|leg| Arc::clone(&leg.fee));
-        let told = [one, two].into_iter().zip(legs).map(|(mut first, leg)| {
+        let stops = [Stop::default(), Stop::default()];
+        let told = [one, two].into_iter().zip(legs).zip(&stops).map(|((mut first, leg), stop)| {
             let (events, receiver) = mpsc::channel(PIECES);
             let telling = Telling {
                 inner: Arc::clone(inner),
@@ -237,6 +238,7 @@ impl Network {
                 told: Told::default(),
                 kept: Vec::new(),
                 leg: Some(leg),
+                stop: stop.clone(),
                 _turn: turn.take(),
             };
             // Owned by the pair below: it ends with the answer, or when the pair is gone.
@@ -248,6 +250,7 @@ impl Network {
             return Err(Refusal::Internal { message: "two executions are two".into() });
         };
         let (events, receiver) = mpsc::channel(PIECES);
+        let stop = Stop::default();
         let pair = Pair {
             inner: Arc::clone(inner),
             first,
@@ -256,10 +259,12 @@ impl Network {
             purse,
             heard: Vec::new(),
             model: model.name,
+            stop: stop.clone(),
+            stops,
         };
         // Owned by the request: it ends with the answer, or when the client's receiver is gone.
         traces::current().spawn(pair.forward(events));
-        Ok(Generation { receipt_id, prompt_tokens, source, events: receiver })
+        Ok(Generation { receipt_id, prompt_tokens, source, stop, events: receiver })
     }
 }
 
@@ -274,11 +279,15 @@ struct Pair {
     heard: Vec<Event>,
     /// The model's name.
     model: String,
+    /// The client has left.
+    stop: Stop,
+    /// What stops the executions.
+    stops: [Stop; 2],
 }
 
 /// Why there is no end.
 enum NoEnd {
-    /// The client has left, and the first execution was not over yet.
+    /// The client has left, or it was taken back, and there is nothing that it has to pay for.
     Gone,
     Refused(Refusal),
 }
@@ -295,6 +304,7 @@ impl Pair {
         }
         let metrics = &self.inner.metrics;
         match &ended {
+            Ok(Event::End { stop: StopReason::Cancelled, .. }) => metrics.left.inc(),
             Ok(_) => metrics.answered.inc(),
             Err(NoEnd::Refused(_)) => metrics.failed.inc(),
             Err(NoEnd::Gone) => metrics.left.inc(),
@@ -307,42 +317,41 @@ impl Pair {
         };
     }
 
-    /// Waits for both ends. A client that leaves when the first is over has heard its answer, and pays for both.
+    /// Waits for both ends. A client that leaves before the first is over has both stopped; one that leaves later has heard its answer. Either pays for both.
     async fn ends(&mut self, events: &mpsc::Sender<Event>) -> Result<(Event, Arc<AnswerRecord>), NoEnd> {
         let (mut end, mut other) = (None, None);
-        let mut until: Option<tokio::time::Instant> = None;
+        let mut left = false;
+        let ended = |left, refusal| if left { NoEnd::Gone } else { NoEnd::Refused(refusal) };
         loop {
             if let (Some(_), Some(_)) = (&end, &other) {
                 break;
             }
-            let over = async {
-                match until {
-                    Some(until) => sleep_until(until).await,
-                    None => pending().await,
-                }
-            };
             tokio::select! {
+                biased;
+                () = self.stop.asked(), if !left => {
+                    left = true;
+                    // Where a payment is the same for any answer, the client has paid for all of it.
+                    if end.is_none() && !self.purse.as_ref().is_some_and(Purse::is_whole) {
+                        self.stops.iter().for_each(Stop::ask);
+                    }
+                }
+                () = events.closed(), if !left => return Err(NoEnd::Gone),
                 event = self.first.recv(), if end.is_none() => match event.unwrap_or_else(stopped) {
-                    Event::Failed(refusal) => return Err(NoEnd::Refused(refusal)),
+                    Event::Failed(refusal) => return Err(ended(left, refusal)),
                     last @ Event::End { .. } => end = Some(last),
                     event => {
                         if self.purse.is_some() {
                             self.heard.push(event.clone());
                         }
-                        if events.send(event).await.is_err() {
-                            until.get_or_insert_with(|| tokio::time::Instant::now() + GRACE);
-                        }
+                        // Who is gone is seen above.
+                        let _ = events.send(event).await;
                     }
                 },
                 event = self.second.recv(), if other.is_none() => match event.unwrap_or_else(stopped) {
-                    Event::Failed(refusal) => return Err(NoEnd::Refused(refusal)),
+                    Event::Failed(refusal) => return Err(ended(left, refusal)),
                     Event::End { record, .. } => other = Some(record),
                     _ => {}
                 },
-                () = events.closed(), if until.is_none() => {
-                    until = Some(tokio::time::Instant::now() + GRACE);
-                }
-                () = over, if end.is_none() => return Err(NoEnd::Gone),
             }
         }
         end.zip(other).ok_or(NoEnd::Gone)
@@ -354,8 +363,7 @@ impl Pair {
             return Err(Refusal::Internal { message: "an answer ended without an end".into() });
         };
         let (one, two) = (&record.receipt.receipt, &other.receipt.receipt);
-        let same = (one.transcript_root, one.digest_root) == (two.transcript_root, two.digest_root);
-        if !same {
+        if !agree(record, other) {
             let (first, second) = (one.id().to_string(), two.id().to_string());
             tracing::error!(first, second, of = %one.provider, and = %two.provider, code = "answers_differ", "two providers gave different answers");
             if let Some(folder) = &self.inner.differing {
@@ -367,11 +375,43 @@ impl Pair {
             let fee =
                 self.fees.iter().filter_map(|fee| fee.get()).fold(0u64, |sum, fee| sum.saturating_add(*fee));
             let events = std::mem::take(&mut self.heard);
+            // What was stopped is told to nobody again.
+            let whole = [record.as_ref(), other].iter().all(|record| !is_stopped(record));
             let told = || callers::Told { events, record: Record::Answer(Box::new((**record).clone())) };
+            let told = || whole.then(told);
             purse.charge(fee, &record.receipt, one.provider, &self.model, told).await?;
         }
         Ok(end)
     }
+}
+
+fn is_stopped(record: &AnswerRecord) -> bool {
+    record.transcript.stop == StopReason::Cancelled
+}
+
+/// Whether two executions came to the same; of those that were stopped, as far as both went.
+fn agree(one: &AnswerRecord, two: &AnswerRecord) -> bool {
+    let roots = |record: &AnswerRecord| {
+        let receipt = &record.receipt.receipt;
+        (receipt.transcript_root, receipt.digest_root)
+    };
+    if !is_stopped(one) && !is_stopped(two) {
+        return roots(one) == roots(two);
+    }
+    let (a, b) = (&one.transcript, &two.transcript);
+    let common = a.output_ids.len().min(b.output_ids.len());
+    // The last token that was chosen was not executed.
+    let executed = (a.prompt_ids.len() + common).saturating_sub(1);
+    let digests = if a.output_ids.len() == b.output_ids.len() {
+        one.digests == two.digests
+    } else {
+        let blocks = executed / DIGEST_TOKENS as usize;
+        one.digests.0.get(..blocks) == two.digests.0.get(..blocks)
+    };
+    (a.request_hash, a.nonce, &a.prompt_ids) == (b.request_hash, b.nonce, &b.prompt_ids)
+        && a.output_ids.get(..common) == b.output_ids.get(..common)
+        && a.logprobs.iter().zip(&b.logprobs).all(|(a, b)| a == b)
+        && digests
 }
 
 fn stopped() -> Event {

@@ -43,6 +43,7 @@ const TOKEN: (&str, &str) = ("Assay test dollars", "1");
 const QUICK: NetworkOptions = NetworkOptions {
     patience: Duration::from_millis(300),
     silence: Duration::from_secs(10),
+    stopped: Duration::from_secs(10),
     attempts_max: 3,
     queue: QueueOptions { running_max: 64, waiting_max: 64, wait: Duration::from_secs(10) },
 };

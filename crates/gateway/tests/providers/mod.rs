@@ -9,7 +9,7 @@ use alloy_signer::SignerSync as _;
 use alloy_signer_local::PrivateKeySigner;
 use assay_api::relay::{Relay, RelayOptions};
 use assay_api::{
-    EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Refusal, ServerOptions, Task,
+    EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Refusal, ServerOptions, Stop, Task,
 };
 use assay_core::answer::{AnswerRecord, Format};
 use assay_core::consent::Consent;
@@ -42,8 +42,14 @@ pub enum Manner {
     BreaksOff,
     /// Says its first words, and goes on when it is told to.
     Late,
-    /// Goes on for ever.
+    /// Goes on for ever, whatever it is asked.
     Endless,
+    /// Says a word when it is told to, and stops when it is asked to.
+    Paced,
+    /// The same, with other words.
+    PacedOther,
+    /// Stops after the first words, and nobody has asked.
+    StopsUnasked,
     /// Answers otherwise than the others do.
     Another,
     /// Signs another text than it told.
@@ -58,6 +64,13 @@ pub enum Manner {
     MarksPrivate,
 }
 
+/// What a provider says, all in all.
+struct Said<'a> {
+    text: &'a str,
+    ids: Vec<u32>,
+    stop: StopReason,
+}
+
 pub struct Node {
     key: PrivateKeySigner,
     price: Option<Price>,
@@ -65,7 +78,9 @@ pub struct Node {
     manner: Mutex<Manner>,
     pub started: AtomicU32,
     pub cancelled: AtomicBool,
-    /// Lets those that are [`Manner::Late`] go on, one for each permit.
+    /// It was asked to stop, and has.
+    pub stopped: AtomicBool,
+    /// Lets those that are [`Manner::Late`] or [`Manner::Paced`] go on, one for each permit.
     pub go: Semaphore,
     sequence: AtomicU64,
 }
@@ -85,8 +100,10 @@ impl Node {
         mut request: Request,
         nonce: Nonce,
         sequence: u64,
-        text: &str,
+        said: Said<'_>,
     ) -> AnswerRecord {
+        let Said { text, ids, stop } = said;
+        let completion_tokens = u32::try_from(ids.len()).unwrap();
         if manner == Manner::MarksPrivate {
             request.audit = Consent::Withheld;
         }
@@ -96,9 +113,9 @@ impl Node {
             nonce,
             nonce_source: NonceSource::Provider,
             prompt_ids: vec![1; 10],
-            output_ids: vec![2; 5],
+            output_ids: ids,
             text: if manner == Manner::OtherText { "another text".into() } else { text.into() },
-            stop: StopReason::EndToken,
+            stop,
             logprobs: vec![],
         };
         let digests = match manner {
@@ -113,7 +130,7 @@ impl Node {
             transcript_root: transcript.root(),
             digest_root: digests.root(),
             prompt_tokens: 10,
-            completion_tokens: 5,
+            completion_tokens,
             fee_micro_usd: 0,
             payer_channel: ChannelId::ZERO,
             client_nonce: nonce,
@@ -166,6 +183,8 @@ impl Inference for Shared {
         let sequence = node.sequence.fetch_add(1, SeqCst);
         let id = receipt_id(node.address(), sequence, order.request.hash());
         let (events, receiver) = mpsc::channel(4);
+        let stop = Stop::default();
+        let asked = stop.clone();
         tokio::spawn(async move {
             let text = |text: &str| Event::Text { text: text.into(), logprobs: vec![] };
             match manner {
@@ -179,6 +198,38 @@ impl Inference for Shared {
                     }
                     node.cancelled.store(true, SeqCst);
                 }
+                Manner::StopsUnasked => {
+                    let nonce = order.nonce.unwrap_or(Nonce::from_bytes([9; 32]));
+                    let said = Said { text: "Hel", ids: vec![2; 2], stop: StopReason::Cancelled };
+                    let record = Arc::new(node.record(manner, order.request, nonce, sequence, said));
+                    let _ = events.send(text("Hel")).await;
+                    let (stop, usage) = (record.transcript.stop, record.transcript.usage());
+                    let _ = events.send(Event::End { stop, usage, record }).await;
+                }
+                Manner::Paced | Manner::PacedOther => {
+                    let nonce = order.nonce.unwrap_or(Nonce::from_bytes([9; 32]));
+                    let (word, id) = if manner == Manner::Paced { ("la ", 2) } else { ("lo ", 3) };
+                    let mut words = 0;
+                    loop {
+                        tokio::select! {
+                            biased;
+                            () = asked.asked() => break,
+                            () = events.closed() => {
+                                node.cancelled.store(true, SeqCst);
+                                return;
+                            }
+                            permit = node.go.acquire() => permit.unwrap().forget(),
+                        }
+                        words += 1;
+                        let _ = events.send(text(word)).await;
+                    }
+                    node.stopped.store(true, SeqCst);
+                    let said =
+                        Said { text: &word.repeat(words), ids: vec![id; words], stop: StopReason::Cancelled };
+                    let record = Arc::new(node.record(manner, order.request, nonce, sequence, said));
+                    let (stop, usage) = (record.transcript.stop, record.transcript.usage());
+                    let _ = events.send(Event::End { stop, usage, record }).await;
+                }
                 Manner::BreaksOff => {
                     let _ = events.send(text("Hel")).await;
                 }
@@ -186,7 +237,8 @@ impl Inference for Shared {
                     let nonce = order.nonce.unwrap_or(Nonce::from_bytes([9; 32]));
                     let [begins, ends] = if manner == Manner::Another { ["Go", "od"] } else { ["Hel", "lo"] };
                     let whole = format!("{begins}{ends}");
-                    let record = node.record(manner, order.request, nonce, sequence, &whole);
+                    let said = Said { text: &whole, ids: vec![2; 5], stop: StopReason::EndToken };
+                    let record = node.record(manner, order.request, nonce, sequence, said);
                     let record = Arc::new(record);
                     let (stop, usage) = (record.transcript.stop, record.transcript.usage());
                     if events.send(text(begins)).await.is_err() {
@@ -203,7 +255,7 @@ impl Inference for Shared {
                 }
             }
         });
-        Ok(Generation { receipt_id: id, prompt_tokens: 10, source: None, events: receiver })
+        Ok(Generation { receipt_id: id, prompt_tokens: 10, source: None, stop, events: receiver })
     }
 
     async fn embed(&self, _: EmbeddingOrder) -> Result<Arc<EmbeddingRecord>, Refusal> {
@@ -267,6 +319,7 @@ impl Provider {
             manner: Mutex::new(manner),
             started: AtomicU32::new(0),
             cancelled: AtomicBool::new(false),
+            stopped: AtomicBool::new(false),
             go: Semaphore::new(0),
             sequence: AtomicU64::new(0),
         });

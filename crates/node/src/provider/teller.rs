@@ -46,6 +46,17 @@ impl Teller {
         events
     }
 
+    /// What text adds that was held back when its token came.
+    pub(super) fn rest(&mut self, text: String) -> Vec<Event> {
+        match &mut self.finder {
+            None => vec![Event::Text { text, logprobs: vec![] }],
+            Some(finder) => {
+                let parts = finder.push(&text);
+                self.events(parts)
+            }
+        }
+    }
+
     /// What was held back, after the last token.
     pub(super) fn finish(&mut self) -> Vec<Event> {
         let parts = self.finder.as_mut().map(CallFinder::finish).unwrap_or_default();

@@ -132,6 +132,15 @@ impl Node {
 
     /// Answers with an engine that may hold another model, and signs.
     pub fn answer_by(&self, executor: Executor, request: Request) -> AnswerRecord {
+        self.execute(executor, request, usize::MAX)
+    }
+
+    /// Answers until it is asked to stop after so many tokens, and signs.
+    pub fn stopped(&self, request: Request, tokens: usize) -> AnswerRecord {
+        self.execute(self.executor(), request, tokens)
+    }
+
+    fn execute(&self, executor: Executor, request: Request, stop_after: usize) -> AnswerRecord {
         let prompt = self.tokenizer.encode_prompt(&request.prompt).unwrap();
         let nonce = Nonce::ZERO;
         let job = Job {
@@ -148,12 +157,21 @@ impl Node {
         let mut batcher = Batcher::new(executor, &self.tokenizer, end_tokens, BatchLimits::default());
         batcher.submit(job).unwrap();
         let mut answer: Option<Answer> = None;
+        let mut tokens = 0;
         while answer.is_none() {
-            batcher.step(&mut |_, event| {
-                if let Event::Done(a) = event {
-                    answer = Some(*a);
-                }
-            });
+            let mut report = |_, event| match event {
+                Event::Done(a) => answer = Some(*a),
+                Event::Token { .. } => tokens += 1,
+                _ => {}
+            };
+            batcher.step(&mut report);
+            if tokens >= stop_after {
+                batcher.stop(1, &mut |_, event| {
+                    if let Event::Done(a) = event {
+                        answer = Some(*a);
+                    }
+                });
+            }
         }
         let answer = answer.unwrap();
         let transcript = Transcript {

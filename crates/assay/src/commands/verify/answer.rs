@@ -53,6 +53,11 @@ fn told(record: &AnswerRecord, syntax: Option<Syntax>) -> (String, Vec<(String, 
 
 fn answer(around: &Around, record: &AnswerRecord, syntax: Option<Syntax>) -> Result<&'static str, String> {
     let (t, json) = (&record.transcript, &around.json);
+    if t.stop == StopReason::Cancelled {
+        return Err(
+            "the answer was told to its end, and its record says that who ordered it had it stopped".into()
+        );
+    }
     let choice = &json["choices"][around.index];
     let (text, calls) = told(record, syntax);
     let said = choice["message"]["content"].as_str().or(choice["text"].as_str()).unwrap_or("");
