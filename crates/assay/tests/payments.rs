@@ -24,6 +24,7 @@ use assay_core::embedding::{EmbeddingInput, EmbeddingRecord, EmbeddingRequest, R
 use assay_core::id::{ChannelId, ModelRoot, ReceiptId, SignatureBytes};
 use assay_core::receipt::{Domain, SignedReceipt};
 use assay_core::request::{Prompt, Request, Sampling};
+use assay_core::transcript::StopReason;
 use assay_engine::artifact::Artifact;
 use assay_engine::batch::BatchLimits;
 use assay_engine::kernel::Kernel;
@@ -520,6 +521,105 @@ async fn a_client_with_a_channel_pays_a_node_by_x402() {
     let two: Value = client.ask(&body, Some(500_000)).await.json().await.unwrap();
     assert_eq!(two["error"]["code"], "channel_busy");
     shop.serving.abort();
+}
+
+/// Answers of this model may be over before anybody is asked to stop them: as many are asked for as it takes.
+const TRIES: u32 = 40;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_is_stopped_is_paid_stored_and_settled_like_any_other() {
+    let market = market().await;
+    let shop = shop(&market.ledger, market.homes[0].path()).await;
+    let gateway = market.gateway(&shop.url).await;
+    let network = &gateway.network;
+    let mut paid = 0;
+    let mut stopped = None;
+    for i in 0..TRIES {
+        let asked = order(network, &format!("Once upon a time {i}"), 200);
+        let mut generation = network.generate(asked).await.unwrap();
+        let (receipt, mut text) = (generation.receipt_id, String::new());
+        generation.stop.ask();
+        let record = loop {
+            match generation.events.recv().await.unwrap() {
+                Event::Text { text: more, .. } => text.push_str(&more),
+                Event::End { record, .. } => break record,
+                other => panic!("{other:?}"),
+            }
+        };
+        let signed = &record.receipt.receipt;
+        assert_eq!(
+            (record.broken_bindings(), signed.id(), &record.transcript.text),
+            (vec![], receipt, &text)
+        );
+        assert_eq!(signed.fee_micro_usd, 100 * u64::from(signed.prompt_tokens + signed.completion_tokens));
+        paid += u128::from(signed.fee_micro_usd);
+        // It is in the store that batches are posted from, and charged on its channel.
+        let Some(Record::Answer(stored)) = shop.provider.receipt(receipt).await.unwrap() else { panic!() };
+        assert_eq!(*stored, *record);
+        assert_eq!(sums(&shop).receipts, paid);
+        assert_eq!(sums(&shop).charged, paid);
+        if record.transcript.stop == StopReason::Cancelled {
+            assert!(signed.completion_tokens < 200);
+            stopped = Some(receipt);
+            break;
+        }
+    }
+    let stopped = stopped.expect("one of them is stopped in time");
+    let found = network.receipt(stopped).await.unwrap().unwrap();
+    assert_eq!(found.receipt().receipt.id(), stopped);
+    // Its place and its lane are free: the next one is answered, and paid on top.
+    while shop.provider.load().running + shop.provider.load().waiting > 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    paid += u128::from(fee(network, order(network, "And then", 4)).await.unwrap());
+    assert_eq!((sums(&shop).receipts, sums(&shop).charged), (paid, paid));
+    gateway.dies().await;
+
+    // Who leaves the node itself pays likewise.
+    let at = &market.ledger.parts().at;
+    let domain = voucher::domain(market.chain.client.chain_id(), at.channels);
+    let http = reqwest::Client::new();
+    let config = Channels::ChannelConfig::default();
+    let mut client = Client { http, url: shop.url.clone(), key: &market.payer, config, domain };
+    let body = json!({
+        "model": shop.provider.models()[0].id, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 200, "stream": true,
+    });
+    let accepts = said(&client.ask(&body, None).await, "payment-required")["accepts"][0].clone();
+    let address = |value: &Value| value.as_str().unwrap().parse::<Address>().unwrap();
+    client.config = Channels::ChannelConfig {
+        payer: market.payer.address(),
+        payerAuthorizer: Address::ZERO,
+        receiver: address(&accepts["payTo"]),
+        receiverAuthorizer: address(&accepts["extra"]["receiverAuthorizer"]),
+        token: address(&accepts["asset"]),
+        withdrawDelay: U40::from(accepts["extra"]["withdrawDelay"].as_u64().unwrap()),
+        salt: B256::ZERO,
+    };
+    let deposit = Channels::depositCall { config: client.config.clone(), amount: 10_000_000 };
+    market.chain.sender(&market.payer).await.send("channel", at.channels, &deposit).await.unwrap();
+    let most: u128 = accepts["amount"].as_str().unwrap().parse().unwrap();
+    let mut of_this = 0;
+    for _ in 0..TRIES {
+        let mut answer = client.ask(&body, Some(of_this + most)).await;
+        assert_eq!(answer.status(), 200);
+        let receipt: ReceiptId = answer.headers()["x-assay-receipt"].to_str().unwrap().parse().unwrap();
+        while !answer.chunk().await.unwrap().unwrap().starts_with(b"data: ") {}
+        drop(answer);
+        // Nobody waits for it, and it is stored all the same.
+        let record = loop {
+            match shop.provider.receipt(receipt).await.unwrap() {
+                Some(Record::Answer(record)) => break record,
+                _ => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        };
+        of_this += u128::from(record.receipt.receipt.fee_micro_usd);
+        assert_eq!((sums(&shop).receipts, sums(&shop).charged), (paid + of_this, paid + of_this));
+        if record.transcript.stop == StopReason::Cancelled {
+            shop.serving.abort();
+            return;
+        }
+    }
+    panic!("none of {TRIES} answers was left in time");
 }
 
 /// What is changed in a receipt before it is signed.

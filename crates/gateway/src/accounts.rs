@@ -159,7 +159,12 @@ pub enum Reserved {
     /// Run: this much is set aside.
     Held(Hold),
     /// An earlier attempt was answered and charged: give that answer again.
-    Answered(Box<Charge>),
+    Answered {
+        /// What it cost.
+        charge: Box<Charge>,
+        /// What was told, if it was kept.
+        told: Option<Vec<u8>>,
+    },
 }
 
 /// Money set aside for a request.
@@ -217,9 +222,11 @@ pub enum Settled {
 }
 
 /// What becomes of a request that comes again when its answer was charged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Retried {
-    /// It is recognised, for [`RETRY_WINDOW_MS`].
+    /// It is told this, for [`RETRY_WINDOW_MS`]: it is kept with the charge.
+    Told(Vec<u8>),
+    /// It is recognised for as long; whoever has the answer tells it.
     Known,
     /// It is another request: the answer was stopped, and who asks again wants all of it.
     Anew,
@@ -462,8 +469,9 @@ impl Accounts {
         Ok(settled)
     }
 
-    /// Releases holds whose time is over: their gateway is gone. Says how many.
+    /// Releases holds whose time is over: their gateway is gone. Says how many. Lets go of answers that cannot be asked for again.
     pub async fn expire(&self, now_ms: i64) -> Result<u64, AccountsError> {
+        self.store.forget(now_ms.saturating_sub(RETRY_WINDOW_MS)).await?;
         let mut count = 0;
         for hold in self.store.over(now_ms).await? {
             if let Settled::Now(_) = self.release(hold).await? {

@@ -485,6 +485,13 @@ impl Inference for Network {
             (None, None) => None,
             (Some(accounts), None) => match Purse::open(accounts, &caller, key, most).await? {
                 money::Opened::Purse(purse) => Some(purse),
+                money::Opened::Told(told) => {
+                    let Record::Embedding(record) = told.record else {
+                        return Err(Refusal::Internal { message: OTHER_ANSWER.into() });
+                    };
+                    inner.metrics.repeated.inc();
+                    return Ok(Arc::new(*record));
+                }
                 money::Opened::Answered(receipt) => {
                     if let Some(Kept { record: Record::Embedding(record), .. }) = inner.records().get(receipt)
                     {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use assay_gateway::accounts::{
     Accounts, AccountsError, Answered, Ask, Attempt, CSV_HEAD, Hold, KeyName, Limits, MicroUsd, Period,
-    RETRY_WINDOW_MS, Refused, RequestKey, Reserved, Secret, SecretHash, Settled,
+    RETRY_WINDOW_MS, Refused, RequestKey, Reserved, Retried, Secret, SecretHash, Settled,
 };
 use postgres::Postgres;
 
@@ -73,7 +73,7 @@ async fn an_answer_costs_what_it_costs(url: String) {
         Refused::Balance { balance: MicroUsd(300), needed: MicroUsd(301) }
     );
     agree(&books, "a").await;
-    let charge = || books.charge(hold.id.clone(), MicroUsd(250), answered("r1"), NOW);
+    let charge = || books.charge(hold.id.clone(), MicroUsd(250), answered("r1"), Retried::Known, NOW);
     assert_eq!(charge().await.unwrap(), Settled::Now(MicroUsd(250)));
     assert_eq!(charge().await.unwrap(), Settled::Before(MicroUsd(250)));
     assert_eq!(books.release(hold.id.clone()).await.unwrap(), Settled::Before(MicroUsd(250)));
@@ -81,16 +81,17 @@ async fn an_answer_costs_what_it_costs(url: String) {
     // What fails costs nothing, also when somebody charges it later.
     let failed = held(&books, ask(secret, 3, 750)).await.unwrap();
     assert_eq!(books.release(failed.id.clone()).await.unwrap(), Settled::Now(MicroUsd(0)));
-    let late = books.charge(failed.id, MicroUsd(750), answered("r2"), NOW).await.unwrap();
+    let late = books.charge(failed.id, MicroUsd(750), answered("r2"), Retried::Known, NOW).await.unwrap();
     assert_eq!(late, Settled::Before(MicroUsd(0)));
     // No more than was set aside, whatever the answer cost.
     let small = held(&books, ask(secret, 4, 10)).await.unwrap();
-    let charged = books.charge(small.id, MicroUsd(u64::MAX), answered("r3"), NOW).await.unwrap();
+    let charged =
+        books.charge(small.id, MicroUsd(u64::MAX), answered("r3"), Retried::Known, NOW).await.unwrap();
     assert_eq!(charged, Settled::Now(MicroUsd(10)));
     // Free answers are counted too.
     let free = held(&books, ask(secret, 5, 0)).await.unwrap();
     assert_eq!(
-        books.charge(free.id, MicroUsd(0), answered("r4"), NOW).await.unwrap(),
+        books.charge(free.id, MicroUsd(0), answered("r4"), Retried::Known, NOW).await.unwrap(),
         Settled::Now(MicroUsd(0))
     );
     agree(&books, "a").await;
@@ -124,7 +125,7 @@ async fn two_gateways_never_spend_a_balance_twice(url: String) {
             if i % 3 == 0 {
                 books.release(id).await.unwrap()
             } else {
-                books.charge(id, MicroUsd(40), answered("r"), NOW).await.unwrap()
+                books.charge(id, MicroUsd(40), answered("r"), Retried::Known, NOW).await.unwrap()
             }
         })
     });
@@ -181,7 +182,10 @@ async fn no_unit_is_lost(url: String) {
                     }
                     3 => {
                         if let Some(hold) = holds.pop() {
-                            books.charge(hold.id, MicroUsd(draw(100)), answered("r"), NOW).await.unwrap();
+                            books
+                                .charge(hold.id, MicroUsd(draw(100)), answered("r"), Retried::Known, NOW)
+                                .await
+                                .unwrap();
                         }
                     }
                     4 => {
@@ -215,8 +219,8 @@ async fn a_retried_request_is_charged_once(url: String) {
     // The first attempt has not been answered: the second runs, and the first is released by whoever ran it.
     let second = held(&books, again.clone()).await.unwrap();
     books.release(hold.id).await.unwrap();
-    books.charge(second.id, MicroUsd(60), answered("r7"), NOW + 1_000).await.unwrap();
-    let Reserved::Answered(charge) = books.reserve(again.clone()).await.unwrap() else {
+    books.charge(second.id, MicroUsd(60), answered("r7"), Retried::Known, NOW + 1_000).await.unwrap();
+    let Reserved::Answered { charge, told: None } = books.reserve(again.clone()).await.unwrap() else {
         panic!("it was answered")
     };
     assert_eq!((charge.amount, charge.answer.receipt.as_str()), (MicroUsd(60), "r7"));
@@ -241,7 +245,7 @@ async fn keys_are_limited_and_revoked(url: String) {
     let first = held(&books, ask(secret, 1, 200)).await.unwrap();
     let _second = held(&books, ask(secret, 2, 200)).await.unwrap();
     assert_eq!(held(&books, ask(secret, 3, 1)).await.unwrap_err(), Refused::AtOnce { most: 2 });
-    books.charge(first.id, MicroUsd(50), answered("r"), NOW).await.unwrap();
+    books.charge(first.id, MicroUsd(50), answered("r"), Retried::Known, NOW).await.unwrap();
     // 50 are charged and 200 set aside.
     assert!(matches!(
         held(&books, ask(secret, 3, 251)).await.unwrap_err(),
@@ -266,6 +270,40 @@ async fn keys_are_limited_and_revoked(url: String) {
     ] {
         assert_eq!(failed.code(), "key_unknown");
     }
+    agree(&books, "a").await;
+}
+
+/// What was told is kept with its charge, by any gateway, as long as it may be asked for; what was stopped is not recognised.
+async fn what_was_told_is_kept_for_a_while(url: String) {
+    let books = open(&url).await;
+    let secret = key(&books, "a", 10_000, Limits::default()).await;
+    let told = |n: u8| vec![n; 5_000];
+    for n in 1..=3 {
+        let hold = held(&books, ask(secret, n, 100)).await.unwrap();
+        let retried = if n == 3 { Retried::Anew } else { Retried::Told(told(n)) };
+        books.charge(hold.id, MicroUsd(50), answered("r"), retried, NOW + i64::from(n)).await.unwrap();
+    }
+    drop(books);
+    let books = open(&url).await;
+    let again = |n, at_ms| Ask { attempt: Attempt::Again, now_ms: at_ms, ..ask(secret, n, 100) };
+    for n in 1..=2 {
+        let Reserved::Answered { told: kept, .. } = books.reserve(again(n, NOW + 10)).await.unwrap() else {
+            panic!()
+        };
+        assert_eq!(kept, Some(told(n)));
+    }
+    assert!(held(&books, again(3, NOW + 10)).await.is_ok());
+    // As others are kept, or the gateway looks after it, those go that nobody may ask for.
+    let is_kept = async |n| match books.reserve(again(n, NOW + 10)).await.unwrap() {
+        Reserved::Answered { told, .. } => told.is_some(),
+        Reserved::Held(_) => panic!("it was charged"),
+    };
+    let hold = held(&books, ask(secret, 4, 100)).await.unwrap();
+    let later = NOW + 2 + RETRY_WINDOW_MS;
+    books.charge(hold.id, MicroUsd(50), answered("r"), Retried::Told(told(4)), later).await.unwrap();
+    assert_eq!([is_kept(1).await, is_kept(2).await, is_kept(4).await], [false, true, true]);
+    books.expire(later + 1).await.unwrap();
+    assert_eq!([is_kept(2).await, is_kept(4).await], [false, true]);
     agree(&books, "a").await;
 }
 
@@ -302,7 +340,10 @@ async fn usage_adds_up(url: String) {
     let other = key(&books, "b", 1_000, Limits::default()).await;
     for (i, secret) in [secret, secret, other].into_iter().enumerate() {
         let hold = held(&books, ask(secret, i as u8, 100)).await.unwrap();
-        books.charge(hold.id, MicroUsd(10 + i as u64), answered("r"), NOW + i as i64).await.unwrap();
+        books
+            .charge(hold.id, MicroUsd(10 + i as u64), answered("r"), Retried::Known, NOW + i as i64)
+            .await
+            .unwrap();
     }
     let all = Period { from_ms: NOW, until_ms: NOW + 10, account: None, key_id: None };
     let charges = books.charges(&all, 0).await.unwrap();
@@ -345,6 +386,7 @@ laws! {
     two_gateways_never_spend_a_balance_twice,
     no_unit_is_lost,
     a_retried_request_is_charged_once,
+    what_was_told_is_kept_for_a_while,
     keys_are_limited_and_revoked,
     what_a_dead_gateway_held_comes_back,
     a_payment_counts_once,

@@ -272,6 +272,46 @@ async fn a_payment_sent_again_is_told_the_same_answer() {
     gateway.dies().await;
 }
 
+/// Of `upto` what there is of the answer is moved; `exact` moves the same for any answer, so all of it is made, and told to who sends the payment again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_leaves_pays_by_its_scheme() {
+    let market = Market::start().await;
+    let gateway = market.gateway().await;
+    let payer = market.payer("payer").await;
+    let mut body = ask("Hello");
+    body["stream"] = json!(true);
+    let leaves = async |payment: &Authorization, after: &str| {
+        let mut answer = gateway.ask(&body, Some(payment)).await;
+        let mut text = String::new();
+        while !text.contains(after) {
+            text.push_str(std::str::from_utf8(&answer.chunk().await.unwrap().unwrap()).unwrap());
+        }
+    };
+    market.provider.node.becomes(Manner::Paced);
+    market.provider.node.go.add_permits(1);
+    let upto = payer.upto(MOST);
+    leaves(&upto, "la ").await;
+    market.settled(&id(&upto)).await;
+    // 10 tokens read and 1 written.
+    let charges = market.charges().await;
+    assert_eq!((charges.len(), charges[0].amount.0, charges[0].answer.completion_tokens), (1, 1_100, 1));
+    assert_eq!(market.wallet(payer.account()).await, PURSE - 1_100);
+    let again = gateway.ask(&body, Some(&upto)).await;
+    assert_eq!((again.status().as_u16(), code(again).await.as_str()), (409, "payment_used"));
+
+    market.provider.node.becomes(Manner::Late);
+    let exact = payer.exact(MOST);
+    leaves(&exact, "Hel").await;
+    market.provider.node.go.add_permits(1);
+    market.settled(&id(&exact)).await;
+    assert_eq!(market.wallet(payer.account()).await, PURSE - 1_100 - MOST);
+    let again = gateway.ask(&body, Some(&exact)).await;
+    assert_eq!(streamed(&again.text().await.unwrap()).0, "Hello");
+    assert_eq!(market.provider.node.started.load(SeqCst), 2);
+    assert!(market.books(&payer).await.agree());
+    gateway.dies().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failed_answer_moves_nothing_and_its_payment_is_good_again() {
     let market = Market::start().await;

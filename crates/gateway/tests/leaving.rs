@@ -145,14 +145,31 @@ async fn who_waits_for_a_whole_answer_and_leaves_pays_likewise() {
     while provider.node.go.available_permits() > 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    // The gateway has heard of it when it has set the money aside and the first word has come.
-    while gateway.accounts.books("a").await.unwrap().held.0 == 0 {
+    // The first word is on its way to the client.
+    let heard = "time_to_first_token_seconds_count{model_name=\"org/model\"} 1";
+    let metrics =
+        async || gateway.client.get(format!("{}/metrics", gateway.url)).send().await.unwrap().text().await;
+    while !metrics().await.unwrap().contains(heard) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    tokio::time::sleep(Duration::from_millis(100)).await;
     asked.abort();
     happens(&provider.node.stopped).await;
     assert_eq!(gateway.charged().await, fee(3));
+}
+
+/// Who leaves before the first word pays nothing, and what was set aside for it goes back at once.
+#[tokio::test]
+async fn who_leaves_before_the_first_word_pays_nothing() {
+    let provider = Provider::start(Manner::Silent, PRICE).await;
+    let gateway = Gateway::over(QUICK, &[&provider]).await;
+    let asked = tokio::spawn(gateway.ask("sampled", json!({})).send());
+    while provider.node.started.load(SeqCst) == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(gateway.accounts.books("a").await.unwrap().held.0 > 0);
+    asked.abort();
+    assert_eq!(gateway.charged().await, 0);
+    happens(&provider.node.cancelled).await;
 }
 
 /// Who asks again wants all of it, and is not told the part that it left.

@@ -91,7 +91,7 @@ fn is_whole(told: &Result<Told, Refusal>) -> bool {
 }
 
 struct Books {
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
     accounts: Accounts,
     secret: Secret,
 }
@@ -103,7 +103,11 @@ impl Books {
         let accounts = Accounts::open(&url).await.unwrap();
         accounts.credit("a", MicroUsd(balance), "first", "", 0).await.unwrap();
         let (_, secret) = accounts.create_key("a", "k", limits, 0).await.unwrap();
-        Books { _folder: folder, accounts, secret }
+        Books { folder: folder, accounts, secret }
+    }
+
+    fn url(&self) -> String {
+        format!("sqlite:{}", self.folder.path().join("books.sqlite").display())
     }
 
     fn caller(&self) -> Caller {
@@ -231,6 +235,59 @@ async fn a_request_that_comes_again_is_answered_and_charged_once() {
     assert_eq!(books.sums().await.2, FEE);
     assert!(is_whole(&told(&network, order("something else", again())).await));
     assert_eq!(books.sums().await.2, 2 * FEE);
+}
+
+/// What was charged is told again by whoever has the books: the gateway that lives next, and another one beside it.
+#[tokio::test]
+async fn a_request_that_comes_again_after_its_gateway_was_killed_is_charged_once() {
+    let provider = Provider::start(Manner::Honest, PRICE).await;
+    let books = Books::with(1_000_000, Limits::default()).await;
+    let (url, order_of) = (books.url(), |again| order("hi", Caller { again, ..books.caller() }));
+    // The first one is ended between the charge and the end of the answer: nobody reads further than the text.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (killed, at) = (url.clone(), provider.url.clone());
+    let first = order_of(false);
+    let begun = runtime.spawn(async move {
+        let network = Network::new(Some(Accounts::open(&killed).await.unwrap()), QUICK);
+        assert_eq!(network.refresh(&[at]).await, []);
+        let generation = network.generate(first).await.unwrap();
+        (network, generation)
+    });
+    let (network, generation) = begun.await.unwrap();
+    while books.sums().await.2 == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    runtime.shutdown_background();
+    let receipt = generation.receipt_id;
+    drop((network, generation));
+
+    let gateway = async || {
+        let network = Network::new(Some(Accounts::open(&url).await.unwrap()), QUICK);
+        assert_eq!(network.refresh(std::slice::from_ref(&provider.url)).await, []);
+        network
+    };
+    let (next, beside) = (gateway().await, gateway().await);
+    for network in [&next, &beside] {
+        let mut again = network.generate(order_of(true)).await.unwrap();
+        let mut told = String::new();
+        let record = loop {
+            match again.events.recv().await.unwrap() {
+                Event::Text { text, .. } => told.push_str(&text),
+                Event::End { record, .. } => break record,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(
+            (told.as_str(), again.receipt_id, record.receipt.receipt.id()),
+            ("Hello", receipt, receipt)
+        );
+        assert_eq!(record.broken_bindings(), []);
+    }
+    assert_eq!(provider.node.started.load(SeqCst), 1);
+    assert_eq!(books.settled().await, (1_000_000 - FEE, 0, FEE));
+    // Who does not say that it asks again is answered again, and pays.
+    assert!(is_whole(&told(&next, order_of(false)).await));
+    assert_eq!(books.settled().await, (1_000_000 - 2 * FEE, 0, 2 * FEE));
 }
 
 #[tokio::test]

@@ -79,6 +79,8 @@ pub(super) struct Gateway {
     pub(super) actor: Actor,
     // What is on its disk.
     pub(super) books: Books,
+    /// What was told, in the commit of its charge.
+    kept: BTreeMap<Ask, AnswerRecord>,
     instance: Hash,
     // What is in its memory.
     routing: Routing,
@@ -88,7 +90,6 @@ pub(super) struct Gateway {
     waiting: BTreeMap<Ask, (Request, Nonce, u64)>,
     running: BTreeMap<Ask, Running>,
     attempts: BTreeMap<u64, Attempt>,
-    kept: BTreeMap<Ask, AnswerRecord>,
     deposits: BTreeMap<TxId, (NodeAddress, usize)>,
     last: u64,
     /// The highest ceiling that was signed for each channel, for invariants.
@@ -104,6 +105,7 @@ impl Gateway {
         Gateway {
             actor,
             books,
+            kept: BTreeMap::new(),
             instance: keccak256(&[b"instance", &seed.to_be_bytes()]),
             routing: Routing::default(),
             struck: BTreeSet::new(),
@@ -112,7 +114,6 @@ impl Gateway {
             waiting: BTreeMap::new(),
             running: BTreeMap::new(),
             attempts: BTreeMap::new(),
-            kept: BTreeMap::new(),
             deposits: BTreeMap::new(),
             last: 0,
             signed: BTreeMap::new(),
@@ -128,7 +129,6 @@ impl Gateway {
         self.waiting.clear();
         self.running.clear();
         self.attempts.clear();
-        self.kept.clear();
         self.deposits.clear();
     }
 
@@ -240,16 +240,10 @@ impl World<'_> {
                 return Ok(());
             }
             Reserved::Answered => {
-                if let Some(record) = g.kept.get(&ask).cloned() {
-                    self.tell(Who::Gateway, || format!("answers again request={ask}"));
-                    self.answer(ask, Some(record));
-                    return Ok(());
-                }
-                // Not here any more: it is answered and charged once more, as the daemon does.
-                match g.books.reserve(ask, false, most, now_ms) {
-                    Reserved::Held(hold) => hold,
-                    _ => return Ok(()),
-                }
+                let record = g.kept.get(&ask).cloned();
+                self.tell(Who::Gateway, || format!("answers again request={ask}"));
+                self.answer(ask, record);
+                return Ok(());
             }
         };
         let key = keccak256(&[&(ask.client as u64).to_be_bytes()]);

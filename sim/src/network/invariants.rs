@@ -7,7 +7,7 @@
 //! | `honest_unharmed` | no honest node is slashed or struck, or has less at the end than it began with |
 //! | `nothing_refused` | no contract refuses what an honest party's decisions sent, but for what another has done first |
 //! | `vouchers_bound` | nothing is claimed from a channel above the highest voucher that was signed for it |
-//! | `charged_once` | a request is charged once in a life of the gateway |
+//! | `charged_once` | a request is charged once, however often the gateway dies |
 //! | `charged_for_whole` | an answer that a client gets is whole, and is what it was charged for |
 //! | `receipts_kept` | every receipt that was said is in its provider's store |
 //! | `paid_is_claimed` | what was said and paid for by voucher is claimed, and posted |
@@ -186,8 +186,7 @@ impl World<'_> {
     /// When a request was charged.
     pub(super) fn check_charged(&self, ask: Ask) -> Held {
         let charges = self.gateway.books.charges.get(&ask).map_or(0, Vec::len) as u64;
-        let lives = u64::from(self.processes.get(&Who::Gateway).map_or(1, |process| process.life));
-        if charges > lives {
+        if charges > 1 {
             return Err(wrong("charged_once", format!("request {ask} is charged {charges} times")));
         }
         Ok(())

@@ -18,6 +18,9 @@ use super::{
     Refused, Reserved, Retried, Settled,
 };
 
+/// Answers that a transaction lets go of, at most: more than one keeps.
+const FORGOTTEN_MAX: usize = 512;
+
 /// What a request asks of the books.
 #[derive(Clone, Debug)]
 pub(super) enum Deed {
@@ -53,6 +56,8 @@ struct ChargeRow {
     kept: i64,
     answer: Answered,
     at_ms: i64,
+    /// What is kept to be told again.
+    told: Option<Vec<u8>>,
 }
 
 /// A key, and what it has used.
@@ -72,7 +77,7 @@ struct Books {
     /// What holds that have ended were charged, if anything.
     ended: BTreeMap<String, i64>,
     /// What earlier attempts were charged, by the deed's place.
-    answered: BTreeMap<usize, Charge>,
+    answered: BTreeMap<usize, (Charge, Option<Vec<u8>>)>,
     /// What balances change by.
     moved: BTreeMap<String, i64>,
     made: BTreeMap<String, HoldRow>,
@@ -88,7 +93,7 @@ pub(super) async fn perform(
 ) -> Result<Vec<Outcome>, AccountsError> {
     let mut books = read(connection, engine, deeds).await?;
     let results = deeds.iter().enumerate().map(|(at, deed)| books.decide(at, deed)).collect();
-    run(connection, engine, books.written()).await?;
+    run(connection, engine, books.written(engine)).await?;
     Ok(results)
 }
 
@@ -147,8 +152,8 @@ async fn read(
         };
         let since_ms = ask.now_ms.saturating_sub(RETRY_WINDOW_MS);
         let found = Statement::new(format!(
-            "SELECT * FROM charges WHERE key_id = (SELECT id FROM keys WHERE {column} = ?) AND request = ? AND at_ms >= ? \
-             ORDER BY at_ms DESC LIMIT 1"
+            "SELECT charges.*, told.answer AS told FROM charges LEFT JOIN told ON told.charge = charges.id \
+             WHERE key_id = (SELECT id FROM keys WHERE {column} = ?) AND request = ? AND charges.at_ms >= ? ORDER BY charges.at_ms DESC LIMIT 1"
         ));
         statements.push(found.with([name, ask.request.column()]).with([since_ms]));
         asked_again.push(at);
@@ -184,7 +189,8 @@ async fn read(
     }
     for at in asked_again {
         if let Some(row) = next().first() {
-            books.answered.insert(at, charge_of(row)?);
+            let told: Option<String> = row.try_get("told")?;
+            books.answered.insert(at, (charge_of(row)?, told.and_then(|told| hex::decode(told).ok())));
         }
     }
     Ok(books)
@@ -207,7 +213,7 @@ impl Books {
         match deed {
             Deed::Reserve(ask) => Outcome::Reserved(self.reserve(at, ask)),
             Deed::Charge { hold, amount, answer, retried, now_ms } => {
-                Outcome::Settled(self.end(hold, Some((*amount, answer, *retried, *now_ms))))
+                Outcome::Settled(self.end(hold, Some((*amount, answer, retried, *now_ms))))
             }
             Deed::Release { hold } => Outcome::Settled(self.end(hold, None)),
         }
@@ -222,8 +228,8 @@ impl Books {
         if state.key.revoked_ms.is_some() {
             return Err(Refused::Revoked);
         }
-        if let Some(charge) = self.answered.remove(&at) {
-            return Ok(Reserved::Answered(Box::new(charge)));
+        if let Some((charge, told)) = self.answered.remove(&at) {
+            return Ok(Reserved::Answered { charge: Box::new(charge), told });
         }
         let after = admit(&state.key.limits, state.used, ask.amount, ask.now_ms)?;
         let amount = ask.amount.column();
@@ -250,7 +256,7 @@ impl Books {
     }
 
     /// Takes a hold away, keeps what is charged, and gives the rest back.
-    fn end(&mut self, id: &HoldId, charged: Option<(MicroUsd, &Answered, Retried, i64)>) -> Settled {
+    fn end(&mut self, id: &HoldId, charged: Option<(MicroUsd, &Answered, &Retried, i64)>) -> Settled {
         let Some(mut hold) = self.holds.remove(&id.0) else {
             return Settled::Before(MicroUsd::from_column(self.ended.get(&id.0).copied().unwrap_or(0)));
         };
@@ -271,18 +277,24 @@ impl Books {
         self.ended.insert(hold.id.clone(), kept);
         self.gone.insert(hold.id.clone());
         if let Some((_, answer, retried, at_ms)) = charged {
-            if retried == Retried::Anew {
-                // No request has no name.
-                hold.request.clear();
-            }
-            self.charged.push(ChargeRow { hold, kept, answer: answer.clone(), at_ms });
+            let told = match retried {
+                Retried::Told(told) => Some(told.clone()),
+                Retried::Known => None,
+                Retried::Anew => {
+                    // No request has no name.
+                    hold.request.clear();
+                    None
+                }
+            };
+            self.charged.push(ChargeRow { hold, kept, answer: answer.clone(), at_ms, told });
         }
         Settled::Now(MicroUsd::from_column(kept))
     }
 
     /// What is written, and the end of the transaction.
-    fn written(self) -> Vec<Statement> {
+    fn written(self, engine: Engine) -> Vec<Statement> {
         let mut statements = Vec::new();
+        statements.extend(retold(&self.charged, engine).into_iter().flatten());
         for (account, by) in self.moved.into_iter().filter(|(_, by)| *by != 0) {
             let update = Statement::new("UPDATE accounts SET balance = balance + ? WHERE name = ?");
             statements.push(update.with([by]).with([account]));
@@ -312,7 +324,7 @@ impl Books {
                  VALUES {rows}"
             ));
             statements.push(self.charged.into_iter().fold(insert, |insert, charge| {
-                let ChargeRow { hold, kept, answer, at_ms } = charge;
+                let ChargeRow { hold, kept, answer, at_ms, .. } = charge;
                 let insert = insert.with([hold.id, hold.key, hold.account]).with([kept]);
                 let insert = insert.with([hold.request]).with([at_ms]);
                 let insert = insert.with([answer.receipt, answer.provider, answer.model]);
@@ -322,4 +334,24 @@ impl Books {
         statements.push(Statement::new("COMMIT"));
         statements
     }
+}
+
+/// Keeps what is to be told again, and lets go of some that cannot be asked for again: of more than are kept, so that they do not pile up.
+fn retold(charged: &[ChargeRow], engine: Engine) -> Option<[Statement; 2]> {
+    let told: Vec<_> = charged.iter().filter_map(|row| Some((row, row.told.as_ref()?))).collect();
+    let now_ms = told.iter().map(|(row, _)| row.at_ms).max()?;
+    let rows = vec![format!("({})", marks(3)); told.len()].join(", ");
+    let insert = Statement::new(format!("INSERT INTO told (charge, at_ms, answer) VALUES {rows}"));
+    let insert = told.into_iter().fold(insert, |insert, (row, told)| {
+        insert.with([row.hold.id.clone()]).with([row.at_ms]).with([hex::encode(told)])
+    });
+    // Whoever else is at it lets go of others.
+    let skip = match engine {
+        Engine::Sqlite => "",
+        Engine::Postgres => " FOR UPDATE SKIP LOCKED",
+    };
+    let delete = Statement::new(format!(
+        "DELETE FROM told WHERE charge IN (SELECT charge FROM told WHERE at_ms < ? ORDER BY at_ms LIMIT {FORGOTTEN_MAX}{skip})"
+    ));
+    Some([insert, delete.with([now_ms.saturating_sub(RETRY_WINDOW_MS)])])
 }

@@ -19,6 +19,7 @@ use super::{
 
 const TABLES: &str = include_str!("../../migrations/0001_accounts.sql");
 const CALLERS: &str = include_str!("../../migrations/0002_callers.sql");
+const TOLD: &str = include_str!("../../migrations/0003_told.sql");
 /// Connections that readers and writers share.
 const CONNECTIONS_MAX: u32 = 16;
 
@@ -76,7 +77,8 @@ impl Store {
         let first = Migration::new(1, "accounts".into(), MigrationType::Simple, TABLES.into_sql_str(), false);
         let second =
             Migration::new(2, "callers".into(), MigrationType::Simple, CALLERS.into_sql_str(), false);
-        Migrator::with_migrations(vec![first, second]).run(&pool).await?;
+        let third = Migration::new(3, "told".into(), MigrationType::Simple, TOLD.into_sql_str(), false);
+        Migrator::with_migrations(vec![first, second, third]).run(&pool).await?;
         Ok(Store { pool, engine })
     }
 
@@ -221,6 +223,13 @@ impl Store {
         let over = sqlx::query("SELECT id FROM holds WHERE expires_ms <= $1").bind(now_ms);
         let rows = over.fetch_all(&self.pool).await?;
         rows.iter().map(|row| Ok(HoldId(row.try_get(0)?))).collect()
+    }
+
+    /// Lets go of what was told before this.
+    pub(super) async fn forget(&self, before_ms: i64) -> Result<(), AccountsError> {
+        let delete = sqlx::query("DELETE FROM told WHERE at_ms < $1").bind(before_ms);
+        delete.execute(&self.pool).await?;
+        Ok(())
     }
 
     pub(super) async fn books(&self, account: &str) -> Result<Books, AccountsError> {

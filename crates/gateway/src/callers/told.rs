@@ -1,4 +1,4 @@
-//! What a caller was told, as it is kept with its payment: frames as providers send them, each with its length in front.
+//! What a client was told, as the books keep it with the payment or the charge: frames as providers send them, each with its length in front.
 
 use assay_api::Event;
 use assay_api::relay::Frame;
@@ -14,7 +14,7 @@ pub(crate) struct Told {
 }
 
 impl Told {
-    pub(super) fn bytes(self) -> Vec<u8> {
+    pub(crate) fn bytes(self) -> Vec<u8> {
         let last = match self.record {
             Record::Answer(record) => Frame::End { stop: record.transcript.stop, record },
             Record::Embedding(record) => Frame::Embedded(record),
@@ -35,7 +35,7 @@ impl Told {
     }
 
     /// Nothing, if that is not what the bytes are.
-    pub(super) fn read(mut bytes: &[u8]) -> Option<Told> {
+    pub(crate) fn read(mut bytes: &[u8]) -> Option<Told> {
         let mut events = Vec::new();
         loop {
             let (length, rest) = bytes.split_first_chunk::<4>()?;

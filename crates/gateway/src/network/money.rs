@@ -18,6 +18,8 @@ use crate::callers::{Reserved, Told};
 
 /// A hold ends by itself after this long: longer than any answer takes.
 const HOLD: Duration = Duration::from_secs(3600);
+/// Bytes of an answer that the books keep to tell it again, at most. Larger ones are told by the gateway that gave them, while it has them.
+const TOLD_BYTES_MAX: usize = 1 << 20;
 /// Tokens that a template may put around a message.
 const MESSAGE_TOKENS: usize = 64;
 
@@ -71,15 +73,41 @@ pub(super) fn most(price: Option<Price>, request: &Request, window: u32) -> u64 
     price.fee(prompt, answer)
 }
 
-/// Money for one request. Dropped without an end, it ends by itself.
+/// Money set aside of an account's balance. Dropped, it goes back.
+pub(super) struct Held {
+    accounts: Accounts,
+    hold: Option<HoldId>,
+}
+
+impl Held {
+    /// Its name, for who ends it.
+    fn end(mut self) -> Option<(Accounts, HoldId)> {
+        let hold = self.hold.take()?;
+        Some((self.accounts.clone(), hold))
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let (Some(hold), Ok(runtime)) = (self.hold.take(), tokio::runtime::Handle::try_current()) else {
+            return;
+        };
+        let accounts = self.accounts.clone();
+        runtime.spawn(async move { release(&accounts, hold).await });
+    }
+}
+
+async fn release(accounts: &Accounts, hold: HoldId) {
+    if let Err(e) = accounts.release(hold).await {
+        // It ends by itself.
+        tracing::warn!(code = e.code(), reason = %e, "a hold could not be released");
+    }
+}
+
+/// Money for one request. Dropped without an end, it goes back.
 pub(super) enum Purse {
     /// Set aside of an account's balance.
-    Hold {
-        /// Where.
-        accounts: Accounts,
-        /// Its name.
-        hold: HoldId,
-    },
+    Hold(Held),
     /// Out of the wallet of somebody without an account.
     Caller(Box<Reserved>),
 }
@@ -88,7 +116,9 @@ pub(super) enum Purse {
 pub(super) enum Opened {
     /// Run the request with this.
     Purse(Purse),
-    /// Its answer was paid for before.
+    /// Its answer was paid for before, and the books tell it.
+    Told(Box<Told>),
+    /// Its answer was paid for before, and is too large for the books.
     Answered(ReceiptId),
 }
 
@@ -150,15 +180,26 @@ impl Purse {
             now_ms,
             expires_ms: now_ms.saturating_add(lasts),
         };
-        match accounts.reserve(ask).await.map_err(refusal)? {
-            accounts::Reserved::Held(hold) => {
-                Ok(Opened::Purse(Purse::Hold { accounts: accounts.clone(), hold: hold.id }))
+        // A client that leaves meanwhile ends its request's future, but what was set aside for it goes back.
+        let accounts = accounts.clone();
+        let opened = tokio::spawn(async move {
+            Ok(match accounts.reserve(ask).await? {
+                accounts::Reserved::Held(hold) => {
+                    Opened::Purse(Purse::Hold(Held { accounts, hold: Some(hold.id) }))
+                }
+                accounts::Reserved::Answered { charge, told } => {
+                    match (told.as_deref().and_then(Told::read), charge.answer.receipt.parse()) {
+                        (Some(told), _) => Opened::Told(Box::new(told)),
+                        (None, Ok(receipt)) => Opened::Answered(receipt),
+                        (None, Err(_)) => return Ok(None),
+                    }
+                }
             }
-            accounts::Reserved::Answered(charge) => match charge.answer.receipt.parse() {
-                Ok(receipt) => Ok(Opened::Answered(receipt)),
-                Err(_) => Err(Refusal::Internal { message: "the books name a receipt that is none".into() }),
-            },
-        }
+            .into())
+        });
+        let opened = opened.await.map_err(|e| Refusal::Internal { message: e.to_string() })?;
+        let none = || Refusal::Internal { message: "the books name a receipt that is none".into() };
+        opened.map_err(refusal)?.ok_or_else(none)
     }
 
     /// Sets money aside for a request that was answered before, and is answered and charged once more.
@@ -171,7 +212,7 @@ impl Purse {
         let first = Caller { again: false, ..caller.clone() };
         match Purse::open(accounts, &first, request, most).await? {
             Opened::Purse(purse) => Ok(purse),
-            Opened::Answered(_) => {
+            Opened::Answered(_) | Opened::Told(_) => {
                 Err(Refusal::Internal { message: "the books answer a first attempt".into() })
             }
         }
@@ -180,7 +221,7 @@ impl Purse {
     /// When an answer must have ended.
     pub(super) fn deadline(&self) -> Option<tokio::time::Instant> {
         match self {
-            Purse::Hold { .. } => None,
+            Purse::Hold(_) => None,
             Purse::Caller(reserved) => Some(reserved.deadline()),
         }
     }
@@ -188,7 +229,7 @@ impl Purse {
     /// Whether what it pays is the same however much of an answer there is.
     pub(super) fn is_whole(&self) -> bool {
         match self {
-            Purse::Hold { .. } => false,
+            Purse::Hold(_) => false,
             Purse::Caller(reserved) => reserved.is_whole(),
         }
     }
@@ -210,8 +251,13 @@ impl Purse {
             completion_tokens: receipt.receipt.completion_tokens,
         };
         match self {
-            Purse::Hold { accounts, hold } => {
-                let retried = told().map_or(Retried::Anew, |_| Retried::Known);
+            Purse::Hold(held) => {
+                let Some((accounts, hold)) = held.end() else { return Ok(()) };
+                let retried = match told().map(Told::bytes) {
+                    Some(told) if told.len() <= TOLD_BYTES_MAX => Retried::Told(told),
+                    Some(_) => Retried::Known,
+                    None => Retried::Anew,
+                };
                 let charged = accounts.charge(hold, MicroUsd(fee), answer, retried, now_ms()).await;
                 charged.map(drop).map_err(refusal)
             }
@@ -222,10 +268,9 @@ impl Purse {
     /// Gives everything back.
     pub(super) async fn release(self) {
         match self {
-            Purse::Hold { accounts, hold } => {
-                if let Err(e) = accounts.release(hold).await {
-                    // It ends by itself.
-                    tracing::warn!(code = e.code(), reason = %e, "a hold could not be released");
+            Purse::Hold(held) => {
+                if let Some((accounts, hold)) = held.end() {
+                    release(&accounts, hold).await;
                 }
             }
             Purse::Caller(reserved) => reserved.release().await,

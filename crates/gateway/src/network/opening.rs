@@ -46,6 +46,10 @@ impl Network {
             (None, None) => Opening::Purse(None),
             (Some(accounts), None) => match Purse::open(accounts, caller, key, most).await? {
                 money::Opened::Purse(purse) => Opening::Purse(Some(purse)),
+                money::Opened::Told(told) => {
+                    inner.metrics.repeated.inc();
+                    Opening::Told(self.told(*told)?)
+                }
                 money::Opened::Answered(receipt) => match self.again(receipt) {
                     Some(generation) => {
                         inner.metrics.repeated.inc();
