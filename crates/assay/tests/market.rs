@@ -183,10 +183,11 @@ fn a_model_is_found_on_the_ledger_pulled_from_its_hosts_and_counted() {
     assert_eq!(listed["silent"][0]["url"], format!("http://{provider_at}"));
     assert_eq!((&model(&listed)["offers"], &model(&listed)["price"]), (&json!([]), &Value::Null));
     let mut up = command(provider.path());
-    up.args(["up", "--price", "0.10/0.40"]);
+    up.args(["up", "--price", "0.10/0.40", "--price-private", "0.30/1.20"]);
     let _node = Node::at(up, &provider_at);
     let found = model(&user.json(&["search", "STORIES"]));
     assert_eq!(found["price"], json!({"input": 100_000, "output": 400_000}));
+    assert_eq!(found["price_private"], json!({"input": 300_000, "output": 1_200_000}));
     assert_eq!(found["offers"].as_array().unwrap().len(), 1);
     assert_eq!(
         [

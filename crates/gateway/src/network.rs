@@ -545,7 +545,7 @@ impl Inference for Network {
                 if let Some(purse) = purse {
                     let told = || {
                         let record = Record::Embedding(record.clone());
-                        Some(callers::Told { events: vec![], record })
+                        Some(callers::Told { events: vec![], record, second: None })
                     };
                     purse.charge(fee, &record.receipt, candidate.provider, &model.name, told).await?;
                 }

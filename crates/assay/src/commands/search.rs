@@ -96,7 +96,16 @@ struct Row {
 impl Row {
     /// The lowest price, one token of the prompt and one of the answer together.
     fn price(&self) -> Option<Price> {
-        let prices = self.offers.iter().flatten().filter_map(|offer| offer.price);
+        self.lowest(|offer| offer.price)
+    }
+
+    /// The lowest where the client withholds its consent to audits.
+    fn price_private(&self) -> Option<Price> {
+        self.lowest(|offer| offer.price_private)
+    }
+
+    fn lowest(&self, of: impl Fn(&Offer) -> Option<Price>) -> Option<Price> {
+        let prices = self.offers.iter().flatten().filter_map(of);
         prices.min_by_key(|price| (price.input() + price.output(), price.output()))
     }
 
@@ -301,7 +310,8 @@ mod tests {
             sources: vec![],
             published_at: 0,
         };
-        let offer = |text: &&str| Offer { provider: Address::ZERO, price: text.parse().ok() };
+        let offer =
+            |text: &&str| Offer { provider: Address::ZERO, price: text.parse().ok(), price_private: None };
         Row {
             id: Hash::ZERO,
             release,

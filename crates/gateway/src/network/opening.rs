@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use assay_api::{Caller, Class, Event, Generation, Refusal, Source, Stop};
+use assay_api::{Caller, Class, Event, Generation, Refusal, Second, Source, Stop};
 use assay_core::answer::AnswerRecord;
 use assay_core::embedding::Record;
 use assay_core::id::ReceiptId;
@@ -66,7 +66,7 @@ impl Network {
     fn again(&self, receipt: ReceiptId) -> Option<Generation> {
         match self.inner.records().get(receipt) {
             Some(Kept { record: Record::Answer(record), events, .. }) => {
-                Some(self.retold(events.clone(), record.clone()))
+                Some(self.retold(events.clone(), record.clone(), None))
             }
             _ => None,
         }
@@ -75,12 +75,12 @@ impl Network {
     /// The same from the books.
     fn told(&self, told: callers::Told) -> Result<Generation, Refusal> {
         match told.record {
-            Record::Answer(record) => Ok(self.retold(told.events, record)),
+            Record::Answer(record) => Ok(self.retold(told.events, record, told.second)),
             Record::Embedding(_) => Err(Refusal::Internal { message: OTHER_ANSWER.into() }),
         }
     }
 
-    fn retold(&self, told: Vec<Event>, record: Box<AnswerRecord>) -> Generation {
+    fn retold(&self, told: Vec<Event>, record: Box<AnswerRecord>, second: Option<Second>) -> Generation {
         let receipt = record.receipt.receipt.id();
         let (stop, usage) = (record.transcript.stop, record.transcript.usage());
         let (provider, model) = (record.receipt.receipt.provider, record.receipt.receipt.model_root);
@@ -92,7 +92,7 @@ impl Network {
             let _ = events.try_send(event);
         }
         let price = self.inner.price(provider, model, audit).flatten();
-        let source = Some(Source { provider, price, class, second: None });
+        let source = Some(Source { provider, price, class, second });
         let prompt_tokens = usage.prompt_tokens;
         Generation { receipt_id: receipt, prompt_tokens, source, stop: Stop::default(), events: receiver }
     }

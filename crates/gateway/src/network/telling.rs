@@ -245,8 +245,11 @@ impl Telling {
         if let Some(purse) = self.purse.take() {
             // What was stopped is told to nobody again: who asks again wants all of it.
             let whole = record.transcript.stop != StopReason::Cancelled;
-            let told =
-                || Told { events: self.kept.clone(), record: Record::Answer(Box::new(record.clone())) };
+            let told = || Told {
+                events: self.kept.clone(),
+                record: Record::Answer(Box::new(record.clone())),
+                second: None,
+            };
             purse.charge(fee, &record.receipt, provider, &self.model, || whole.then(told)).await?;
         }
         let t = &record.transcript;

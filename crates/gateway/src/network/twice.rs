@@ -218,6 +218,7 @@ impl Network {
         let second =
             Second { receipt: two.receipt_id, provider: two.candidate.provider, price: two.candidate.price };
         let Candidate { provider, price, .. } = one.candidate;
+        let beside = second;
         let source = Some(Source { provider, price, class: Class::Full, second: Some(second) });
         let mut turn = Some(turn);
         let fees = legs.each_ref().map(|leg| Arc::clone(&leg.fee));
@@ -261,6 +262,7 @@ impl Network {
             model: model.name,
             stop: stop.clone(),
             stops,
+            other: beside,
         };
         // Owned by the request: it ends with the answer, or when the client's receiver is gone.
         traces::current().spawn(pair.forward(events));
@@ -283,6 +285,8 @@ struct Pair {
     stop: Stop,
     /// What stops the executions.
     stops: [Stop; 2],
+    /// What the client is told of the second.
+    other: Second,
 }
 
 /// Why there is no end.
@@ -377,7 +381,9 @@ impl Pair {
             let events = std::mem::take(&mut self.heard);
             // What was stopped is told to nobody again.
             let whole = [record.as_ref(), other].iter().all(|record| !is_stopped(record));
-            let told = || callers::Told { events, record: Record::Answer(Box::new((**record).clone())) };
+            let second = Some(self.other);
+            let told =
+                || callers::Told { events, record: Record::Answer(Box::new((**record).clone())), second };
             let told = || whole.then(told);
             purse.charge(fee, &record.receipt, one.provider, &self.model, told).await?;
         }

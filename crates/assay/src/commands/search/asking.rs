@@ -35,6 +35,8 @@ pub struct Offer {
     pub provider: Address,
     /// What it advertises; nothing if that cannot be read.
     pub price: Option<Price>,
+    /// Likewise where the client withholds its consent to audits; nothing also if it does not take that.
+    pub price_private: Option<Price>,
 }
 
 /// What was answered.
@@ -58,6 +60,7 @@ struct Models {
 struct Model {
     root: Option<String>,
     pricing: Option<Pricing>,
+    pricing_private: Option<Pricing>,
 }
 
 #[derive(Deserialize)]
@@ -66,11 +69,23 @@ struct Pricing {
     completion: String,
 }
 
+impl Pricing {
+    fn price(&self) -> Option<Price> {
+        Price::from_per_token(&self.prompt, &self.completion).ok()
+    }
+}
+
 impl Model {
     fn price(&self) -> Option<Price> {
-        match &self.pricing {
-            None => Price::new(0, 0).ok(),
-            Some(pricing) => Price::from_per_token(&pricing.prompt, &pricing.completion).ok(),
+        self.pricing.as_ref().map_or_else(|| Price::new(0, 0).ok(), Pricing::price)
+    }
+
+    /// Who is free takes requests without consent, too.
+    fn price_private(&self) -> Option<Price> {
+        match (&self.pricing_private, &self.pricing) {
+            (Some(private), _) => private.price(),
+            (None, None) => self.price(),
+            (None, Some(_)) => None,
         }
     }
 }
@@ -103,8 +118,9 @@ pub async fn ask(
     for ((provider, url), offered) in providers.iter().zip(offered.collect::<Vec<_>>().await) {
         match offered {
             Ok(offered) => {
-                for (root, price) in offered {
-                    asked.offers.entry(root).or_default().push(Offer { provider: *provider, price });
+                for (root, (price, price_private)) in offered {
+                    let offer = Offer { provider: *provider, price, price_private };
+                    asked.offers.entry(root).or_default().push(offer);
                 }
             }
             Err(e) => asked.silent.push((url.clone(), e.to_string())),
@@ -121,12 +137,15 @@ async fn tell(records: &Records, host: &String, heard: &Arc<Catalogue>) -> Resul
         .map_err(|_| format!("it has not told everything within {} seconds", HOST_TIMEOUT.as_secs()))
 }
 
+/// A price, and that without consent to audits.
+type Prices = (Option<Price>, Option<Price>);
+
 /// What a provider offers, each model once.
-async fn models(records: &Records, url: &str) -> Result<BTreeMap<ModelRoot, Option<Price>>, ExchangeError> {
+async fn models(records: &Records, url: &str) -> Result<BTreeMap<ModelRoot, Prices>, ExchangeError> {
     let models: Models = records.get(url, "/v1/models", MODELS_BYTES_MAX).await?;
     let offered = models.data.iter().take(MODELS_MAX).filter_map(|model| {
         let root = model.root.as_ref()?.parse().ok()?;
-        Some((root, model.price()))
+        Some((root, (model.price(), model.price_private())))
     });
     Ok(offered.collect())
 }
@@ -149,6 +168,11 @@ mod tests {
             let json = format!(r#"{{"pricing": {{"prompt": "{unread}", "completion": "0"}}}}"#);
             assert_eq!(price(&json), Some(None), "{unread}");
         }
+        let private = |json: &str| serde_json::from_str::<Model>(json).unwrap().price_private();
+        assert_eq!(private(r#"{"id": "x"}"#), Price::new(0, 0).ok(), "who is free takes it too");
+        assert_eq!(private(said), None, "who names none does not take it");
+        let both = r#"{"pricing": {"prompt": "0.0000001", "completion": "0.0000004"}, "pricing_private": {"prompt": "0.0000003", "completion": "0"}}"#;
+        assert_eq!(private(both), Price::new(300_000, 0).ok());
         // What has another form is no list of models at all.
         assert_eq!(price(r#"{"pricing": {"prompt": 1}}"#), None);
         assert_eq!(price("[]"), None);

@@ -19,6 +19,14 @@ fn price(price: Price) -> String {
     if (price.input(), price.output()) == (0, 0) { "free".into() } else { price.to_string() }
 }
 
+/// The lowest price, and below it the lowest without consent to audits, if that is another.
+fn prices(lowest: Option<Price>, private: Option<Price>) -> String {
+    match private.filter(|private| Some(*private) != lowest) {
+        None => or_unknown(lowest.map(price)),
+        Some(private) => format!("{}\nprivate {}", or_unknown(lowest.map(price)), price(private)),
+    }
+}
+
 fn or_unknown(text: Option<String>) -> String {
     text.unwrap_or_else(|| UNKNOWN.to_owned())
 }
@@ -75,7 +83,7 @@ fn cells(row: &Row) -> [String; 11] {
         plain(&r.licence),
         format!("{} %", f64::from(row.royalty_ppm()) / 10_000.0),
         format!("{}/{}", or_unknown(row.hosts.map(|n| n.to_string())), r.copies),
-        or_unknown(row.price().map(price)),
+        prices(row.price(), row.price_private()),
         or_unknown(row.offers.as_ref().map(|offers| offers.len().to_string())),
         or_unknown(row.demand.map(|(fees, providers)| format!("{fees} from {providers}"))),
     ]
@@ -99,7 +107,7 @@ fn row(row: &Row) -> Value {
     let r = &row.release;
     let price = |price: Price| json!({"input": price.input(), "output": price.output()});
     let offers = row.offers.as_ref().map(|offers| {
-        let offer = |o: &super::Offer| json!({"provider": o.provider, "price": o.price.map(price)});
+        let offer = |o: &super::Offer| json!({"provider": o.provider, "price": o.price.map(price), "price_private": o.price_private.map(price)});
         offers.iter().map(offer).collect::<Vec<_>>()
     });
     json!({
@@ -107,7 +115,7 @@ fn row(row: &Row) -> Value {
         "root": r.root, "blob": r.blob, "bytes": r.size, "parameters": r.parameters, "context": r.context,
         "licence": r.licence, "royalty_ppm": row.royalty_ppm(), "published_at": r.published_at,
         "listed": row.listing.is_some(), "copies": r.copies, "hosts": row.hosts, "pledges": row.pledges, "offers": offers,
-        "price": row.price().map(price), "fetched_bytes": row.fetched,
+        "price": row.price().map(price), "price_private": row.price_private().map(price), "fetched_bytes": row.fetched,
         "demand": row.demand.map(|(fees, providers)| json!({"a_day": fees, "providers": providers})),
     })
 }
