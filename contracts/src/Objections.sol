@@ -96,7 +96,7 @@ contract Objections {
     // ---- proofs that need no answer
 
     /// Two receipts that one provider may not both have signed (protocol, 11.1): one sequence number and different receipts, or one
-    /// model, request and nonce and different answers.
+    /// model, request and nonce and different answers of one length. Answers that were stopped are of other lengths, and no conflict.
     function proveConflict(
         Receipt calldata x,
         bytes calldata xSignature,
@@ -109,8 +109,9 @@ contract Objections {
         bool twice = x.sequence == y.sequence
             && Receipts.signingHash(x, separator) != Receipts.signingHash(y, separator);
         bool asked = x.modelRoot == y.modelRoot && x.requestHash == y.requestHash && x.clientNonce == y.clientNonce;
-        bool answered = x.transcriptRoot == y.transcriptRoot && x.digestRoot == y.digestRoot;
-        if (x.provider != y.provider || !(twice || (asked && !answered))) revert NoConflict();
+        bool differ = x.completionTokens == y.completionTokens
+            && (x.transcriptRoot != y.transcriptRoot || x.digestRoot != y.digestRoot);
+        if (x.provider != y.provider || !(twice || (asked && differ))) revert NoConflict();
         emit Conflicted(x.provider, x.sequence, y.sequence);
         _stakes.strike(x.provider, msg.sender);
     }

@@ -450,6 +450,7 @@ impl Inference for Network {
             kept: Vec::new(),
             leg: None,
             stop: stop.clone(),
+            left: false,
             _turn: Some(turn),
         };
         // Owned by the request: it ends with the answer, or when the client's receiver is gone.

@@ -227,6 +227,30 @@ async fn a_provider_that_does_not_stop_costs_nothing() {
     happens(&provider.node.cancelled).await;
 }
 
+/// Nobody goes on with an answer that its client has left.
+#[tokio::test]
+async fn what_breaks_off_when_it_is_stopped_costs_nothing() {
+    let spare = Provider::start(Manner::Paced, PRICE).await;
+    let lost = Provider::before(&spare, Manner::PacedAndLost, PRICE).await;
+    let gateway = Gateway::over(QUICK, &[&lost, &spare]).await;
+    lost.node.go.add_permits(2);
+    gateway.reads("sampled", 2).await;
+    happens(&lost.node.stopped).await;
+    assert_eq!((gateway.charged().await, spare.node.started.load(SeqCst)), (0, 0));
+
+    let all = [
+        Provider::start(Manner::PacedAndLost, PRICE).await,
+        Provider::start(Manner::PacedAndLost, PRICE).await,
+        Provider::start(Manner::PacedAndLost, PRICE).await,
+    ];
+    let gateway = Gateway::over(QUICK, &[&all[0], &all[1], &all[2]]).await;
+    all.iter().for_each(|provider| provider.node.go.add_permits(2));
+    gateway.reads("full", 2).await;
+    assert_eq!(gateway.charged().await, 0);
+    let started: u32 = all.iter().map(|provider| provider.node.started.load(SeqCst)).sum();
+    assert_eq!(started, 2);
+}
+
 #[tokio::test]
 async fn who_leaves_an_answer_of_two_pays_for_what_there_is_of_both() {
     let start = async |manner| Provider::start(manner, PRICE).await;

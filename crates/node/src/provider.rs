@@ -190,8 +190,9 @@ impl Provider {
         let ticket = self.admit(&caller, price, prompt_tokens, longest).await?;
 
         let (nonce, nonce_source) = match (nonce, request.sampling.seed) {
+            // A nonce that is what the seed would have made it is no other choice: one answer has one transcript.
+            (Some(Nonce::ZERO), Some(_)) | (None, Some(_)) => (Nonce::ZERO, NonceSource::Seed),
             (Some(nonce), _) => (nonce, NonceSource::Client),
-            (None, Some(_)) => (Nonce::ZERO, NonceSource::Seed),
             (None, None) => (random_nonce(), NonceSource::Provider),
         };
         let store = Arc::clone(&self.store);

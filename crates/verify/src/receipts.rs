@@ -12,7 +12,8 @@ use assay_core::receipt::{ReceiptError, SignedReceipt};
 pub enum Conflict {
     /// Different receipts with one sequence number.
     Sequence,
-    /// One request with one nonce, and different answers or executions: at most one of them can be the model's.
+    /// One request with one nonce, and different answers or executions of one length: at most one of them can be the model's. An answer that was stopped is
+    /// shorter than the whole one, and both can be.
     Nonce,
 }
 
@@ -29,9 +30,10 @@ pub fn conflict(a: &SignedReceipt, b: &SignedReceipt) -> Result<Option<Conflict>
     }
     let asked =
         (x.model_root, x.request_hash, x.client_nonce) == (y.model_root, y.request_hash, y.client_nonce);
-    let answered = (x.transcript_root, x.digest_root) == (y.transcript_root, y.digest_root);
+    let differ = x.completion_tokens == y.completion_tokens
+        && (x.transcript_root, x.digest_root) != (y.transcript_root, y.digest_root);
     // The transcript root covers who chose the nonce, so one answer given twice has one root.
-    Ok((asked && !answered).then_some(Conflict::Nonce))
+    Ok((asked && differ).then_some(Conflict::Nonce))
 }
 
 /// What a provider posts for an epoch: a tree with one leaf per sequence number, without gaps.

@@ -598,6 +598,12 @@ fn two_receipts_with_one_nonce() {
     assert_eq!(conflict(&one, &again), Ok(None), "one answer, asked for twice");
     let other = signed(2, |r| r.receipt.transcript_root = assay_core::id::TranscriptRoot::ZERO);
     assert_eq!(conflict(&one, &other), Ok(Some(Conflict::Nonce)));
+    // An answer that was stopped, and the whole one: an honest provider signs both.
+    let stopped = signed(2, |r| {
+        r.receipt.transcript_root = assay_core::id::TranscriptRoot::ZERO;
+        r.receipt.completion_tokens -= 1;
+    });
+    assert_eq!(conflict(&one, &stopped), Ok(None));
     let same = signed(1, |r| r.receipt.fee_micro_usd = 9);
     assert_eq!(conflict(&one, &same), Ok(Some(Conflict::Sequence)));
     let mut unsigned = other.clone();

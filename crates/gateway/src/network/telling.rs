@@ -50,8 +50,10 @@ pub(super) struct Telling {
     pub(super) kept: Vec<Event>,
     /// Which of two executions it is, of an answer that has two.
     pub(super) leg: Option<Leg>,
-    /// Its client has left.
+    /// Its client leaves.
     pub(super) stop: Stop,
+    /// It has left, and its provider was asked to stop: nobody goes on.
+    pub(super) left: bool,
     /// Others wait until it ends.
     pub(super) _turn: Option<Turn>,
 }
@@ -133,7 +135,7 @@ impl Telling {
 
     /// Someone who goes on, if there is anyone and the client still listens.
     async fn another(&mut self, lost: &[NodeAddress], events: &mpsc::Sender<Event>) -> Option<First> {
-        if lost.len() >= self.inner.options.attempts_max {
+        if self.left || lost.len() >= self.inner.options.attempts_max {
             return None;
         }
         let mut candidates = self.inner.candidates(&self.want);
@@ -169,11 +171,15 @@ impl Telling {
         loop {
             let frame = match next.take() {
                 Some(frame) => frame,
-                None => match self.next(&mut running, events, &mut until).await {
-                    Next::Frame(frame) => frame,
-                    Next::Gone => return (Ended::Over, Outcome::Neither),
-                    Next::Lost(reason) => return failed(reason),
-                },
+                None => {
+                    let next = self.next(&mut running, events, &mut until).await;
+                    self.left = until.is_some();
+                    match next {
+                        Next::Frame(frame) => frame,
+                        Next::Gone => return (Ended::Over, Outcome::Neither),
+                        Next::Lost(reason) => return failed(reason),
+                    }
+                }
             };
             let event = match frame {
                 Frame::Alive | Frame::Queued { .. } => continue,
@@ -186,7 +192,7 @@ impl Telling {
                     let record = Arc::new(*record);
                     let stop = record.transcript.stop;
                     let cancelled = stop == StopReason::Cancelled;
-                    if cancelled && until.is_none() {
+                    if cancelled && !self.left {
                         return failed("it stopped an answer that nobody asked it to stop".into());
                     }
                     let fee = payment::fee(price, &record.transcript);

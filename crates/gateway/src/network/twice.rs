@@ -240,6 +240,7 @@ impl Network {
                 kept: Vec::new(),
                 leg: Some(leg),
                 stop: stop.clone(),
+                left: false,
                 _turn: turn.take(),
             };
             // Owned by the pair below: it ends with the answer, or when the pair is gone.

@@ -48,6 +48,8 @@ pub enum Manner {
     Paced,
     /// The same, with other words.
     PacedOther,
+    /// Says a word when it is told to, and breaks off when it is asked to stop.
+    PacedAndLost,
     /// Stops after the first words, and nobody has asked.
     StopsUnasked,
     /// Answers otherwise than the others do.
@@ -206,9 +208,9 @@ impl Inference for Shared {
                     let (stop, usage) = (record.transcript.stop, record.transcript.usage());
                     let _ = events.send(Event::End { stop, usage, record }).await;
                 }
-                Manner::Paced | Manner::PacedOther => {
+                Manner::Paced | Manner::PacedOther | Manner::PacedAndLost => {
                     let nonce = order.nonce.unwrap_or(Nonce::from_bytes([9; 32]));
-                    let (word, id) = if manner == Manner::Paced { ("la ", 2) } else { ("lo ", 3) };
+                    let (word, id) = if manner == Manner::PacedOther { ("lo ", 3) } else { ("la ", 2) };
                     let mut words = 0;
                     loop {
                         tokio::select! {
@@ -224,6 +226,9 @@ impl Inference for Shared {
                         let _ = events.send(text(word)).await;
                     }
                     node.stopped.store(true, SeqCst);
+                    if manner == Manner::PacedAndLost {
+                        return;
+                    }
                     let said =
                         Said { text: &word.repeat(words), ids: vec![id; words], stop: StopReason::Cancelled };
                     let record = Arc::new(node.record(manner, order.request, nonce, sequence, said));

@@ -239,6 +239,12 @@ pub fn two_truths_strike_and_payers_get_their_fees_back() {
     let same = n.send(&reporter, objections, conflict(&x, &again, &n, &m.provider)).unwrap_err();
     assert!(same.is::<Objections::NoConflict>());
     assert!(n.send(&reporter, objections, conflict(&x, &y, &n, &m.payer)).is_err());
+    // Nor is an answer that was stopped beside the whole one, whatever else differs.
+    let mut stopped = again.clone();
+    stopped.completion_tokens += 1;
+    stopped.transcript_root = assay_core::id::TranscriptRoot::from_bytes([7; 32]);
+    let shorter = n.send(&reporter, objections, conflict(&x, &stopped, &n, &m.provider)).unwrap_err();
+    assert!(shorter.is::<Objections::NoConflict>());
     let treasury = n.treasury;
     let before = n.balance(treasury);
     n.send(&reporter, objections, conflict(&x, &y, &n, &m.provider)).unwrap();
