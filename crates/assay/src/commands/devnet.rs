@@ -1,11 +1,13 @@
 //! `assay devnet`: the whole network on this machine, each part a process of its own, with faults if they are asked for.
 
+mod apart;
 mod chaos;
 mod fault;
 mod load;
 mod member;
 mod network;
 mod report;
+mod suffered;
 mod watch;
 mod wire;
 
@@ -77,8 +79,9 @@ struct Up {
     /// Seconds after those of --for in which nothing is asked any more, and what was earned is audited and paid out.
     #[arg(long, default_value_t = 0, value_name = "SECONDS", requires = "seconds")]
     quiet_for: u64,
-    /// Kill, hold and cut off processes at random, hold the chain and take its blocks back, until --for is over. What happens follows from
-    /// the seed. At the end it is said what clients saw of it.
+    /// Kill, hold and cut off processes at random, fill their disks, set their clocks wrong, ask them twice, hold the chain and take its blocks back,
+    /// until --for is over. What happens follows from the seed. At the end it is said what clients saw of it. Where this machine lets members
+    /// have networks of their own, nothing outside reaches them: --load asks.
     #[arg(long, value_name = "SEED")]
     chaos: Option<u64>,
     /// Where the gateway listens.
@@ -102,6 +105,9 @@ impl Devnet {
     pub fn run(self, home: &Home) -> Result<()> {
         match self.command {
             Command::Up(up) => {
+                if up.chaos.is_some() {
+                    apart::enter()?;
+                }
                 let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
                 runtime.block_on(up.run(home))
             }

@@ -1,6 +1,9 @@
-//! A line to a member or to the chain that is slow, breaks, or carries nothing for a while.
+//! A line to a member or to the chain that is slow, breaks, carries nothing for a while, or says things twice.
 
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use alloy_primitives::B256;
@@ -11,8 +14,16 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::apart::Ground;
+
 /// Bytes that a slow line carries at once.
 const PIECE: usize = 4096;
+/// Bytes of a request that are kept to be said again.
+const SAID_MAX: usize = 1 << 20;
+/// It is said again within this time.
+const LATER: Duration = Duration::from_secs(5);
+/// And so long the server may answer that.
+const LISTENS: Duration = Duration::from_secs(10);
 
 /// How it is bad.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -23,28 +34,85 @@ pub struct Manner {
     pub drop: f64,
     /// Carries nothing until it is mended: what was sent waits, as it does where packets are lost.
     pub cut: bool,
+    /// Says what it was told again, a while later and by another connection. Nobody hears the second answer.
+    pub twice: bool,
 }
 
 /// A line, whose manner may change.
 pub struct Line {
     pub at: SocketAddr,
     pub manner: watch::Sender<Manner>,
+    /// Requests that were said again.
+    pub repeated: Arc<AtomicU64>,
+}
+
+/// What a client said since the server spoke last: over HTTP/1.1 that is one request.
+#[derive(Default)]
+struct Said {
+    bytes: Vec<u8>,
+    /// It was longer than what is kept.
+    lost: bool,
+    answered: bool,
+}
+
+impl Said {
+    fn hear(&mut self, piece: &[u8]) {
+        if std::mem::take(&mut self.answered) {
+            *self = Said::default();
+        }
+        self.lost |= self.bytes.len() + piece.len() > SAID_MAX;
+        if self.lost {
+            self.bytes = Vec::new();
+        } else {
+            self.bytes.extend_from_slice(piece);
+        }
+    }
+
+    /// The whole of it, when the answer begins.
+    fn answered(&mut self) -> Option<Vec<u8>> {
+        let bytes = std::mem::take(&mut self.bytes);
+        let first = !std::mem::replace(&mut self.answered, true);
+        (first && !self.lost && !bytes.is_empty()).then_some(bytes)
+    }
+}
+
+/// Says it again.
+async fn again(to: SocketAddr, said: Vec<u8>) {
+    tokio::time::sleep(LATER.mul_f64(drawn())).await;
+    let Ok(mut server) = TcpStream::connect(to).await else { return };
+    if server.write_all(&said).await.is_err() {
+        return;
+    }
+    let mut nobody = tokio::io::sink();
+    let unheard = tokio::io::copy(&mut server, &mut nobody);
+    let _ = tokio::time::timeout(LISTENS, unheard).await;
 }
 
 /// A line from an address of its own. It lasts as long as `carrying`.
-pub async fn line(to: SocketAddr, manner: Manner, carrying: &mut JoinSet<()>) -> Result<Line> {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
+pub async fn line(
+    ground: &Ground,
+    to: SocketAddr,
+    manner: Manner,
+    carrying: &mut JoinSet<()>,
+) -> Result<Line> {
+    let listener = TcpListener::bind(ground.free()?).await?;
     let at = listener.local_addr()?;
     let (manner, changes) = watch::channel(manner);
-    carrying.spawn(carry(listener, to, changes));
-    Ok(Line { at, manner })
+    let repeated = Arc::new(AtomicU64::new(0));
+    carrying.spawn(carry(listener, to, changes, Arc::clone(&repeated)));
+    Ok(Line { at, manner, repeated })
 }
 
 /// Carries connections for ever.
-async fn carry(listener: TcpListener, to: SocketAddr, manner: watch::Receiver<Manner>) {
+async fn carry(
+    listener: TcpListener,
+    to: SocketAddr,
+    manner: watch::Receiver<Manner>,
+    repeated: Arc<AtomicU64>,
+) {
     loop {
         let Ok((client, _)) = listener.accept().await else { continue };
-        let manner = manner.clone();
+        let (manner, repeated) = (manner.clone(), Arc::clone(&repeated));
         tokio::spawn(async move {
             let Ok(server) = TcpStream::connect(to).await else { return };
             // Pieces are small, and each is wanted at once.
@@ -54,10 +122,19 @@ async fn carry(listener: TcpListener, to: SocketAddr, manner: watch::Receiver<Ma
             let pieces = if breaks { (drawn() * 32.0) as usize } else { usize::MAX };
             let (from_client, to_client) = client.into_split();
             let (from_server, to_server) = server.into_split();
+            let said = Mutex::new(Said::default());
+            let lock = || said.lock().unwrap_or_else(PoisonError::into_inner);
+            let twice = manner.clone();
+            let answered = |_: &[u8]| {
+                if let Some(said) = lock().answered().filter(|_| twice.borrow().twice) {
+                    repeated.fetch_add(1, Relaxed);
+                    tokio::spawn(again(to, said));
+                }
+            };
             // Whichever way breaks first takes the other one along, unless it ended in order.
             tokio::select! {
-                () = pass(from_client, to_server, manner.clone(), pieces) => {}
-                () = pass(from_server, to_client, manner, pieces) => {}
+                () = pass(from_client, to_server, manner.clone(), pieces, |piece| lock().hear(piece)) => {}
+                () = pass(from_server, to_client, manner, pieces, answered) => {}
             }
         });
     }
@@ -75,6 +152,7 @@ async fn pass(
     mut to: OwnedWriteHalf,
     mut manner: watch::Receiver<Manner>,
     pieces: usize,
+    heard: impl Fn(&[u8]),
 ) {
     let mut piece = vec![0; PIECE];
     for _ in 0..pieces {
@@ -87,6 +165,7 @@ async fn pass(
             tokio::time::sleep(delay).await;
         }
         let Some(bytes) = piece.get(..read) else { return };
+        heard(bytes);
         if to.write_all(bytes).await.is_err() {
             return;
         }
