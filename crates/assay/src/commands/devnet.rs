@@ -56,7 +56,8 @@ struct Up {
     /// Who keeps models.
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=64))]
     hosts: u8,
-    /// What is wrong with whom. cheap-model:N, of N providers half of the model's layers do nothing; slow:N, N are reached over a slow line;
+    /// What is wrong with whom. cheap-model:N, of N providers half of the model's layers do nothing; hidden-cheat:N, likewise, and they show auditors
+    /// only what the ledger makes them show; slow:N, N are reached over a slow line;
     /// drop:P, a share P of all connections to providers breaks; crash:N, N are killed every half minute and started again;
     /// silent-auditor:N, N auditors take seats and do nothing; lost-bytes:N, N hosts lose what they keep. May be given several times.
     #[arg(long = "fault", value_name = "KIND:HOWMANY")]

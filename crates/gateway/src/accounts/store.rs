@@ -5,6 +5,8 @@
 //! Durability: SQLite's journal is flushed at checkpoints and after every credit, so that kill -9 loses nothing, and a power failure loses at most the last
 //! moments' holds and charges, which is the gateway's loss and no client's. Postgres flushes each commit, unless it is told not to.
 
+use std::time::Duration;
+
 use alloy_primitives::B128;
 use sqlx::any::{AnyPoolOptions, AnyRow, install_default_drivers};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
@@ -21,6 +23,8 @@ const TABLES: &str = include_str!("../../migrations/0001_accounts.sql");
 const CALLERS: &str = include_str!("../../migrations/0002_callers.sql");
 /// Connections that readers and writers share.
 const CONNECTIONS_MAX: u32 = 16;
+/// How long a connection to a file is waited for. Where the disk is full there is none, and requests must hear of it.
+const SQLITE_WAIT: Duration = Duration::from_secs(2);
 
 /// Which database it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +76,10 @@ impl Store {
                 Ok(())
             })
         });
+        let options = match engine {
+            Engine::Sqlite => options.acquire_timeout(SQLITE_WAIT),
+            Engine::Postgres => options,
+        };
         let pool = options.connect(&url).await?;
         let first = Migration::new(1, "accounts".into(), MigrationType::Simple, TABLES.into_sql_str(), false);
         let second =

@@ -169,6 +169,8 @@ pub(super) enum Nothing {
 impl Nothing {
     fn by(refusal: Refusal) -> Nothing {
         match refusal {
+            // Not the request: one of two clocks is wrong, and another provider's may be right.
+            Refusal::Invalid { ref param, .. } if param == "order" => Nothing::Failed(refusal.to_string()),
             refusal if is_the_requests(&refusal) => Nothing::Refused(refusal),
             refusal @ (Refusal::Busy { .. } | Refusal::Draining) => Nothing::Busy(refusal),
             refusal => Nothing::Failed(refusal.to_string()),

@@ -15,14 +15,16 @@ use anyhow::{Context as _, Result, bail};
 /// In the environment of a devnet that is in namespaces of its own.
 const INSIDE: &str = "ASSAY_DEVNET_INSIDE";
 /// How it gets there: as root, or as whoever may have a user namespace.
-const WAYS: [&[&str]; 2] =
-    [&["--mount", "--net"], &["--user", "--map-root-user", "--mount", "--net"]];
+const WAYS: [&[&str]; 2] = [&["--mount", "--net"], &["--user", "--map-root-user", "--mount", "--net"]];
 /// Proxies of outside are not reached from inside.
-const PROXIES: [&str; 6] = ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"];
+const PROXIES: [&str; 6] =
+    ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"];
 /// Size of a member's disk.
 const DISK: &str = "64m";
 /// Addresses of members are in this network, this process's own among them.
 const HERE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+/// The bridge's hardware address, one of those that anyone may choose.
+const BRIDGE: &str = "02:00:00:00:00:01";
 /// Where a member listens that has an address of its own.
 const PORT: u16 = 11_700;
 /// The file that fills a disk.
@@ -36,7 +38,9 @@ pub fn enter() -> Result<()> {
         if let Some(way) = WAYS.into_iter().find(|way| run("unshare", &[*way, &["true"]].concat()).is_ok()) {
             let mut again = Command::new("unshare");
             again.args(way).arg(std::env::current_exe()?).args(std::env::args_os().skip(1)).env(INSIDE, "1");
-            PROXIES.iter().for_each(|proxy| drop(again.env_remove(proxy)));
+            for proxy in PROXIES {
+                again.env_remove(proxy);
+            }
             return Err(again.exec()).context("unshare");
         }
     }
@@ -69,7 +73,13 @@ impl Ground {
     /// One where nobody has anything of its own.
     pub fn common(folder: &Path) -> Ground {
         let no = || "nobody asked for it".to_owned();
-        Ground { folder: folder.to_owned(), disks: Err(no()), networks: Err(no()), clocks: Err(no()), members: 0 }
+        Ground {
+            folder: folder.to_owned(),
+            disks: Err(no()),
+            networks: Err(no()),
+            clocks: Err(no()),
+            members: 0,
+        }
     }
 
     /// What is possible here, tried out.
@@ -86,7 +96,8 @@ impl Ground {
         let networks = || {
             inside()?;
             run("ip", &["link", "set", "lo", "up"])?;
-            run("ip", &["link", "add", "members", "type", "bridge"])?;
+            // Without an address of its own a bridge takes its ports', and changes it with them: whoever knows the earlier one talks to nobody.
+            run("ip", &["link", "add", "members", "address", BRIDGE, "type", "bridge"])?;
             run("ip", &["addr", "add", &format!("{HERE}/16"), "dev", "members"])?;
             run("ip", &["link", "set", "members", "up"])?;
             Network::make(&folder.join("trial.net"), 0).map(drop)

@@ -5,7 +5,7 @@
 //! the transactions in them. What happens follows from a seed; when the processes get their turns does not, so a seed plays the same troubles and not the
 //! same run. Where this machine does not permit a kind ([`super::apart`]), it is left out, and said.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -15,7 +15,6 @@ use serde_json::{Value, json};
 use super::load::Asked;
 use super::network::{Network, Part};
 use super::suffered::{Health, Ill, Suffered};
-use super::wire::Manner;
 
 /// A trouble begins after one of these times, in milliseconds.
 const AFTER_MS: std::ops::Range<u64> = 300..2_500;
@@ -235,19 +234,18 @@ impl Chaos {
     }
 
     async fn begin(&mut self, trouble: Trouble, network: &mut Network) -> Result<()> {
-        let manner = Manner::default();
         let Some(m) = trouble.place else {
             return self.begin_of_chain(trouble.kind, network).await;
         };
         match trouble.kind {
             Kind::Killed => network.process(m)?.kill().await,
             Kind::Held => network.process(m)?.signal("STOP").await?,
-            Kind::Cut => network.lines(m)?.reached(Manner { cut: true, ..manner }),
-            Kind::Slow => network.lines(m)?.reached(Manner { delay: SLOW, ..manner }),
-            Kind::Blind => network.lines(m)?.chain(Manner { cut: true, ..manner }),
+            Kind::Cut => network.lines(m)?.reached(|line| line.cut = true),
+            Kind::Slow => network.lines(m)?.reached(|line| line.delay = SLOW),
+            Kind::Blind => network.lines(m)?.chain(|line| line.cut = true),
             Kind::Twice => {
-                network.lines(m)?.reached(Manner { twice: true, ..manner });
-                network.lines(m)?.chain(Manner { twice: true, ..manner });
+                network.lines(m)?.reached(|line| line.twice = true);
+                network.lines(m)?.chain(|line| line.twice = true);
             }
             Kind::Full => network.process(m)?.place().fill()?,
             Kind::Off | Kind::FarOff => {
@@ -284,8 +282,8 @@ impl Chaos {
             (Kind::Killed, Some(m)) => network.process(m)?.revive()?,
             (Kind::Held, Some(m)) => network.process(m)?.signal("CONT").await?,
             (Kind::Cut | Kind::Slow | Kind::Blind | Kind::Twice, Some(m)) => {
-                network.lines(m)?.reached(Manner::default());
-                network.lines(m)?.chain(Manner::default());
+                network.lines(m)?.reached(|_| ());
+                network.lines(m)?.chain(|_| ());
             }
             (Kind::Full, Some(m)) => network.process(m)?.place().free()?,
             (Kind::Off | Kind::FarOff, Some(m)) => network.process(m)?.place().clock(0)?,
@@ -347,6 +345,10 @@ impl Chaos {
             }
         }
         let booked = network.booked().await?;
+        found.charged = booked.iter().map(|(_, charged)| charged).sum();
+        // Every request is sent once: what lines said twice was charged, if there are more.
+        found.charged_twice = (booked.len() as u64).saturating_sub(asked.now().sent);
+        let booked: BTreeSet<String> = booked.into_iter().map(|(receipt, _)| receipt).collect();
         let client = reqwest::Client::new();
         for (receipt, provider) in asked.receipts() {
             found.receipts += 1;

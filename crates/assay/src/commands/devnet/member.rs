@@ -82,7 +82,8 @@ impl Process {
             Ok(())
         };
         let listening = tokio::time::timeout(READY, listening).await.context("it does not listen");
-        let said = || format!("`assay {}`; see {}", self.args.join(" "), log(&self.machine.place.home).display());
+        let said =
+            || format!("`assay {}`; see {}", self.args.join(" "), log(&self.machine.place.home).display());
         listening.and_then(|l| l).with_context(said)
     }
 

@@ -1,6 +1,5 @@
 //! Starts a network: first the chain and the ledger, then everyone at once, each by the commands that its owner would give.
 
-use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener as Port};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
@@ -161,7 +160,7 @@ impl Plan {
     /// The faults of members of a part, each with another one.
     fn faulty(&self, part: Part) -> Vec<Kind> {
         let of = |kind| match kind {
-            Kind::CheapModel | Kind::Slow | Kind::Crash => Part::Provider,
+            Kind::CheapModel | Kind::HiddenCheat | Kind::Slow | Kind::Crash => Part::Provider,
             Kind::SilentAuditor => Part::Auditor,
             Kind::LostBytes => Part::Host,
         };
@@ -218,15 +217,17 @@ pub struct Lines {
 }
 
 impl Lines {
-    pub fn reached(&self, manner: Manner) {
+    /// Makes the line to it otherwise than it usually is.
+    pub fn reached(&self, change: impl FnOnce(&mut Manner)) {
         if let Some(line) = &self.reached {
-            line.manner.send_replace(manner);
+            line.change(change);
         }
     }
 
-    pub fn chain(&self, manner: Manner) {
+    /// Likewise the one from it to the chain.
+    pub fn chain(&self, change: impl FnOnce(&mut Manner)) {
         if let Some(line) = &self.chain {
-            line.manner.send_replace(manner);
+            line.change(change);
         }
     }
 }
@@ -315,7 +316,7 @@ impl Network {
         let model = publish(&operator, folder, &plan, operator_at, &mut processes).await?;
         for (i, (member, machine)) in members.iter().zip(machines).enumerate() {
             if let Some(args) = command(member, &plan, &publisher) {
-                if member.fault == Some(Kind::CheapModel) {
+                if member.fault.is_some_and(Kind::cheats) {
                     install_cheap(&member.home)?;
                 }
                 let args: Vec<&str> = args.iter().map(String::as_str).collect();
@@ -362,13 +363,19 @@ impl Network {
         member.and_then(|member| self.state.members.get(member)).map_or("chain", |member| &member.name)
     }
 
-    /// Receipts that the gateway's books name.
-    pub async fn booked(&self) -> Result<BTreeSet<String>> {
+    /// What the gateway's books say was charged: receipts and millionths of a dollar.
+    pub async fn booked(&self) -> Result<Vec<(String, u64)>> {
         let gateway =
             self.state.members.iter().find(|m| m.part == Part::Gateway).context("there is no gateway")?;
         let machine = Machine { place: Place::plain(gateway.home.clone()), rpc: self.state.rpc.clone() };
         let charges = machine.run(&["keys", "usage", "--csv"]).await?;
-        Ok(charges.lines().filter_map(|line| line.split(',').nth(5)).map(str::to_owned).collect())
+        let charge = |line: &str| -> Option<(String, u64)> {
+            let columns: Vec<&str> = line.split(',').collect();
+            Some(((*columns.get(5)?).to_owned(), columns.get(8)?.parse().ok()?))
+        };
+        // After the names of the columns.
+        let charges = charges.lines().skip(1).map(charge).collect::<Option<Vec<_>>>();
+        charges.context("the gateway's books cannot be read")
     }
 
     /// Processor time that each member's process has used.
@@ -403,7 +410,12 @@ async fn lines_of(
     let manner = match part {
         Part::Provider => {
             let delay = if fault == Some(Kind::Slow) { SLOW } else { Duration::ZERO };
-            Manner { delay, drop: plan.drop(), ..Manner::default() }
+            Manner {
+                delay,
+                drop: plan.drop(),
+                unaudited: fault == Some(Kind::HiddenCheat),
+                ..Manner::default()
+            }
         }
         _ => Manner::default(),
     };

@@ -66,6 +66,10 @@ pub struct Suffered {
     pub vanished: Vec<String>,
     /// Answers whose receipts were looked for.
     pub receipts: u64,
+    /// What clients were charged, in millionths of a dollar.
+    pub charged: u64,
+    /// Charges beyond one for each request.
+    pub charged_twice: u64,
 }
 
 impl Suffered {
@@ -88,6 +92,9 @@ impl Suffered {
                 self.unexplained.len(),
                 self.unexplained.join(", ")
             );
+        }
+        if self.charged_twice > 0 {
+            bail!("{} requests were charged twice", self.charged_twice);
         }
         if !self.vanished.is_empty() {
             bail!("{} receipts are gone: {}", self.vanished.len(), self.vanished.join(", "));

@@ -18,6 +18,8 @@ use super::apart::Ground;
 
 /// Bytes that a slow line carries at once.
 const PIECE: usize = 4096;
+/// How an auditor's request begins.
+const AUDIT: &[u8] = b"POST /v1/audits";
 /// Bytes of a request that are kept to be said again.
 const SAID_MAX: usize = 1 << 20;
 /// It is said again within this time.
@@ -36,14 +38,26 @@ pub struct Manner {
     pub cut: bool,
     /// Says what it was told again, a while later and by another connection. Nobody hears the second answer.
     pub twice: bool,
+    /// Breaks where an auditor asks.
+    pub unaudited: bool,
 }
 
 /// A line, whose manner may change.
 pub struct Line {
     pub at: SocketAddr,
-    pub manner: watch::Sender<Manner>,
+    usual: Manner,
+    manner: watch::Sender<Manner>,
     /// Requests that were said again.
     pub repeated: Arc<AtomicU64>,
+}
+
+impl Line {
+    /// Makes it otherwise than it usually is.
+    pub fn change(&self, change: impl FnOnce(&mut Manner)) {
+        let mut manner = self.usual;
+        change(&mut manner);
+        self.manner.send_replace(manner);
+    }
 }
 
 /// What a client said since the server spoke last: over HTTP/1.1 that is one request.
@@ -97,10 +111,10 @@ pub async fn line(
 ) -> Result<Line> {
     let listener = TcpListener::bind(ground.free()?).await?;
     let at = listener.local_addr()?;
-    let (manner, changes) = watch::channel(manner);
+    let (sender, changes) = watch::channel(manner);
     let repeated = Arc::new(AtomicU64::new(0));
     carrying.spawn(carry(listener, to, changes, Arc::clone(&repeated)));
-    Ok(Line { at, manner, repeated })
+    Ok(Line { at, usual: manner, manner: sender, repeated })
 }
 
 /// Carries connections for ever.
@@ -124,16 +138,21 @@ async fn carry(
             let (from_server, to_server) = server.into_split();
             let said = Mutex::new(Said::default());
             let lock = || said.lock().unwrap_or_else(PoisonError::into_inner);
-            let twice = manner.clone();
+            let now = manner.clone();
+            let asked = |piece: &[u8]| {
+                lock().hear(piece);
+                !(now.borrow().unaudited && piece.starts_with(AUDIT))
+            };
             let answered = |_: &[u8]| {
-                if let Some(said) = lock().answered().filter(|_| twice.borrow().twice) {
+                if let Some(said) = lock().answered().filter(|_| now.borrow().twice) {
                     repeated.fetch_add(1, Relaxed);
                     tokio::spawn(again(to, said));
                 }
+                true
             };
             // Whichever way breaks first takes the other one along, unless it ended in order.
             tokio::select! {
-                () = pass(from_client, to_server, manner.clone(), pieces, |piece| lock().hear(piece)) => {}
+                () = pass(from_client, to_server, manner.clone(), pieces, asked) => {}
                 () = pass(from_server, to_client, manner, pieces, answered) => {}
             }
         });
@@ -152,7 +171,7 @@ async fn pass(
     mut to: OwnedWriteHalf,
     mut manner: watch::Receiver<Manner>,
     pieces: usize,
-    heard: impl Fn(&[u8]),
+    goes_on: impl Fn(&[u8]) -> bool,
 ) {
     let mut piece = vec![0; PIECE];
     for _ in 0..pieces {
@@ -165,7 +184,9 @@ async fn pass(
             tokio::time::sleep(delay).await;
         }
         let Some(bytes) = piece.get(..read) else { return };
-        heard(bytes);
+        if !goes_on(bytes) {
+            return;
+        }
         if to.write_all(bytes).await.is_err() {
             return;
         }
