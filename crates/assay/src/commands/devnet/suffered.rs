@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use assay_ledger::amount::Amount;
 use serde::{Deserialize, Serialize};
 
 /// After a trouble, so long may pass until a member is itself again.
@@ -86,6 +87,7 @@ impl Suffered {
             "{} requests failed while nobody could answer them; the receipts of {} answers were looked for",
             self.explained, self.receipts
         );
+        println!("clients were charged {} dollars", Amount(self.charged.into()));
         if !self.unexplained.is_empty() {
             bail!(
                 "{} requests failed for no reason: {}",

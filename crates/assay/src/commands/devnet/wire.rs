@@ -192,3 +192,54 @@ async fn pass(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_said_before_an_answer_is_one_request() {
+        let mut said = Said::default();
+        assert_eq!(said.answered(), None);
+        said.hear(b"POST /");
+        said.hear(b" one");
+        assert_eq!(said.answered(), Some(b"POST / one".to_vec()));
+        assert_eq!(said.answered(), None, "the answer goes on");
+        said.hear(b"POST / two");
+        assert_eq!(said.answered(), Some(b"POST / two".to_vec()));
+        said.hear(&vec![0; SAID_MAX]);
+        said.hear(b"1");
+        assert_eq!(said.answered(), None, "it is too long to be said again whole");
+        said.hear(&vec![7; SAID_MAX]);
+        assert_eq!(said.answered().map(|said| said.len()), Some(SAID_MAX));
+    }
+
+    #[tokio::test]
+    async fn a_line_says_twice_what_it_is_told_and_lets_no_auditor_ask() {
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (to, ground) = (server.local_addr().unwrap(), Ground::common(std::path::Path::new("")));
+        let mut wires = JoinSet::new();
+        let usual = Manner { unaudited: true, ..Manner::default() };
+        let line = line(&ground, to, usual, &mut wires).await.unwrap();
+        line.change(|line| line.twice = true);
+        let mut client = TcpStream::connect(line.at).await.unwrap();
+        client.write_all(b"hello").await.unwrap();
+        let (mut heard, mut connections) = ([0; 5], Vec::new());
+        for _ in 0..2 {
+            let (mut connection, _) = server.accept().await.unwrap();
+            connection.read_exact(&mut heard).await.unwrap();
+            assert_eq!(&heard, b"hello");
+            connection.write_all(b"yes").await.unwrap();
+            connections.push(connection);
+        }
+        let mut answer = [0; 3];
+        client.read_exact(&mut answer).await.unwrap();
+        assert_eq!((&answer, line.repeated.load(Relaxed)), (b"yes", 1));
+        line.change(|_| ());
+        client.write_all(b"POST /v1/orders HTTP/1.1").await.unwrap();
+        let mut order = [0; 24];
+        connections[0].read_exact(&mut order).await.unwrap();
+        client.write_all(b"POST /v1/audits HTTP/1.1").await.unwrap();
+        assert!(matches!(client.read(&mut answer).await, Ok(0) | Err(_)), "the line breaks");
+    }
+}
