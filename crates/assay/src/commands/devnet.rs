@@ -154,6 +154,9 @@ impl Up {
         let mut network = Network::start(&folder, plan).await?;
         println!("OPENAI_BASE_URL=http://{}/v1", network.state.gateway);
         println!("OPENAI_API_KEY={}", network.state.secret);
+        if network.ground.networks.is_ok() {
+            println!("Members have networks of their own: nothing outside reaches them, and --load asks.");
+        }
         println!("metrics: prometheus --config.file={}", network::scraped(&folder).display());
         let asked = load::Asked::default();
         let mut chaos = self.chaos.map(Chaos::new);

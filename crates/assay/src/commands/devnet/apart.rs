@@ -12,10 +12,21 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
-/// In the environment of a devnet that is in namespaces of its own.
+/// In the environment of a devnet that is in namespaces of its own: what they are for.
 const INSIDE: &str = "ASSAY_DEVNET_INSIDE";
-/// How it gets there: as root, or as whoever may have a user namespace.
-const WAYS: [&[&str]; 2] = [&["--mount", "--net"], &["--user", "--map-root-user", "--mount", "--net"]];
+const NETWORKS: &str = "networks";
+const DISKS: &str = "disks";
+/// How it gets there: as root, or as whoever may have a user namespace; and what must work there.
+const WAYS: [(&str, &[&str], &[&str]); 4] = [
+    (NETWORKS, &["--mount", "--net"], &["ip", "link", "add", "members", "type", "bridge"]),
+    (
+        NETWORKS,
+        &["--user", "--map-root-user", "--mount", "--net"],
+        &["ip", "link", "add", "members", "type", "bridge"],
+    ),
+    (DISKS, &["--mount"], &["true"]),
+    (DISKS, &["--user", "--map-root-user", "--mount"], &["true"]),
+];
 /// Proxies of outside are not reached from inside.
 const PROXIES: [&str; 6] =
     ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"];
@@ -35,9 +46,12 @@ pub fn enter() -> Result<()> {
     #[cfg(unix)]
     if std::env::var_os(INSIDE).is_none() {
         use std::os::unix::process::CommandExt as _;
-        if let Some(way) = WAYS.into_iter().find(|way| run("unshare", &[*way, &["true"]].concat()).is_ok()) {
+        let works =
+            |(_, way, what): &(&str, &[&str], &[&str])| run("unshare", &[*way, *what].concat()).is_ok();
+        if let Some((purpose, way, _)) = WAYS.into_iter().find(works) {
             let mut again = Command::new("unshare");
-            again.args(way).arg(std::env::current_exe()?).args(std::env::args_os().skip(1)).env(INSIDE, "1");
+            again.args(way).arg(std::env::current_exe()?).args(std::env::args_os().skip(1));
+            again.env(INSIDE, purpose);
             for proxy in PROXIES {
                 again.env_remove(proxy);
             }
@@ -84,17 +98,23 @@ impl Ground {
 
     /// What is possible here, tried out.
     pub fn find(folder: &Path) -> Ground {
-        let inside = || match std::env::var_os(INSIDE) {
-            Some(_) => Ok(()),
-            None => run("unshare", &[WAYS[1], &["true"]].concat()).map(drop),
+        let purpose = std::env::var(INSIDE).unwrap_or_default();
+        // Whoever is not in namespaces of its own changes nothing; why it is not is said again.
+        let inside = |wanted: &str| match wanted == purpose || purpose == NETWORKS {
+            true => Ok(()),
+            false => {
+                let of_users = WAYS.into_iter().filter(|(purpose, ..)| *purpose == wanted).next_back();
+                let why = of_users.and_then(|(_, way, what)| run("unshare", &[way, what].concat()).err());
+                Err(why.unwrap_or_else(|| "this process is not in namespaces of its own".to_owned()))
+            }
         };
         let disks = || {
-            inside()?;
+            inside(DISKS)?;
             // What libfaketime leaves behind of killed processes goes with the namespace.
             run("mount", &["-t", "tmpfs", "-o", "size=16m", "tmpfs", "/dev/shm"]).map(drop)
         };
         let networks = || {
-            inside()?;
+            inside(NETWORKS)?;
             run("ip", &["link", "set", "lo", "up"])?;
             // Without an address of its own a bridge takes its ports', and changes it with them: whoever knows the earlier one talks to nobody.
             run("ip", &["link", "add", "members", "address", BRIDGE, "type", "bridge"])?;
