@@ -103,7 +103,7 @@ impl Ground {
         let inside = |wanted: &str| match wanted == purpose || purpose == NETWORKS {
             true => Ok(()),
             false => {
-                let of_users = WAYS.into_iter().filter(|(purpose, ..)| *purpose == wanted).next_back();
+                let of_users = WAYS.into_iter().rfind(|(purpose, ..)| *purpose == wanted);
                 let why = of_users.and_then(|(_, way, what)| run("unshare", &[way, what].concat()).err());
                 Err(why.unwrap_or_else(|| "this process is not in namespaces of its own".to_owned()))
             }
