@@ -208,6 +208,7 @@ def gateway_part(args, folder):
                 "p99_ms": middle(lambda r: r[1][side]["p99_us"]) / 1000,
                 "p50_added_ms": middle(lambda r: r[1][side]["p50_us"] - r[1]["provider"]["p50_us"]) / 1000,
                 "per_second": middle(lambda r: r[0][side]["per_second"]),
+                "fast_p50_ms": middle(lambda r: r[0][side]["p50_us"]) / 1000,
                 "failed": sum(half[side]["failed"] for r in all_rounds for half in r),
             }
             for side in ["provider", "gateway", "nginx", "litellm"]
@@ -428,6 +429,10 @@ def report(out, found):
                     f"| {connections} | {side} | {s['p50_ms']:.2f} ms | {s['p95_ms']:.2f} ms | {s['p99_ms']:.2f} ms | "
                     f"{s['p50_added_ms']:.2f} ms | {s['per_second']:.0f} | {s['failed']} |"
                 )
+        one = {side: s["fast_p50_ms"] for side, s in next(iter(it["connections"].values())).items() if side != "over_litellm"}
+        added = ", ".join(f"{side} {ms - one['provider']:.2f} ms" for side, ms in one.items() if side != "provider")
+        lines += ["", f"One connection that asks as fast as it is answered has its answer after {one['provider']:.2f} ms at p50, and what is in between adds: {added}. "
+                  f"{it['pace']} requests a second leave processors idle in between, and their caches cold."]
         lines += ["", "Requests a second over LiteLLM's: " + ", ".join(
             f"{s['over_litellm']:.1f} with {c}" for c, s in it["connections"].items()) + " connections.", ""]
     if it := found["parts"].get("replay"):
