@@ -22,6 +22,10 @@ use commands::{
 use home::Home;
 use telemetry::Traces;
 
+/// Requests are made of many small pieces of memory.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// An open network for AI inference that nobody has to trust: serve models whose answers anyone can re-execute to the bit.
 #[derive(Parser)]
 #[command(version, propagate_version = true, arg_required_else_help = true)]

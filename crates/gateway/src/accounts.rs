@@ -288,6 +288,24 @@ pub enum AccountsError {
     /// The database failed.
     #[error("the database of keys and credits: {0}")]
     Database(#[from] sqlx::Error),
+    /// SQLite failed.
+    #[error("the database of keys and credits: {0}")]
+    Sqlite(#[from] rusqlite::Error),
+    /// The transaction failed that a request shared with others.
+    #[error("{reason}")]
+    Batch {
+        /// Why.
+        reason: String,
+    },
+    /// A column is not what it should be.
+    #[error("the database of keys and credits: column {at} of a row is of another kind")]
+    Row {
+        /// Which, from 0.
+        at: usize,
+    },
+    /// There is no thread for the books.
+    #[error("a thread for the books could not be started: {0}")]
+    Thread(#[from] std::io::Error),
     /// Its tables could not be made or are of another version.
     #[error("the tables of keys and credits: {0}")]
     Tables(#[from] sqlx::migrate::MigrateError),
@@ -328,7 +346,11 @@ impl AccountsError {
     pub fn code(&self) -> &'static str {
         match self {
             AccountsError::Refused(refused) => refused.code(),
-            AccountsError::Database(_) => "accounts_database",
+            AccountsError::Database(_)
+            | AccountsError::Sqlite(_)
+            | AccountsError::Batch { .. }
+            | AccountsError::Row { .. }
+            | AccountsError::Thread(_) => "accounts_database",
             AccountsError::Tables(_) => "accounts_tables",
             AccountsError::Url { .. } => "accounts_url",
             AccountsError::Name => "accounts_name",
@@ -399,7 +421,7 @@ impl Accounts {
     /// a runtime, whose tasks do the writing until the last clone is gone.
     pub async fn open(url: &str) -> Result<Accounts, AccountsError> {
         let store = Store::open(url).await?;
-        let work = writer::start(store.clone());
+        let work = writer::start(store.clone())?;
         Ok(Accounts { store, work, tally: Tally::default() })
     }
 

@@ -6,13 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sqlx::any::AnyRow;
-use sqlx::pool::PoolConnection;
-use sqlx::{Any, Row as _};
-
 use super::limits::{Used, admit};
-use super::script::{Statement, Value, marks, run};
-use super::store::{Engine, charge_of, key_of, random_id};
+use super::script::{Row, Statement, Value, marks};
+use super::store::{CHARGE_COLUMNS, Engine, KEY_COLUMNS, KEY_COLUMNS_COUNT, charge_of, key_of, random_id};
 use super::{
     AccountsError, Answered, Ask, Attempt, Charge, Hold, HoldId, Key, KeyName, MicroUsd, RETRY_WINDOW_MS,
     Refused, Reserved, Settled,
@@ -28,6 +24,9 @@ pub(super) enum Deed {
     /// To end without one.
     Release { hold: HoldId },
 }
+
+/// A hold's columns, in the order in which [`hold_of`] reads them.
+const HOLD_COLUMNS: &str = "id, key_id, account, amount, request, day, expires_ms";
 
 /// What came of it.
 #[derive(Clone, Debug)]
@@ -80,23 +79,26 @@ struct Books {
     charged: Vec<ChargeRow>,
 }
 
-/// Reads, decides and writes in one transaction. If it fails nothing of it has happened, and the connection must not be used again.
-pub(super) async fn perform(
-    connection: &mut PoolConnection<Any>,
-    engine: Engine,
-    deeds: &[Deed],
-) -> Result<Vec<Outcome>, AccountsError> {
-    let mut books = read(connection, engine, deeds).await?;
-    let results = deeds.iter().enumerate().map(|(at, deed)| books.decide(at, deed)).collect();
-    run(connection, engine, books.written()).await?;
-    Ok(results)
+/// What is read for deeds, and what it is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Read {
+    /// The transaction's begin.
+    Begin,
+    /// Keys, with what they have used.
+    Keys,
+    /// Their accounts' balances.
+    Balances,
+    /// How many holds each key has.
+    Running,
+    /// Holds that end.
+    Holds,
+    /// What those that are no more were charged.
+    Ended,
+    /// What an earlier attempt of the deed at this place was charged.
+    Answered(usize),
 }
 
-async fn read(
-    connection: &mut PoolConnection<Any>,
-    engine: Engine,
-    deeds: &[Deed],
-) -> Result<Books, AccountsError> {
+fn reads(engine: Engine, deeds: &[Deed]) -> Vec<(Read, Statement)> {
     let (mut secrets, mut ids, mut holds) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     for deed in deeds {
         match deed {
@@ -105,40 +107,50 @@ async fn read(
             Deed::Charge { hold, .. } | Deed::Release { hold } => holds.insert(hold.0.clone()),
         };
     }
-    // An empty list is not SQL; nothing has an empty name.
-    let list = |set: &BTreeSet<String>| -> Vec<Value> {
-        if set.is_empty() { vec!["".into()] } else { set.iter().map(|name| name.as_str().into()).collect() }
-    };
-    let (secrets, ids, holds) = (list(&secrets), list(&ids), list(&holds));
-    let concerned = format!(
-        "secret_hash IN ({}) OR id IN ({}) OR id IN (SELECT key_id FROM holds WHERE id IN ({}))",
-        marks(secrets.len()),
-        marks(ids.len()),
-        marks(holds.len())
-    );
-    let all = || [&secrets, &ids, &holds].into_iter().flatten().cloned();
+    let (begins, ends) = (!secrets.is_empty() || !ids.is_empty(), !holds.is_empty());
+    // Only what is there: an empty list is not SQL, and what is not asked for costs no time.
+    let mut concerned = Vec::new();
+    let (marked_secrets, marked_ids, marked) = (marks(secrets.len()), marks(ids.len()), marks(holds.len()));
+    if !secrets.is_empty() {
+        concerned.push(format!("secret_hash IN ({marked_secrets})"));
+    }
+    if !ids.is_empty() {
+        concerned.push(format!("id IN ({marked_ids})"));
+    }
+    if ends {
+        concerned.push(format!("id IN (SELECT key_id FROM holds WHERE id IN ({marked}))"));
+    }
+    let concerned = concerned.join(" OR ");
+    let all = || secrets.iter().chain(&ids).chain(&holds).map(|name| Value::from(name.as_str()));
+    let ending = || holds.iter().map(|name| Value::from(name.as_str()));
     let (begin, lock) = match engine {
         // To begin as a reader and become a writer fails where another has written meanwhile.
         Engine::Sqlite => ("BEGIN IMMEDIATE", ""),
         Engine::Postgres => ("BEGIN", " FOR UPDATE"),
     };
-    let marked = marks(holds.len());
-    let mut statements = vec![
-        Statement::new(begin),
-        Statement::new(format!("SELECT * FROM keys WHERE {concerned} ORDER BY id{lock}")).with(all()),
-        Statement::new(format!(
-            "SELECT name, balance FROM accounts WHERE name IN (SELECT account FROM keys WHERE {concerned}) ORDER BY name{lock}"
-        ))
-        .with(all()),
-        // Read after the locks: what others did meanwhile is in it.
-        Statement::new(format!(
-            "SELECT key_id, COUNT(*) FROM holds WHERE key_id IN (SELECT id FROM keys WHERE {concerned}) GROUP BY key_id"
-        ))
-        .with(all()),
-        Statement::new(format!("SELECT * FROM holds WHERE id IN ({marked})")).with(holds.clone()),
-        Statement::new(format!("SELECT id, amount FROM charges WHERE id IN ({marked})")).with(holds),
+    let keys = Statement::new(format!(
+        "SELECT {KEY_COLUMNS}, secret_hash, due_ms, day, day_spent FROM keys WHERE {concerned} ORDER BY id{lock}"
+    ));
+    let balances = Statement::new(format!(
+        "SELECT name, balance FROM accounts WHERE name IN (SELECT account FROM keys WHERE {concerned}) ORDER BY name{lock}"
+    ));
+    let mut reads = vec![
+        (Read::Begin, Statement::new(begin)),
+        (Read::Keys, keys.with(all())),
+        (Read::Balances, balances.with(all())),
     ];
-    let mut asked_again = Vec::new();
+    // Read after the locks: what others did meanwhile is in it.
+    if begins {
+        let running = Statement::new(format!(
+            "SELECT key_id, COUNT(*) FROM holds WHERE key_id IN (SELECT id FROM keys WHERE {concerned}) GROUP BY key_id"
+        ));
+        reads.push((Read::Running, running.with(all())));
+    }
+    if ends {
+        let holds = Statement::new(format!("SELECT {HOLD_COLUMNS} FROM holds WHERE id IN ({marked})"));
+        let ended = Statement::new(format!("SELECT id, amount FROM charges WHERE id IN ({marked})"));
+        reads.extend([(Read::Holds, holds.with(ending())), (Read::Ended, ended.with(ending()))]);
+    }
     for (at, deed) in deeds.iter().enumerate() {
         let Deed::Reserve(ask @ Ask { attempt: Attempt::Again, .. }) = deed else { continue };
         let (column, name) = match &ask.key {
@@ -147,62 +159,93 @@ async fn read(
         };
         let since_ms = ask.now_ms.saturating_sub(RETRY_WINDOW_MS);
         let found = Statement::new(format!(
-            "SELECT * FROM charges WHERE key_id = (SELECT id FROM keys WHERE {column} = ?) AND request = ? AND at_ms >= ? \
-             ORDER BY at_ms DESC LIMIT 1"
+            "SELECT {CHARGE_COLUMNS} FROM charges WHERE key_id = (SELECT id FROM keys WHERE {column} = ?) AND request = ? \
+             AND at_ms >= ? ORDER BY at_ms DESC LIMIT 1"
         ));
-        statements.push(found.with([name, ask.request.column()]).with([since_ms]));
-        asked_again.push(at);
+        reads.push((Read::Answered(at), found.with([name, ask.request.column()]).with([since_ms])));
     }
-    let mut rows = run(connection, engine, statements).await?.into_iter().skip(1);
-    let mut next = || rows.next().unwrap_or_default();
-    let mut books = Books::default();
-    for row in next() {
-        let used = Used {
-            due_ms: row.try_get("due_ms")?,
-            day: row.try_get("day")?,
-            day_spent: row.try_get("day_spent")?,
-            running: 0,
-        };
-        let key = key_of(&row)?;
-        books.by_secret.insert(row.try_get("secret_hash")?, key.id.clone());
-        books.keys.insert(key.id.clone(), KeyState { key, used, changed: false });
-    }
-    for row in next() {
-        books.balances.insert(row.try_get(0)?, row.try_get(1)?);
-    }
-    for row in next() {
-        if let Some(state) = books.keys.get_mut(&row.try_get::<String, _>(0)?) {
-            state.used.running = row.try_get(1)?;
-        }
-    }
-    for row in next() {
-        let hold = hold_of(&row)?;
-        books.holds.insert(hold.id.clone(), hold);
-    }
-    for row in next() {
-        books.ended.insert(row.try_get(0)?, row.try_get(1)?);
-    }
-    for at in asked_again {
-        if let Some(row) = next().first() {
-            books.answered.insert(at, charge_of(row)?);
-        }
-    }
-    Ok(books)
+    reads
 }
 
-fn hold_of(row: &AnyRow) -> Result<HoldRow, sqlx::Error> {
+/// A transaction's first half, and what its second half is made of.
+pub(super) struct Asked<'a> {
+    deeds: &'a [Deed],
+    reads: Vec<Read>,
+}
+
+impl<'a> Asked<'a> {
+    /// The statements that read what deeds concern, in a transaction that they begin.
+    pub(super) fn of(engine: Engine, deeds: &'a [Deed]) -> (Asked<'a>, Vec<Statement>) {
+        let (reads, statements) = reads(engine, deeds).into_iter().unzip();
+        (Asked { deeds, reads }, statements)
+    }
+
+    /// Decides each deed by what was read for all of them. What came of them, and what is written, which ends the transaction.
+    pub(super) fn decide(
+        self,
+        found: Vec<Vec<Row>>,
+    ) -> Result<(Vec<Outcome>, Vec<Statement>), AccountsError> {
+        let mut books = Books::of(&self.reads, found)?;
+        let outcomes = self.deeds.iter().enumerate().map(|(at, deed)| books.decide(at, deed)).collect();
+        Ok((outcomes, books.written()))
+    }
+}
+
+fn hold_of(row: &Row) -> Result<HoldRow, AccountsError> {
     Ok(HoldRow {
-        id: row.try_get("id")?,
-        key: row.try_get("key_id")?,
-        account: row.try_get("account")?,
-        amount: row.try_get("amount")?,
-        request: row.try_get("request")?,
-        day: row.try_get("day")?,
-        expires_ms: row.try_get("expires_ms")?,
+        id: row.text(0)?,
+        key: row.text(1)?,
+        account: row.text(2)?,
+        amount: row.number(3)?,
+        request: row.text(4)?,
+        day: row.number(5)?,
+        expires_ms: row.number(6)?,
     })
 }
 
 impl Books {
+    /// What was found by [`reads`].
+    fn of(reads: &[Read], found: Vec<Vec<Row>>) -> Result<Books, AccountsError> {
+        let mut books = Books::default();
+        let rows = reads.iter().zip(&found).flat_map(|(read, rows)| rows.iter().map(move |row| (read, row)));
+        for (read, row) in rows {
+            match read {
+                Read::Begin => {}
+                Read::Keys => {
+                    let key = key_of(row)?;
+                    let (secret, rest) = (row.text(KEY_COLUMNS_COUNT)?, KEY_COLUMNS_COUNT + 1);
+                    let used = Used {
+                        due_ms: row.number(rest)?,
+                        day: row.number(rest + 1)?,
+                        day_spent: row.number(rest + 2)?,
+                        running: 0,
+                    };
+                    books.by_secret.insert(secret, key.id.clone());
+                    books.keys.insert(key.id.clone(), KeyState { key, used, changed: false });
+                }
+                Read::Balances => {
+                    books.balances.insert(row.text(0)?, row.number(1)?);
+                }
+                Read::Running => {
+                    if let Some(state) = books.keys.get_mut(&row.text(0)?) {
+                        state.used.running = row.number(1)?;
+                    }
+                }
+                Read::Holds => {
+                    let hold = hold_of(row)?;
+                    books.holds.insert(hold.id.clone(), hold);
+                }
+                Read::Ended => {
+                    books.ended.insert(row.text(0)?, row.number(1)?);
+                }
+                Read::Answered(at) => {
+                    books.answered.insert(*at, charge_of(row)?);
+                }
+            }
+        }
+        Ok(books)
+    }
+
     fn decide(&mut self, at: usize, deed: &Deed) -> Outcome {
         match deed {
             Deed::Reserve(ask) => Outcome::Reserved(self.reserve(at, ask)),
@@ -293,9 +336,7 @@ impl Books {
         }
         if !self.made.is_empty() {
             let rows = vec![format!("({})", marks(7)); self.made.len()].join(", ");
-            let insert = Statement::new(format!(
-                "INSERT INTO holds (id, key_id, account, amount, request, day, expires_ms) VALUES {rows}"
-            ));
+            let insert = Statement::new(format!("INSERT INTO holds ({HOLD_COLUMNS}) VALUES {rows}"));
             statements.push(self.made.into_values().fold(insert, |insert, hold| {
                 let HoldRow { id, key, account, amount, request, day, expires_ms } = hold;
                 insert.with([id, key, account]).with([amount]).with([request]).with([day, expires_ms])

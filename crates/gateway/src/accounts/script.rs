@@ -1,17 +1,16 @@
-//! Statements that are run one after the other. SQLite gets all of them at once: each time that something is handed to its thread costs two
-//! changes of threads, which is more than the statements themselves.
+//! Statements that are run one after the other, on either database.
 
-use futures_util::TryStreamExt as _;
-use sqlx::any::AnyRow;
+use rusqlite::types::{ToSqlOutput, ValueRef};
+use sqlx::any::{AnyRow, AnyTypeInfoKind};
 use sqlx::pool::PoolConnection;
-use sqlx::query::Query;
-use sqlx::{Any, AssertSqlSafe, Either, Executor as _};
+use sqlx::{Any, AssertSqlSafe, Column as _, Row as _};
 
-use super::store::Engine;
+use super::AccountsError;
 
-/// What stands for a `?`.
-#[derive(Clone, Debug)]
+/// What stands for a `?`, and what a row has.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Value {
+    Nothing,
     Text(String),
     Number(i64),
 }
@@ -31,6 +30,68 @@ impl From<String> for Value {
 impl From<i64> for Value {
     fn from(number: i64) -> Value {
         Value::Number(number)
+    }
+}
+
+impl rusqlite::ToSql for Value {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(match self {
+            Value::Nothing => ValueRef::Null,
+            Value::Text(text) => ValueRef::Text(text.as_bytes()),
+            Value::Number(number) => ValueRef::Integer(*number),
+        }))
+    }
+}
+
+/// A row: its columns in the order in which they were asked for.
+#[derive(Clone, Debug)]
+pub(super) struct Row(Vec<Value>);
+
+impl Row {
+    pub(super) fn of(row: &AnyRow) -> Result<Row, sqlx::Error> {
+        let value = |at: usize| {
+            Ok(match row.column(at).type_info().kind() {
+                AnyTypeInfoKind::Text => {
+                    row.try_get::<Option<String>, _>(at)?.map_or(Value::Nothing, Value::Text)
+                }
+                AnyTypeInfoKind::Null => Value::Nothing,
+                _ => row.try_get::<Option<i64>, _>(at)?.map_or(Value::Nothing, Value::Number),
+            })
+        };
+        (0..row.len()).map(value).collect::<Result<_, sqlx::Error>>().map(Row)
+    }
+
+    fn here(row: &rusqlite::Row<'_>, columns: usize) -> rusqlite::Result<Row> {
+        let value = |at: usize| {
+            Ok(match row.get_ref(at)? {
+                ValueRef::Null => Value::Nothing,
+                ValueRef::Integer(number) => Value::Number(number),
+                _ => Value::Text(row.get(at)?),
+            })
+        };
+        (0..columns).map(value).collect::<rusqlite::Result<_>>().map(Row)
+    }
+
+    fn get(&self, at: usize) -> &Value {
+        self.0.get(at).unwrap_or(&Value::Nothing)
+    }
+
+    pub(super) fn text(&self, at: usize) -> Result<String, AccountsError> {
+        match self.get(at) {
+            Value::Text(text) => Ok(text.clone()),
+            _ => Err(AccountsError::Row { at }),
+        }
+    }
+
+    pub(super) fn number(&self, at: usize) -> Result<i64, AccountsError> {
+        match self.get(at) {
+            Value::Number(number) => Ok(*number),
+            _ => Err(AccountsError::Row { at }),
+        }
+    }
+
+    pub(super) fn number_if_any(&self, at: usize) -> Result<Option<i64>, AccountsError> {
+        if *self.get(at) == Value::Nothing { Ok(None) } else { self.number(at).map(Some) }
     }
 }
 
@@ -61,8 +122,9 @@ pub(super) fn marks(count: usize) -> String {
     marks
 }
 
-/// Appends a statement; its values are numbered from `first`.
-fn number(sql: &mut String, statement: &str, mut next: usize) {
+/// Numbers a statement's values, as Postgres wants it.
+fn numbered(statement: &str) -> String {
+    let (mut sql, mut next) = (String::with_capacity(statement.len() + 16), 1);
     for c in statement.chars() {
         if c == '?' {
             sql.push_str(&format!("${next}"));
@@ -71,46 +133,43 @@ fn number(sql: &mut String, statement: &str, mut next: usize) {
             sql.push(c);
         }
     }
+    sql
 }
 
-fn query(sql: String, values: Vec<Value>) -> Query<'static, Any, sqlx::any::AnyArguments> {
-    values.into_iter().fold(sqlx::query(AssertSqlSafe(sql)), |query, value| match value {
-        Value::Text(text) => query.bind(text),
-        Value::Number(number) => query.bind(number),
-    })
-}
-
-/// Runs statements in their order. The rows of each; at the first that fails, what came before it has happened.
+/// Runs statements in their order on Postgres. The rows of each; at the first that fails, what came before it has happened.
 pub(super) async fn run(
     connection: &mut PoolConnection<Any>,
-    engine: Engine,
     statements: Vec<Statement>,
-) -> Result<Vec<Vec<AnyRow>>, sqlx::Error> {
+) -> Result<Vec<Vec<Row>>, AccountsError> {
     let mut all = Vec::with_capacity(statements.len());
-    match engine {
-        Engine::Postgres => {
-            for Statement { sql: marked, values } in statements {
-                let mut sql = String::new();
-                number(&mut sql, &marked, 1);
-                all.push(query(sql, values).fetch_all(&mut **connection).await?);
-            }
+    for Statement { sql, values } in statements {
+        let query =
+            values.into_iter().fold(sqlx::query(AssertSqlSafe(numbered(&sql))), |query, value| match value {
+                Value::Nothing => query.bind(None::<i64>),
+                Value::Text(text) => query.bind(text),
+                Value::Number(number) => query.bind(number),
+            });
+        let rows = query.fetch_all(&mut **connection).await?;
+        all.push(rows.iter().map(Row::of).collect::<Result<_, _>>()?);
+    }
+    Ok(all)
+}
+
+/// The same on SQLite, by the thread that calls.
+pub(super) fn run_here(
+    connection: &rusqlite::Connection,
+    statements: Vec<Statement>,
+) -> Result<Vec<Vec<Row>>, AccountsError> {
+    let mut all = Vec::with_capacity(statements.len());
+    for Statement { sql, values } in statements {
+        let mut prepared = connection.prepare_cached(&sql)?;
+        let columns = prepared.column_count();
+        let mut found = prepared.query(rusqlite::params_from_iter(&values))?;
+        let mut rows = Vec::new();
+        while let Some(row) = found.next()? {
+            rows.push(Row::here(row, columns)?);
         }
-        Engine::Sqlite => {
-            let (mut sql, mut values) = (String::new(), Vec::new());
-            for statement in statements {
-                number(&mut sql, &statement.sql, values.len() + 1);
-                sql.push_str(";\n");
-                values.extend(statement.values);
-            }
-            let mut results = connection.fetch_many(query(sql, values));
-            let mut rows = Vec::new();
-            while let Some(result) = results.try_next().await? {
-                match result {
-                    Either::Left(_) => all.push(std::mem::take(&mut rows)),
-                    Either::Right(row) => rows.push(row),
-                }
-            }
-        }
+        all.push(rows);
     }
     Ok(all)
 }

@@ -1,16 +1,24 @@
-//! The tables, in SQL that SQLite and Postgres both understand (`migrations/`).
+//! The tables, in SQL that SQLite and Postgres both understand (`migrations/`), but for how many trees a row stands in.
 //!
 //! What requests do while they run is in `batch`; here is what people do, and what is listed.
 //!
 //! Durability: SQLite's journal is flushed at checkpoints and after every credit, so that kill -9 loses nothing, and a power failure loses at most the last
 //! moments' holds and charges, which is the gateway's loss and no client's. Postgres flushes each commit, unless it is told not to.
 
+use std::path::PathBuf;
+use std::str::FromStr as _;
+
 use alloy_primitives::B128;
+use rusqlite::Connection;
 use sqlx::any::{AnyPoolOptions, AnyRow, install_default_drivers};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::pool::PoolConnection;
-use sqlx::{Any, AnyConnection, AnyPool, Connection as _, Row as _, SqlSafeStr as _, Transaction};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{
+    Any, AnyConnection, AnyPool, AssertSqlSafe, Connection as _, Row as _, SqlSafeStr as _, Transaction,
+};
 
+use super::script::Row;
 use super::usage::{Period, USAGE_PAGE_MAX, UsageTotal};
 use super::{
     Account, AccountsError, Answered, Books, Charge, HoldId, KEYS_MAX, Key, Limits, MicroUsd, RequestKey,
@@ -19,6 +27,18 @@ use super::{
 
 const TABLES: &str = include_str!("../../migrations/0001_accounts.sql");
 const CALLERS: &str = include_str!("../../migrations/0002_callers.sql");
+const LEAN_SQLITE: &str = include_str!("../../migrations/0003_sqlite.sql");
+const LEAN_POSTGRES: &str = include_str!("../../migrations/0003_postgres.sql");
+/// How SQLite is used, by whoever opens it. A checkpoint writes each page once, however often it changed: pages of holds change with every request.
+const SQLITE_PRAGMAS: [(&str, &str); 5] = [
+    ("busy_timeout", "10000"),
+    ("journal_mode", "WAL"),
+    ("synchronous", "NORMAL"),
+    ("temp_store", "MEMORY"),
+    ("wal_autocheckpoint", "8000"),
+];
+/// Statements that SQLite keeps prepared. They differ in how many requests they are for.
+const PREPARED_MAX: usize = 256;
 /// Connections that readers and writers share.
 const CONNECTIONS_MAX: u32 = 16;
 
@@ -34,6 +54,8 @@ pub(super) enum Engine {
 pub(super) struct Store {
     pool: AnyPool,
     engine: Engine,
+    /// SQLite's file; empty for Postgres.
+    file: PathBuf,
 }
 
 /// 16 random bytes in hex.
@@ -50,9 +72,13 @@ impl RequestKey {
 impl Store {
     pub(super) async fn open(url: &str) -> Result<Store, AccountsError> {
         let scheme = url.split(':').next().unwrap_or_default();
-        let (engine, url) = match scheme {
-            "sqlite" => (Engine::Sqlite, made_if_absent(url)),
-            "postgres" | "postgresql" => (Engine::Postgres, url.to_owned()),
+        let (engine, url, file) = match scheme {
+            "sqlite" => {
+                let url = made_if_absent(url);
+                let file = SqliteConnectOptions::from_str(&url)?.get_filename().to_owned();
+                (Engine::Sqlite, url, file)
+            }
+            "postgres" | "postgresql" => (Engine::Postgres, url.to_owned(), PathBuf::new()),
             // Only the scheme: the rest may hold a password.
             _ => return Err(AccountsError::Url { got: scheme.chars().take(32).collect() }),
         };
@@ -61,23 +87,25 @@ impl Store {
         let options = options.after_connect(move |connection, _| {
             Box::pin(async move {
                 if engine == Engine::Sqlite {
-                    for pragma in [
-                        "PRAGMA busy_timeout = 10000",
-                        "PRAGMA journal_mode = WAL",
-                        "PRAGMA synchronous = NORMAL",
-                    ] {
-                        sqlx::query(pragma).execute(&mut *connection).await?;
+                    for (pragma, value) in SQLITE_PRAGMAS {
+                        let pragma = format!("PRAGMA {pragma} = {value}");
+                        sqlx::query(AssertSqlSafe(pragma)).execute(&mut *connection).await?;
                     }
                 }
                 Ok(())
             })
         });
         let pool = options.connect(&url).await?;
-        let first = Migration::new(1, "accounts".into(), MigrationType::Simple, TABLES.into_sql_str(), false);
-        let second =
-            Migration::new(2, "callers".into(), MigrationType::Simple, CALLERS.into_sql_str(), false);
-        Migrator::with_migrations(vec![first, second]).run(&pool).await?;
-        Ok(Store { pool, engine })
+        let lean = match engine {
+            Engine::Sqlite => LEAN_SQLITE,
+            Engine::Postgres => LEAN_POSTGRES,
+        };
+        let tables = [(1, "accounts", TABLES), (2, "callers", CALLERS), (3, "lean", lean)];
+        let tables = tables.map(|(number, name, sql)| {
+            Migration::new(number, name.into(), MigrationType::Simple, sql.into_sql_str(), false)
+        });
+        Migrator::with_migrations(tables.into()).run(&pool).await?;
+        Ok(Store { pool, engine, file })
     }
 
     /// How many keys a database that is there has, and what SQLite finds wrong with it. Makes and changes nothing.
@@ -165,18 +193,16 @@ impl Store {
     }
 
     pub(super) async fn key(&self, secret: SecretHash) -> Result<Option<Key>, AccountsError> {
-        let found = sqlx::query("SELECT * FROM keys WHERE secret_hash = $1").bind(secret.to_string());
-        found.fetch_optional(&self.pool).await?.as_ref().map(key_of).transpose()
+        let found = format!("SELECT {KEY_COLUMNS} FROM keys WHERE secret_hash = $1");
+        let found = sqlx::query(AssertSqlSafe(found)).bind(secret.to_string());
+        found.fetch_optional(&self.pool).await?.map(|row| key_of(&Row::of(&row)?)).transpose()
     }
 
     pub(super) async fn keys(&self, account: Option<&str>) -> Result<Vec<Key>, AccountsError> {
-        let rows = match account {
-            None => sqlx::query("SELECT * FROM keys ORDER BY created_ms, id"),
-            Some(account) => {
-                sqlx::query("SELECT * FROM keys WHERE account = $1 ORDER BY created_ms, id").bind(account)
-            }
-        };
-        rows.fetch_all(&self.pool).await?.iter().map(key_of).collect()
+        let found =
+            format!("SELECT {KEY_COLUMNS} FROM keys WHERE $1 = '' OR account = $1 ORDER BY created_ms, id");
+        let rows = sqlx::query(AssertSqlSafe(found)).bind(account.unwrap_or_default());
+        rows.fetch_all(&self.pool).await?.iter().map(|row| key_of(&Row::of(row)?)).collect()
     }
 
     pub(super) async fn accounts(&self) -> Result<Vec<Account>, AccountsError> {
@@ -211,7 +237,17 @@ impl Store {
         }
     }
 
-    /// A connection for a task that writes.
+    /// A connection to SQLite for the thread that writes.
+    pub(super) fn here(&self) -> Result<Connection, AccountsError> {
+        let connection = Connection::open(&self.file)?;
+        for (pragma, value) in SQLITE_PRAGMAS {
+            connection.pragma_update(None, pragma, value)?;
+        }
+        connection.set_prepared_statement_cache_capacity(PREPARED_MAX);
+        Ok(connection)
+    }
+
+    /// A connection to Postgres for a task that writes.
     pub(super) async fn connection(&self) -> Result<PoolConnection<Any>, AccountsError> {
         Ok(self.pool.acquire().await?)
     }
@@ -236,14 +272,15 @@ impl Store {
     }
 
     pub(super) async fn charges(&self, period: &Period, offset: i64) -> Result<Vec<Charge>, AccountsError> {
-        let rows = sqlx::query(
-            "SELECT * FROM charges WHERE at_ms >= $1 AND at_ms < $2 AND ($3 = '' OR account = $3) AND ($4 = '' OR key_id = $4) \
-             ORDER BY at_ms, id LIMIT $5 OFFSET $6",
+        let found = format!(
+            "SELECT {CHARGE_COLUMNS} FROM charges WHERE at_ms >= $1 AND at_ms < $2 AND ($3 = '' OR account = $3) \
+             AND ($4 = '' OR key_id = $4) ORDER BY at_ms, id LIMIT $5 OFFSET $6",
         );
+        let rows = sqlx::query(AssertSqlSafe(found));
         let rows = rows.bind(period.from_ms).bind(period.until_ms);
         let rows = rows.bind(period.account.as_deref().unwrap_or_default());
         let rows = rows.bind(period.key_id.as_deref().unwrap_or_default()).bind(USAGE_PAGE_MAX).bind(offset);
-        rows.fetch_all(&self.pool).await?.iter().map(charge_of).collect()
+        rows.fetch_all(&self.pool).await?.iter().map(|row| charge_of(&Row::of(row)?)).collect()
     }
 
     pub(super) async fn totals(&self, period: &Period) -> Result<Vec<UsageTotal>, AccountsError> {
@@ -293,23 +330,26 @@ fn columns(limits: Limits) -> [Option<i64>; 3] {
     [limits.per_minute.map(i64::from), limits.at_once.map(i64::from), limits.per_day.map(MicroUsd::column)]
 }
 
-pub(super) fn key_of(row: &AnyRow) -> Result<Key, AccountsError> {
+/// A key's columns, in the order in which [`key_of`] reads them, and how many these are.
+pub(super) const KEY_COLUMNS: &str =
+    "id, account, name, hint, created_ms, revoked_ms, per_minute, at_once, per_day";
+pub(super) const KEY_COLUMNS_COUNT: usize = 9;
+
+pub(super) fn key_of(row: &Row) -> Result<Key, AccountsError> {
     let narrow = |column| {
-        Ok::<_, AccountsError>(
-            row.try_get::<Option<i64>, _>(column)?.map(|most| u32::try_from(most).unwrap_or(u32::MAX)),
-        )
+        Ok::<_, AccountsError>(row.number_if_any(column)?.map(|most| u32::try_from(most).unwrap_or(u32::MAX)))
     };
     Ok(Key {
-        id: row.try_get("id")?,
-        account: row.try_get("account")?,
-        name: row.try_get("name")?,
-        hint: row.try_get("hint")?,
-        created_ms: row.try_get("created_ms")?,
-        revoked_ms: row.try_get("revoked_ms")?,
+        id: row.text(0)?,
+        account: row.text(1)?,
+        name: row.text(2)?,
+        hint: row.text(3)?,
+        created_ms: row.number(4)?,
+        revoked_ms: row.number_if_any(5)?,
         limits: Limits {
-            per_minute: narrow("per_minute")?,
-            at_once: narrow("at_once")?,
-            per_day: row.try_get::<Option<i64>, _>("per_day")?.map(MicroUsd::from_column),
+            per_minute: narrow(6)?,
+            at_once: narrow(7)?,
+            per_day: row.number_if_any(8)?.map(MicroUsd::from_column),
         },
     })
 }
@@ -318,21 +358,58 @@ fn account_of(row: &AnyRow) -> Result<Account, AccountsError> {
     Ok(Account { name: row.try_get(0)?, balance: MicroUsd::from_column(row.try_get(1)?) })
 }
 
-pub(super) fn charge_of(row: &AnyRow) -> Result<Charge, AccountsError> {
-    let tokens =
-        |column| Ok::<_, AccountsError>(u32::try_from(row.try_get::<i64, _>(column)?).unwrap_or(u32::MAX));
+/// A charge's columns, in the order in which [`charge_of`] reads them.
+pub(super) const CHARGE_COLUMNS: &str =
+    "id, key_id, account, amount, at_ms, receipt, provider, model, prompt_tokens, completion_tokens";
+
+pub(super) fn charge_of(row: &Row) -> Result<Charge, AccountsError> {
+    let tokens = |column| Ok::<_, AccountsError>(u32::try_from(row.number(column)?).unwrap_or(u32::MAX));
     Ok(Charge {
-        id: HoldId(row.try_get("id")?),
-        key_id: row.try_get("key_id")?,
-        account: row.try_get("account")?,
-        amount: MicroUsd::from_column(row.try_get("amount")?),
-        at_ms: row.try_get("at_ms")?,
+        id: HoldId(row.text(0)?),
+        key_id: row.text(1)?,
+        account: row.text(2)?,
+        amount: MicroUsd::from_column(row.number(3)?),
+        at_ms: row.number(4)?,
         answer: Answered {
-            receipt: row.try_get("receipt")?,
-            provider: row.try_get("provider")?,
-            model: row.try_get("model")?,
-            prompt_tokens: tokens("prompt_tokens")?,
-            completion_tokens: tokens("completion_tokens")?,
+            receipt: row.text(5)?,
+            provider: row.text(6)?,
+            model: row.text(7)?,
+            prompt_tokens: tokens(8)?,
+            completion_tokens: tokens(9)?,
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever has had a gateway before loses no money by a new one.
+    #[test]
+    fn books_of_earlier_versions_are_kept() {
+        let books = Connection::open_in_memory().unwrap();
+        books.execute_batch(TABLES).unwrap();
+        books.execute_batch(CALLERS).unwrap();
+        books
+            .execute_batch(
+                "INSERT INTO accounts VALUES ('a', 70, 1);
+                 INSERT INTO keys VALUES ('k', 'a', 'n', 's', 'h', 1, NULL, NULL, NULL, NULL, 0, 0, 0);
+                 INSERT INTO holds VALUES ('h1', 'k', 'a', 10, 'r', 3, 4), ('h2', 'k', 'a', 11, 'r', 3, 5);
+                 INSERT INTO charges VALUES ('c1', 'k', 'a', 12, 'r', 6, 'x', 'p', 'm', 7, 8);",
+            )
+            .unwrap();
+        let all = |sql: &str| -> Vec<String> {
+            let mut found = books.prepare(sql).unwrap();
+            let columns = found.column_count();
+            let row = |row: &rusqlite::Row<'_>| {
+                (0..columns).map(|at| Ok(format!("{:?}", row.get_ref(at)?))).collect::<Result<String, _>>()
+            };
+            found.query_map([], row).unwrap().map(Result::unwrap).collect()
+        };
+        let (holds, charges) = ("SELECT * FROM holds ORDER BY id", "SELECT * FROM charges ORDER BY id");
+        let before = (all(holds), all(charges));
+        books.execute_batch(LEAN_SQLITE).unwrap();
+        assert_eq!((all(holds), all(charges)), before);
+        assert_eq!((before.0.len(), before.1.len()), (2, 1));
+    }
 }
