@@ -52,7 +52,7 @@ pub(super) struct Accuser {
 /// All accusers, with money for bonds.
 pub(super) fn all(chain: &mut Chain, options: &Options, random: &mut Random) -> Vec<Accuser> {
     let all = if options.liars { vec![Who::Canary, Who::Griefer] } else { vec![] };
-    let mut accuser = |who: Who| {
+    let accuser = |who: Who| {
         let actor = Actor::named(&who.to_string());
         chain.rich(actor.address, PURSE);
         Accuser {
@@ -69,7 +69,7 @@ pub(super) fn all(chain: &mut Chain, options: &Options, random: &mut Random) -> 
             disputes: 0,
         }
     };
-    all.into_iter().map(&mut accuser).collect()
+    all.into_iter().map(accuser).collect()
 }
 
 impl World<'_> {

@@ -3,7 +3,7 @@
 //! Honest parties say what `assay_node::disputes` does; liars and accusers the same over what they pretend was executed ([`By`]), for as many moves as they
 //! are willing to make. It refuses to remember anything: who was killed reads what was said.
 
-use alloy_primitives::Bytes;
+use alloy_primitives::{B256, Bytes};
 use alloy_sol_types::SolCall;
 use assay_core::answer::AnswerRecord;
 use assay_core::id::Hash;
@@ -83,8 +83,8 @@ impl World<'_> {
     }
 
     /// The record of the receipt with this name, among all that were stored: who disputes something has it.
-    pub(super) fn record_named(&self, name: alloy_primitives::B256) -> Option<AnswerRecord> {
-        let all = self.providers.iter().flat_map(|p| p.store.values());
-        all.into_iter().find(|record| name_of(record) == name).cloned()
+    pub(super) fn record_named(&self, name: B256) -> Option<AnswerRecord> {
+        let mut all = self.providers.iter().flat_map(|p| p.store.values());
+        all.find(|record| name_of(record) == name).cloned()
     }
 }
