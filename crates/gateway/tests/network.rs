@@ -103,7 +103,7 @@ impl Books {
         let accounts = Accounts::open(&url).await.unwrap();
         accounts.credit("a", MicroUsd(balance), "first", "", 0).await.unwrap();
         let (_, secret) = accounts.create_key("a", "k", limits, 0).await.unwrap();
-        Books { folder: folder, accounts, secret }
+        Books { folder, accounts, secret }
     }
 
     fn url(&self) -> String {
