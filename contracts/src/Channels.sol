@@ -2,10 +2,10 @@
 pragma solidity 0.8.37;
 
 import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
-import {SignatureChecker} from "@openzeppelin/contracts/utils/cryptography/SignatureChecker.sol";
 import {Addresses, Directory} from "./Directory.sol";
 import {Epochs} from "./Epochs.sol";
 import {Registry} from "./Registry.sol";
+import {Signatures} from "./Signatures.sol";
 import {Vault} from "./Vault.sol";
 
 /// Between whom a channel is. Its EIP-712 hash is the channel's id; channels that differ in `salt` are lanes of one payer.
@@ -37,7 +37,7 @@ struct VoucherClaim {
 }
 
 /// Deposits by which payers pay receivers with cumulative vouchers, in the shape of x402's `batch-settlement`. A payer loses nothing
-/// that it has not signed; a receiver loses nothing that was signed and deposited, as long as it claims within the channel's delay.
+/// that it has not signed; a receiver loses nothing that a key has signed and that was deposited, as long as it claims within the channel's delay.
 contract Channels is EIP712 {
     uint40 public constant WITHDRAW_DELAY_MIN = 900;
     uint40 public constant WITHDRAW_DELAY_MAX = 30 days;
@@ -191,10 +191,7 @@ contract Channels is EIP712 {
             packed = bytes.concat(packed, id, bytes16(claims[i].totalClaimed));
         }
         bytes32 hash = _hashTypedDataV4(keccak256(abi.encode(CLAIM_TYPE_HASH, keccak256(packed))));
-        if (
-            authorizer == address(0)
-                || !SignatureChecker.isValidSignatureNowCalldata(authorizer, hash, authorizerSignature)
-        ) revert NotReceiver(authorizer);
+        if (!Signatures.isBy(authorizer, hash, authorizerSignature)) revert NotReceiver(authorizer);
     }
 
     /// Gives the payer back, at once, what the receiver does not want to claim. The caller is the receiver or its authorizer, or has
@@ -204,12 +201,7 @@ contract Channels is EIP712 {
         Channel storage c = _channels[id];
         if (msg.sender != config.receiver && msg.sender != config.receiverAuthorizer) {
             bytes32 hash = _hashTypedDataV4(keccak256(abi.encode(REFUND_TYPE_HASH, id, c.claimed, amount)));
-            if (
-                config.receiverAuthorizer == address(0)
-                    || !SignatureChecker.isValidSignatureNowCalldata(
-                        config.receiverAuthorizer, hash, authorizerSignature
-                    )
-            ) revert NotReceiver(msg.sender);
+            if (!Signatures.isBy(config.receiverAuthorizer, hash, authorizerSignature)) revert NotReceiver(msg.sender);
         }
         uint64 free = c.balance - c.claimed;
         if (amount > free) amount = free;
@@ -287,7 +279,7 @@ contract Channels is EIP712 {
         uint128 max = item.voucher.maxClaimableAmount;
         address signer = config.payerAuthorizer == address(0) ? config.payer : config.payerAuthorizer;
         bytes32 hash = voucherHash(id, max);
-        if (!SignatureChecker.isValidSignatureNowCalldata(signer, hash, item.signature)) revert BadVoucher(id);
+        if (!Signatures.isBy(signer, hash, item.signature)) revert BadVoucher(id);
         Channel storage c = _channels[id];
         if (max > c.balance) max = c.balance;
         uint128 claimed = c.claimed;

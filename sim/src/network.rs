@@ -3,10 +3,10 @@
 //! Invariant: a run follows from its seed and its options alone, in one thread, one event after the other; each is one line, and the same seed gives the
 //! same lines. What must always hold is checked while it runs ([`Broken`] names it); who fails prints the seed and the number of the event.
 //!
-//! What is real: the contracts (in revm), the decisions of the daemons (`assay_node::settlement::due`, `assay_node::auditor::due`, the till's judgement,
-//! `assay_gateway::{routing, lanes, queue}`), the epochs' builder, vouchers, receipts, records and every proof. What is written again, as events: the
-//! I/O around those decisions, which in daemons is `async` over a chain, a disk and HTTP. What is abstract is inference ([`model`]), and so are the moves of a
-//! dispute: who cannot defend what it signed is silent and loses by its time. It refuses to play a dispute that an honest party would have to win by moves.
+//! What is real: the contracts (in revm), the decisions of the daemons (`assay_node::settlement::due`, `assay_node::auditor::due`, `assay_node::disputes`,
+//! the till's judgement, `assay_gateway::{routing, lanes, queue}`), the epochs' builder, vouchers, receipts, records, every proof, and inference, by a model of
+//! two layers ([`model`]), so that disputes are played move by move ([`moves`]). What is written again, as events: the I/O around those decisions, which in
+//! daemons is `async` over a chain, a disk and HTTP.
 
 mod accusers;
 mod auditor;
@@ -19,6 +19,7 @@ mod gateway;
 mod hosts;
 mod invariants;
 mod model;
+mod moves;
 mod provider;
 mod settling;
 mod wire;
@@ -62,6 +63,12 @@ pub enum Mutant {
     TakesParts,
     /// A host has all bytes and does not answer.
     AnswersNothing,
+    /// A provider whose receipt is right defends it with the execution of another prompt.
+    DefendsWrong,
+    /// A provider whose receipt is right does not answer in a dispute.
+    DefendsNothing,
+    /// An auditor that is right stops picking in the middle of a dispute.
+    PicksNoFurther,
 }
 
 /// What is played.
@@ -230,13 +237,14 @@ pub fn play(seed: u64, options: Options, sink: &mut dyn FnMut(&str)) -> Result<S
 
 impl<'a> World<'a> {
     fn new(seed: u64, options: Options, sink: &'a mut dyn FnMut(&str)) -> World<'a> {
+        model::forget();
         let mut random = Random::stream(seed, "who", &[]);
         let mut chain = Chain::new();
         let clients = clients::all(seed);
         let providers = provider::all(&mut chain, &options, &mut random);
         let auditors = auditor::all(&mut chain, &options, &mut random);
         let hosts = hosts::all(&mut chain, &options, &mut random);
-        let accusers = accusers::all(&mut chain, &options);
+        let accusers = accusers::all(&mut chain, &options, &mut random);
         let gateway = gateway::Gateway::new(&mut chain, seed);
         let truth = Truth::new(&mut chain);
         let mut world = World {

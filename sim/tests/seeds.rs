@@ -51,6 +51,9 @@ fn networks_hold_whatever_goes_wrong() {
             sums["liars"] > 0 && sums["struck"] * 20 >= sums["liars"] * 19 && sums["lazy_penalised"] > 0,
             "{sums:?}"
         );
+        // Disputes end in every way: by a ruling for either side, and by silence.
+        let ways = ["ruled_for_defenders", "ruled_for_challengers", "timed_out"];
+        assert!(ways.iter().all(|way| sums[way] > 0) && of("moves") > 10, "{sums:?}");
     }
 }
 
@@ -83,7 +86,7 @@ fn nothing_is_lost_where_nothing_goes_wrong() {
 /// Each planted bug is found by the invariant that is about it, says its seed, and is found again at the same event.
 #[test]
 fn every_planted_bug_is_found_and_replays() {
-    let bugs: [(Mutant, &[&str]); 9] = [
+    let bugs: [(Mutant, &[&str]); 12] = [
         (Mutant::ForgetsTill, &["paid_is_claimed"]),
         (Mutant::SaysBeforeStoring, &["receipts_kept"]),
         (Mutant::PostsTwice, &["nothing_refused"]),
@@ -93,6 +96,9 @@ fn every_planted_bug_is_found_and_replays() {
         (Mutant::AsksStruck, &["struck_not_asked"]),
         (Mutant::TakesParts, &["charged_for_whole"]),
         (Mutant::AnswersNothing, &["honest_unharmed"]),
+        (Mutant::DefendsWrong, &["honest_unharmed"]),
+        (Mutant::DefendsNothing, &["honest_unharmed"]),
+        (Mutant::PicksNoFurther, &["honest_unharmed", "cheats_are_struck"]),
     ];
     for (mutant, names) in bugs {
         let options = Options { mutant: Some(mutant), ..Options::default() };

@@ -9,6 +9,9 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
+#[macro_use]
+mod said;
+
 mod commands;
 mod config;
 mod home;
@@ -128,7 +131,9 @@ fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_env("ASSAY_LOG")
         // What becomes of a connection, whoever opened it says: iroh's own errors are about how connections end.
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,iroh=off,noq=off"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // A log that cannot be written, as on a full disk, must not end what it is about: the alternative is `eprintln!`, which panics.
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    log.log_internal_errors(false).init();
     // Nothing else installs TLS, so it cannot have been installed before.
     let _ = rustls::crypto::ring::default_provider().install_default();
     // Until the end of the command.

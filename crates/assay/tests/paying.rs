@@ -3,7 +3,6 @@
 
 mod harness;
 
-use std::io::BufRead as _;
 use std::path::Path;
 
 use assay_core::id::ReceiptId;

@@ -10,7 +10,7 @@ use revm::handler::{MainnetContext, MainnetEvm};
 use revm::primitives::hardfork::SpecId;
 use revm::{Context, MainBuilder, MainContext};
 
-pub(crate) use revm::context::{BlockEnv, TxEnv};
+pub(crate) use revm::context::{BlockEnv, TxEnv, tx::TxEnvBuilder};
 pub(crate) use revm::context_interface::result::{EVMError, ExecutionResult, InvalidTransaction, Output};
 pub(crate) use revm::database::{CacheDB, EmptyDB};
 pub(crate) use revm::database_interface::DBErrorMarker;

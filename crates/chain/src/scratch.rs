@@ -3,13 +3,14 @@
 //! Accounts need no ether: gas is counted and costs nothing. Block hashes are those of real headers, so that a contract can be shown
 //! a block's `prevRandao`.
 
+use alloy_eips::eip7702::SignedAuthorization;
 use alloy_primitives::{Address, B256, Bytes, Log, U256, keccak256};
 use alloy_sol_types::{SolCall, SolError};
 
 pub use crate::CHAIN_ID;
 use crate::evm::{
     self, BlockEnv, CacheDB, Database as _, EmptyDB, ExecuteCommitEvm as _, ExecuteEvm as _, ExecutionResult,
-    Machine, Output, Rules, TxEnv, TxKind,
+    Machine, Output, Rules, TxEnv, TxEnvBuilder, TxKind,
 };
 use crate::limits;
 
@@ -129,6 +130,22 @@ impl Scratch {
         Ok(Done { value: value.data().clone(), gas, logs })
     }
 
+    /// Gives an account another's code, as its key has signed (EIP-7702), in a transaction of `from`. As on any chain, an authorization that
+    /// does not hold, for its nonce or chain, changes nothing.
+    pub fn delegate(&mut self, from: Address, signed: SignedAuthorization) -> Result<(), Failure> {
+        let list = vec![evm::authorization(signed)];
+        let tx = self.builder(from, TxKind::Call(from), Bytes::new()).authorization_list(list).build();
+        self.commit(tx.map_err(|e| Failure::Refused(format!("{e:?}")))?).map(drop)
+    }
+
+    /// Code of an account.
+    pub fn code(&mut self, account: Address) -> Bytes {
+        match self.db.basic(account) {
+            Ok(info) => info.and_then(|info| info.code).map(|code| code.original_bytes()).unwrap_or_default(),
+            Err(never) => match never {},
+        }
+    }
+
     /// What a call returns, which changes nothing.
     pub fn read<C: SolCall>(&mut self, to: Address, call: &C) -> Result<C::Return, Failure> {
         Ok(self.call(to, call)?.value)
@@ -143,7 +160,7 @@ impl Scratch {
         decoded::<C>(outcome(result)?)
     }
 
-    fn transaction(&mut self, from: Address, kind: TxKind, data: Bytes) -> Result<TxEnv, Failure> {
+    fn builder(&mut self, from: Address, kind: TxKind, data: Bytes) -> TxEnvBuilder {
         let nonce = self.nonce(from);
         TxEnv::builder()
             .caller(from)
@@ -153,12 +170,18 @@ impl Scratch {
             .gas_limit(TRANSACTION_GAS_MAX)
             .gas_price(0)
             .chain_id(Some(CHAIN_ID))
-            .build()
-            .map_err(|e| Failure::Refused(format!("{e:?}")))
+    }
+
+    fn transaction(&mut self, from: Address, kind: TxKind, data: Bytes) -> Result<TxEnv, Failure> {
+        self.builder(from, kind, data).build().map_err(|e| Failure::Refused(format!("{e:?}")))
     }
 
     fn transact(&mut self, from: Address, kind: TxKind, data: Bytes) -> Result<Done<Output>, Failure> {
         let tx = self.transaction(from, kind, data)?;
+        self.commit(tx)
+    }
+
+    fn commit(&mut self, tx: TxEnv) -> Result<Done<Output>, Failure> {
         let (number, time) = (self.number, self.time);
         let mut evm = mainnet(&mut self.db, number, time);
         let result = evm.transact_commit(tx).map_err(|e| Failure::Refused(e.to_string()))?;

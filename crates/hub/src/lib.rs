@@ -16,6 +16,7 @@ pub mod exchange;
 pub mod fetch;
 pub mod inbox;
 pub mod keeping;
+pub mod lasting;
 pub mod limits;
 pub mod name;
 pub mod outboard;

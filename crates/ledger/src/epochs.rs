@@ -197,39 +197,21 @@ impl Builder<Folder> {
 impl<D: Disk> Builder<D> {
     /// Opens what lies on a disk.
     pub fn on(mut on: D, identity: Identity) -> Result<(Self, Opened), StorageError> {
-        let names = disk(on.names(), "the folder", "list")?;
-        for name in names.iter().filter(|n| n.ends_with(NEW)) {
-            disk(on.remove(name), name, "remove")?;
-        }
-        let state = match State::read(&on, &identity)? {
-            Some(state) => state,
-            None if names.iter().any(|n| tree::epoch_of(n).is_some() || journal::number_of(n).is_some()) => {
-                return Err(damaged(state::FILE, "the file is missing", Remedy::Rebuild));
-            }
-            None => {
-                let state = State::new(identity);
-                state.write(&mut on)?;
-                state
-            }
-        };
-        for name in &names {
-            if tree::epoch_of(name).is_some_and(|epoch| state.position(epoch).is_none()) {
-                disk(on.remove(name), name, "remove")?;
-            }
-        }
-        let mut damaged_batches = Vec::new();
-        for entry in &state.batches {
-            let file = tree::name(entry.batch.epoch);
-            let whole = names.contains(&file)
-                && disk(on.size(&file), &file, "measure")? == Layout::of(entry.batch.count).size();
-            if !whole {
-                damaged_batches.push(entry.batch.epoch);
-            }
-        }
-        let (journals, waiting, torn) = replay(&mut on, &state)?;
-        let identity = identity.hash();
-        let builder = Builder { disk: on, identity, state, journals, waiting, stopped: false };
-        Ok((builder, Opened { torn, damaged: damaged_batches }))
+        let Lying { state, journals, waiting, opened } = lying(&mut on, identity)?;
+        let identity = state.identity.hash();
+        Ok((Builder { disk: on, identity, state, journals, waiting, stopped: false }, opened))
+    }
+
+    /// Whether a write failed: nothing is written any more until what lies on the disk is read again.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped
+    }
+
+    /// Reads what lies on the disk again, as [`Builder::on`] does. Whatever a failed write left behind is cut off. As it was, if that fails.
+    pub fn reopen(&mut self) -> Result<Opened, StorageError> {
+        let Lying { state, journals, waiting, opened } = lying(&mut self.disk, self.state.identity)?;
+        (self.state, self.journals, self.waiting, self.stopped) = (state, journals, waiting, false);
+        Ok(opened)
     }
 
     /// Whose receipts.
@@ -343,6 +325,48 @@ impl<D: Disk> Builder<D> {
             Err(_) => Err(AppendError::Passed { sequence, next }),
         }
     }
+}
+
+/// What lies on a disk.
+struct Lying {
+    state: State,
+    journals: Journals,
+    waiting: Waiting,
+    opened: Opened,
+}
+
+fn lying<D: Disk>(on: &mut D, identity: Identity) -> Result<Lying, StorageError> {
+    let names = disk(on.names(), "the folder", "list")?;
+    for name in names.iter().filter(|n| n.ends_with(NEW)) {
+        disk(on.remove(name), name, "remove")?;
+    }
+    let state = match State::read(on, &identity)? {
+        Some(state) => state,
+        None if names.iter().any(|n| tree::epoch_of(n).is_some() || journal::number_of(n).is_some()) => {
+            return Err(damaged(state::FILE, "the file is missing", Remedy::Rebuild));
+        }
+        None => {
+            let state = State::new(identity);
+            state.write(on)?;
+            state
+        }
+    };
+    for name in &names {
+        if tree::epoch_of(name).is_some_and(|epoch| state.position(epoch).is_none()) {
+            disk(on.remove(name), name, "remove")?;
+        }
+    }
+    let mut damaged = Vec::new();
+    for entry in &state.batches {
+        let file = tree::name(entry.batch.epoch);
+        let whole = names.contains(&file)
+            && disk(on.size(&file), &file, "measure")? == Layout::of(entry.batch.count).size();
+        if !whole {
+            damaged.push(entry.batch.epoch);
+        }
+    }
+    let (journals, waiting, torn) = replay(on, &state)?;
+    Ok(Lying { state, journals, waiting, opened: Opened { torn, damaged } })
 }
 
 /// Reads the journals, and finds what no batch holds.

@@ -109,8 +109,9 @@ pub fn sign(
     Ok(signature.as_bytes().to_vec().into())
 }
 
-/// Checks a voucher as the contract will: who serves a request on it can claim it, as far as the channel has a balance. A payer that
-/// is a contract without an authorizer signs in its own way (ERC-1271), which only the chain can check.
+/// Checks a voucher as the contract will, which asks for the key first: who serves a request on it can claim it, as far as the channel has a
+/// balance, even if the payer gets code later (EIP-7702). A payer that is a contract without an authorizer signs in its own way (ERC-1271),
+/// which only the chain can check, and which is refused here.
 pub fn check(
     config: &Channels::ChannelConfig,
     max: u128,

@@ -380,7 +380,11 @@ impl Auditor {
         let index = sequence.saturating_sub(audit.batch.first);
         // Before it is asked, so that who starts again does not ask twice for the bond.
         audit.work.demanded.push((sequence, kind == DemandKind::Record));
-        self.journal.write(id, &audit.work)?;
+        if let Err(e) = self.journal.write(id, &audit.work) {
+            // Nothing was asked: it is still to be.
+            audit.work.demanded.pop();
+            return Err(e.into());
+        }
         let at = self.ledger.parts().at.objections;
         let sent = match kind {
             DemandKind::Leaf => {

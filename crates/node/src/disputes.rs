@@ -10,6 +10,8 @@ use alloy_primitives::{B256, Bytes};
 use assay_core::answer::AnswerRecord;
 use assay_core::id::Hash;
 use assay_engine::artifact::opening::Item;
+use assay_engine::artifact::tree::ModelTree;
+use assay_engine::constants::Constants;
 use assay_ledger::client::ClientError;
 use assay_ledger::contracts::Disputes;
 use assay_ledger::docket::{DisputeId, SaidError};
@@ -17,7 +19,7 @@ use assay_ledger::ledger::Ledger;
 use assay_ledger::sender::{SendError, Sender};
 use assay_verify::dispute::calldata::Encoder;
 use assay_verify::dispute::heard::Known;
-use assay_verify::dispute::parties::{Challenger, Defender};
+use assay_verify::dispute::parties::{Challenger, Defender, Player};
 use assay_verify::dispute::{Message, Party, Referee, Statement};
 use assay_verify::trace::NotExecutable;
 
@@ -162,8 +164,20 @@ pub fn next(
     said: &[Bytes],
     party: Party,
 ) -> Result<Option<Vec<u8>>, MoveError> {
+    let player = || model.player(&case.record);
+    next_of(case, (model.tree(), model.artifact()), player, said, party)
+}
+
+/// The same over the hashes and constants of any model, and a party that is made when it is needed.
+pub fn next_of<'a>(
+    case: &Case,
+    (tree, constants): (&ModelTree, &dyn Constants),
+    player: impl FnOnce() -> Result<Player<'a>, NotExecutable>,
+    said: &[Bytes],
+    party: Party,
+) -> Result<Option<Vec<u8>>, MoveError> {
     let record = &case.record;
-    if model.tree().root() != record.receipt.receipt.model_root {
+    if tree.root() != record.receipt.receipt.model_root {
         return Err(MoveError::Record);
     }
     let statement = Statement::of(&record.receipt.receipt);
@@ -172,13 +186,15 @@ pub fn next(
         None => (Referee::new(statement.clone()), Encoder::new(statement)),
     };
     let mut referee = referee.ok_or(MoveError::Record)?;
-    let open = |item: Item| model.tree().open(model.artifact(), item);
+    let open = |item: Item| tree.open(constants, item);
     let terms = || record.request.terms();
     let known = Known { open: &open, terms: &terms };
-    let mut challenger = match party {
-        Party::Challenger => Some(Challenger::new(model.player(record)?, record)),
-        Party::Defender => None,
-    };
+    let (mut player, mut challenger) = (Some(player), None);
+    if party == Party::Challenger
+        && let Some(player) = player.take()
+    {
+        challenger = Some(Challenger::new(player()?, record));
+    }
     for (number, message) in said.iter().enumerate() {
         let not_understood = MoveError::NotUnderstood { number };
         let turn = referee.turn();
@@ -202,12 +218,15 @@ pub fn next(
     if referee.turn() != Some(party) {
         return Ok(None);
     }
-    Ok(match challenger {
-        Some(mut challenger) => challenger.answer(&referee).and_then(|pick| encoder.pick(&referee, &pick)),
-        None => {
-            let mut defender = Defender::new(model.player(record)?, record, model.tree());
+    Ok(match (challenger, player) {
+        (Some(mut challenger), _) => {
+            challenger.answer(&referee).and_then(|pick| encoder.pick(&referee, &pick))
+        }
+        (None, Some(player)) => {
+            let mut defender = Defender::new(player()?, record, tree);
             defender.answer(&referee).and_then(|claim| encoder.claim(&referee, &claim))
         }
+        (None, None) => None,
     })
 }
 

@@ -30,7 +30,7 @@ use assay_ledger::amount::Amount;
 use assay_ledger::client::ClientError;
 use assay_ledger::contracts::node_address;
 use assay_ledger::docket::Docket;
-use assay_ledger::epochs::{AppendError, Builder, Identity, OpenError, ProgressError};
+use assay_ledger::epochs::{AppendError, Builder, Identity, OpenError, Opened, ProgressError};
 use assay_ledger::follow::FollowError;
 use assay_ledger::ledger::{Ledger, Role};
 use assay_ledger::posting::PostError;
@@ -231,17 +231,33 @@ impl Settlement {
             short: BTreeMap::new(),
             struck: false,
         };
+        settlement.opened(opened);
+        settlement.restore().await?;
+        Ok(settlement)
+    }
+
+    /// Says what was found of the epochs' folder, and writes batches again that are not whole.
+    fn opened(&mut self, opened: Opened) {
         if opened.torn.is_some() {
             // What was cut is in the store of receipts.
             tracing::info!("the end of the epochs' journal was torn; it is written again");
         }
         for epoch in opened.damaged {
-            if let Err(e) = settlement.builder.repair(epoch) {
-                settlement.failed(&format!("repairing the batch of epoch {epoch}"), "epochs_folder", &e);
+            if let Err(e) = self.builder.repair(epoch) {
+                self.failed(&format!("repairing the batch of epoch {epoch}"), "epochs_folder", &e);
             }
         }
-        settlement.restore().await?;
-        Ok(settlement)
+    }
+
+    /// Goes on after a disk that failed, as one does that was full: what lies there is read again.
+    async fn mend(&mut self) -> Result<(), SettlementError> {
+        if self.builder.is_stopped() {
+            let opened = self.builder.reopen().map_err(OpenError::from)?;
+            self.fed = self.builder.next().unwrap_or(0);
+            self.opened(opened);
+            self.restore().await?;
+        }
+        Ok(())
     }
 
     /// What it counts, for whoever shows it.
@@ -293,6 +309,7 @@ impl Settlement {
                 _ => {}
             }
         }
+        self.mend().await?;
         self.feed()?;
         self.docket.update().await?;
         let view = self.read().await?;

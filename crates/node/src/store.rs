@@ -1,5 +1,6 @@
 //! Answers on disk: what `put` returned for is there after kill -9 and after a power cut.
 //!
+//! A disk that fails, as a full one does, fails those who wait; the database is opened again for whoever comes next ([`Lasting`]).
 //! One writer thread commits whatever has gathered since its last commit, so that many answers share one flush.
 //! Shutdown: 1. the last handle drops its sender; 2. the thread commits what is queued; 3. it is joined.
 
@@ -12,6 +13,7 @@ use std::thread::JoinHandle;
 use alloy_sol_types::SolValue as _;
 use assay_core::embedding::Record;
 use assay_core::id::{ChannelId, ReceiptId};
+use assay_hub::lasting::Lasting;
 use assay_ledger::contracts::Channels::VoucherClaim;
 use redb::{
     Database, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _, TableDefinition,
@@ -81,7 +83,7 @@ impl Drop for Sequence {
 /// The store of one node.
 pub struct ReceiptStore {
     path: PathBuf,
-    database: Arc<Database>,
+    database: Arc<Lasting>,
     sequences: Arc<Mutex<Sequences>>,
     queue: Option<SyncSender<Put>>,
     writer: Option<JoinHandle<()>>,
@@ -101,8 +103,7 @@ impl ReceiptStore {
             ),
             other => fail(other.to_string()),
         })?;
-        let database = Arc::new(database);
-        let start = || -> Result<u64, redb::Error> {
+        let start = |database: &Database| -> Result<u64, redb::Error> {
             let write = database.begin_write()?;
             write.open_table(ANSWERS)?;
             write.open_table(ORDER)?;
@@ -111,7 +112,8 @@ impl ReceiptStore {
             write.commit()?;
             Ok(next)
         };
-        let next = start().map_err(|e| fail(e.to_string()))?;
+        let next = start(&database).map_err(|e| fail(e.to_string()))?;
+        let database = Arc::new(Lasting::new(path, database, |path| Ok(Database::open(path)?)));
         let (queue, puts) = sync_channel(QUEUE);
         let writer = {
             let (database, path) = (Arc::clone(&database), path.to_owned());
@@ -139,13 +141,13 @@ impl ReceiptStore {
         let mut s = self.sequences.lock().unwrap_or_else(PoisonError::into_inner);
         if s.next == s.end {
             let end = s.next + SEQUENCE_BLOCK;
-            let set_aside = || -> Result<(), redb::Error> {
-                let write = self.database.begin_write()?;
+            let set_aside = |database: &Database| -> Result<(), redb::Error> {
+                let write = database.begin_write()?;
                 write.open_table(STATE)?.insert(NEXT_SEQUENCE, end)?;
                 write.commit()?;
                 Ok(())
             };
-            set_aside().map_err(|e| self.fail(e))?;
+            self.database.with(set_aside).map_err(|e| self.fail(e))?;
             s.end = end;
         }
         let number = s.next;
@@ -160,10 +162,11 @@ impl ReceiptStore {
         if s.next == s.end || !s.in_flight.is_empty() {
             return Ok(());
         }
-        let write = self.database.begin_write()?;
-        write.open_table(STATE)?.insert(NEXT_SEQUENCE, s.next)?;
-        write.commit()?;
-        Ok(())
+        self.database.with(|database| {
+            let write = database.begin_write()?;
+            write.open_table(STATE)?.insert(NEXT_SEQUENCE, s.next)?;
+            Ok(write.commit()?)
+        })
     }
 
     /// The least sequence number for which a receipt may still be stored. Every number below it has its receipt here, or never will.
@@ -199,48 +202,48 @@ impl ReceiptStore {
 
     /// The answer of a receipt.
     pub fn get(&self, id: ReceiptId) -> Result<Option<Record>, StoreError> {
-        let read = || -> Result<Option<Vec<u8>>, redb::Error> {
-            let table = self.database.begin_read()?.open_table(ANSWERS)?;
+        let read = |database: &Database| -> Result<Option<Vec<u8>>, redb::Error> {
+            let table = database.begin_read()?.open_table(ANSWERS)?;
             Ok(table.get(id.as_bytes())?.map(|v| v.value().to_vec()))
         };
-        let bytes = read().map_err(|e| self.fail(e))?;
+        let bytes = self.database.with(read).map_err(|e| self.fail(e))?;
         bytes.map(|b| Record::from_canonical_bytes(&b)).transpose().map_err(|e| self.fail(e))
     }
 
     /// Ids of the newest answers.
     pub fn newest(&self, most: usize) -> Result<Vec<ReceiptId>, StoreError> {
-        let read = || -> Result<Vec<ReceiptId>, redb::Error> {
-            let table = self.database.begin_read()?.open_table(ORDER)?;
+        let read = |database: &Database| -> Result<Vec<ReceiptId>, redb::Error> {
+            let table = database.begin_read()?.open_table(ORDER)?;
             let newest = table.iter()?.rev().take(most);
             newest.map(|entry| Ok(ReceiptId::from_bytes(*entry?.1.value()))).collect()
         };
-        read().map_err(|e| self.fail(e))
+        self.database.with(read).map_err(|e| self.fail(e))
     }
 
     /// What is owed from a channel, all in all, with the voucher that lets it be claimed.
     pub fn claim(&self, channel: ChannelId) -> Result<Option<VoucherClaim>, StoreError> {
-        let read = || -> Result<Option<Vec<u8>>, redb::Error> {
-            let table = self.database.begin_read()?.open_table(CLAIMS)?;
+        let read = |database: &Database| -> Result<Option<Vec<u8>>, redb::Error> {
+            let table = database.begin_read()?.open_table(CLAIMS)?;
             Ok(table.get(channel.as_bytes())?.map(|v| v.value().to_vec()))
         };
-        let bytes = read().map_err(|e| self.fail(e))?;
+        let bytes = self.database.with(read).map_err(|e| self.fail(e))?;
         bytes.map(|b| VoucherClaim::abi_decode(&b)).transpose().map_err(|e| self.fail(e))
     }
 
     /// What is owed from all channels, claimed or not: the ledger knows what was claimed.
     pub fn claims(&self) -> Result<Vec<VoucherClaim>, StoreError> {
-        let read = || -> Result<Vec<Vec<u8>>, redb::Error> {
-            let table = self.database.begin_read()?.open_table(CLAIMS)?;
+        let read = |database: &Database| -> Result<Vec<Vec<u8>>, redb::Error> {
+            let table = database.begin_read()?.open_table(CLAIMS)?;
             table.iter()?.map(|entry| Ok(entry?.1.value().to_vec())).collect()
         };
-        let all = read().map_err(|e| self.fail(e))?;
+        let all = self.database.with(read).map_err(|e| self.fail(e))?;
         all.iter().map(|b| VoucherClaim::abi_decode(b).map_err(|e| self.fail(e))).collect()
     }
 
     /// Answers by rising sequence number from `first` on, at most so many.
     pub fn from_sequence(&self, first: u64, most: usize) -> Result<Vec<Record>, StoreError> {
-        let read = || -> Result<Vec<Vec<u8>>, redb::Error> {
-            let database = self.database.begin_read()?;
+        let read = |database: &Database| -> Result<Vec<Vec<u8>>, redb::Error> {
+            let database = database.begin_read()?;
             let (order, answers) = (database.open_table(ORDER)?, database.open_table(ANSWERS)?);
             let mut found = Vec::new();
             for entry in order.range(first..)?.take(most) {
@@ -250,15 +253,16 @@ impl ReceiptStore {
             }
             Ok(found)
         };
-        let all = read().map_err(|e| self.fail(e))?;
+        let all = self.database.with(read).map_err(|e| self.fail(e))?;
         all.iter().map(|b| Record::from_canonical_bytes(b).map_err(|e| self.fail(e))).collect()
     }
 
     /// Number of answers.
     pub fn count(&self) -> Result<u64, StoreError> {
-        let read =
-            || -> Result<u64, redb::Error> { Ok(self.database.begin_read()?.open_table(ANSWERS)?.len()?) };
-        read().map_err(|e| self.fail(e))
+        let read = |database: &Database| -> Result<u64, redb::Error> {
+            Ok(database.begin_read()?.open_table(ANSWERS)?.len()?)
+        };
+        self.database.with(read).map_err(|e| self.fail(e))
     }
 }
 
@@ -275,12 +279,13 @@ impl Drop for ReceiptStore {
     }
 }
 
-fn write_loop(database: &Database, path: &Path, puts: &Receiver<Put>) {
+fn write_loop(database: &Lasting, path: &Path, puts: &Receiver<Put>) {
     while let Ok(first) = puts.recv() {
         let mut batch = vec![first];
         batch.extend(puts.try_iter().take(COMMIT_MAX - 1));
-        let result =
-            commit(database, &batch).map_err(|e| StoreError { path: path.to_owned(), reason: e.to_string() });
+        let result = database
+            .with(|database| commit(database, &batch))
+            .map_err(|e| StoreError { path: path.to_owned(), reason: e.to_string() });
         for put in batch {
             // Whoever asked may be gone; the answer is stored all the same.
             let _ = put.done.send(result.clone());

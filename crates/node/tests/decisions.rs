@@ -263,6 +263,11 @@ fn what_a_provider_refuses_is_demanded_after_a_while_and_committed_without_in_th
     v.vault = 100;
     v.batches[0].work.demanded = auditor::DEMANDS_MAX;
     assert_eq!(at(&mut v, 200), [Duty::Work(ID)], "it pays for so many and no more");
+    v.batches[0].work.demanded = 0;
+    v.batches[0].struck = true;
+    assert_eq!(at(&mut v, 199), [Duty::Work(ID)]);
+    let commits = [Duty::Commit(ID, 1), Duty::Work(ID)];
+    assert_eq!(at(&mut v, 200), commits, "of who is struck nothing is demanded, and nothing waited for");
     v.batches[0].work = WorkView { lacking: 1, ..work };
     v.batches[0].struck = true;
     assert_eq!(at(&mut v, 700), [Duty::Work(ID)], "who lacks a model is silent");

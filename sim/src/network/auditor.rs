@@ -10,9 +10,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloy_primitives::{Address, B256, U256};
 use alloy_sol_types::SolCall;
 use assay_api::audits::AuditLeaf;
-use assay_core::answer::AnswerRecord;
-use assay_core::id::Hash;
-use assay_core::receipt::Receipt;
+use assay_core::answer::{AnswerRecord, Format};
+use assay_core::id::{Hash, SignatureBytes};
+use assay_core::receipt::{Receipt, SignedReceipt};
 use assay_core::request::Request;
 use assay_core::transcript::Transcript;
 use assay_ledger::contracts::{Audits, Epochs, Objections, Registry};
@@ -22,7 +22,7 @@ use assay_node::auditor::{
     AccusationView, BatchId, BatchView, Bonds, Done, Draw, Drawn, Duty, MemberPhase, MemberView, Refused,
     SeatsView, View, Work, WorkView, place_in,
 };
-use assay_node::disputes::{Ended, Standing};
+use assay_node::disputes::{Ended, Standing, name_of};
 use assay_node::execution::Verdict;
 use assay_node::settlement::{DisputeView, party};
 use assay_verify::receipts::audit_digest;
@@ -377,7 +377,7 @@ impl Auditor {
                     Objections::answerRecordCall::abi_decode(&chain.txs[logged.tx].data).ok()
                 });
                 if let Some(call) = call {
-                    self.execute_shown(id, sequence, &call);
+                    self.execute_shown(chain, id, sequence, &call);
                 }
             } else {
                 let mut opened =
@@ -408,7 +408,13 @@ impl Auditor {
         }
     }
 
-    fn execute_shown(&mut self, id: BatchId, sequence: u64, call: &Objections::answerRecordCall) {
+    fn execute_shown(
+        &mut self,
+        chain: &Chain,
+        id: BatchId,
+        sequence: u64,
+        call: &Objections::answerRecordCall,
+    ) {
         let Some((receipt, _)) =
             self.audits.get(&id).and_then(|audit| audit.receipts.get(&sequence)).cloned()
         else {
@@ -421,7 +427,20 @@ impl Auditor {
         else {
             return;
         };
-        self.execute(id, sequence, &receipt, &request, &transcript);
+        if !self.execute(id, sequence, &receipt, &request, &transcript) {
+            // What was shown has neither digests nor signature: a dispute is about its tokens.
+            let digests = model::digests(&request, &transcript);
+            let signature = SignatureBytes::from_bytes([0; 65]);
+            let receipt = SignedReceipt { receipt, domain: chain.receipts, signature };
+            let (format, generation) = (Format::V2, None);
+            let record = AnswerRecord { format, receipt, request, transcript, digests, generation };
+            self.kept.insert((id, sequence), record);
+        }
+    }
+
+    /// What was kept of a receipt, by its name on the ledger.
+    fn kept_as(&self, name: B256) -> Option<&AnswerRecord> {
+        self.kept.values().find(|record| name_of(record) == name)
     }
 
     /// Executes a record, and writes down what came of it. Whether it stands.
@@ -436,7 +455,7 @@ impl Auditor {
         let Some(audit) = self.audits.get_mut(&id) else { return true };
         let stands = model::stands(request, transcript, receipt);
         let members = audit.drawn.get(&sequence).map(|drawn| drawn.members.clone()).unwrap_or_default();
-        let trace = Some(model::trace(By::Asked, request, transcript.nonce));
+        let trace = Some(model::trace(By::Asked, request, transcript));
         let verdict = if stands { Verdict::Stands } else { Verdict::Wrong };
         audit.work.done.insert(sequence, Done { receipt: receipt.id(), members, trace, verdict });
         audit.refused.remove(&sequence);

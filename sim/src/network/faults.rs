@@ -102,7 +102,8 @@ pub(super) fn plan(options: &Options, seed: u64, everybody: &[Who]) -> Vec<(u64,
         let lasts = random.between(60_000, STALL_MS_MAX);
         match random.below(8) {
             0 => plan.push((at, Fault::Stall(at + lasts))),
-            1 => plan.push((at, Fault::Censor(at + 3 * lasts))),
+            // Whose transaction is kept out can send no other after it, and is as if it were away.
+            1 => plan.push((at, Fault::Censor(at + (3 * lasts).min(AWAY_MS_MAX)))),
             _ => {
                 let depth = random.between(1, DEPTH_MAX);
                 plan.extend([(at, Fault::Fork), (at + depth * BLOCK_S * 1000, Fault::Reorganise)]);

@@ -37,6 +37,9 @@ const HALVINGS: f64 = 40.0;
 /// Where something of a node's was undone by a reorganisation, what it sends may be refused for so long, in milliseconds.
 const AFTER_UNDONE_MS: u64 = 7_200_000;
 
+/// That a dispute has ended by a move that did not come, as the contract numbers it.
+const TIMEOUT: u8 = 1;
+
 /// What the run knows and nobody in it does.
 pub(super) struct Truth {
     supply: u64,
@@ -49,6 +52,8 @@ pub(super) struct Truth {
     /// When something of an account was taken back last, and what.
     undone_of: BTreeMap<Address, u64>,
     undone_what: BTreeSet<(Address, String)>,
+    /// Moves that were made in disputes.
+    pub(super) moves: u64,
 }
 
 fn stake(chain: &mut Chain, node: Address) -> u64 {
@@ -66,6 +71,7 @@ impl Truth {
             undone: 0,
             undone_of: BTreeMap::new(),
             undone_what: BTreeSet::new(),
+            moves: 0,
         }
     }
 
@@ -402,6 +408,10 @@ impl World<'_> {
         let lazy = lapsed.count() as u64;
         let accused = self.chain.logs_from(0).filter_map(|logged| logged.as_event::<Audits::Accused>());
         let accused = accused.count() as u64;
+        let ended = self.chain.logs_from(0).filter_map(|logged| logged.as_event::<Disputes::Ended>());
+        let (late, ruled): (Vec<_>, Vec<_>) = ended.partition(|e| e.reason == TIMEOUT);
+        let upheld = ruled.iter().filter(|e| e.upheld).count() as u64;
+        let (timed_out, refuted) = (late.len() as u64, ruled.len() as u64 - upheld);
         let numbers = [
             ("answers", answers as u64),
             ("charges", charged as u64),
@@ -415,6 +425,10 @@ impl World<'_> {
             ("kills", self.processes.values().map(|process| u64::from(process.life) - 1).sum()),
             ("lazy_penalised", lazy),
             ("accusations", accused),
+            ("moves", self.truth.moves),
+            ("ruled_for_challengers", upheld),
+            ("ruled_for_defenders", refuted),
+            ("timed_out", timed_out),
             ("blocks", self.chain.number()),
         ];
         Summary { seed: self.seed, events: self.count, numbers: numbers.into() }

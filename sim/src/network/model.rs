@@ -1,17 +1,38 @@
-//! Inference without a model: what an execution gives is a function of model, request and nonce, and what a liar says is another one.
+//! Inference by a model of two layers: the smallest that the engine's vectors have. Answers are made by the engine's reference, one token at a time, and
+//! traced by its executor, which gives the same bits.
 //!
-//! Records are real: canonical requests and transcripts, roots, signed receipts. What is abstract is where tokens, digests and traces come from.
+//! Everything of a record is real: canonical requests and transcripts, tokens, digests, roots, signed receipts; and so is the trace behind it, which a
+//! dispute walks. Where an answer ends is drawn from its request and nonce. A liar's execution is another one ([`By`]).
+//! What was executed is remembered for a run: providers, auditors and accusers ask for the same.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::sync::{Arc, LazyLock};
 
 use assay_core::answer::{AnswerRecord, Format};
 use assay_core::consent::Consent;
-use assay_core::digest::ExecutionDigests;
-use assay_core::id::{ChannelId, Hash, ModelRoot, Nonce};
+use assay_core::digest::{DigestBuilder, ExecutionDigests};
+use assay_core::id::{ChannelId, Hash, ModelRoot, Nonce, RequestHash, TranscriptRoot};
 use assay_core::keccak::keccak256;
 use assay_core::payment;
 use assay_core::price::Price;
 use assay_core::receipt::{Domain, Receipt, SignedReceipt};
-use assay_core::request::{Prompt, Request, Sampling};
+use assay_core::request::{Prompt, Request, Sampling, sampler_seed};
 use assay_core::transcript::{NonceSource, StopReason, Transcript};
+use assay_engine::artifact::TextModel;
+use assay_engine::artifact::tree::ModelTree;
+use assay_engine::constants::Constants;
+use assay_engine::forward::Executor;
+use assay_engine::kernel::Kernel;
+use assay_engine::pool::Pool;
+use assay_engine::reference::Reference;
+use assay_engine::semantics::adjust::History;
+use assay_engine::semantics::sample::choose as draw_token;
+use assay_engine::vectors;
+use assay_verify::dispute::parties::Player;
+use assay_verify::microstep::{Choice, choose};
+use assay_verify::trace::part::{Numbers, Part};
+use assay_verify::trace::walk::{Block, Subject, Trace};
 
 use super::chain::Actor;
 
@@ -20,9 +41,46 @@ pub(super) const WINDOW: u32 = 64;
 /// Most tokens of an answer.
 pub(super) const ANSWER_TOKENS_MAX: u32 = 24;
 
+/// Places of the model that everybody serves, and of the one that a cheap provider executes, among those of the vectors.
+const SERVED: usize = 2;
+const CHEAP: usize = 4;
+
+/// A model, and its hashes.
+pub(super) struct Model {
+    pub(super) constants: Arc<dyn Constants>,
+    pub(super) tree: ModelTree,
+}
+
+/// The caller's thread, and no other.
+static POOL: LazyLock<Arc<Pool>> = LazyLock::new(|| Arc::new(Pool::new(1)));
+
+static MODELS: LazyLock<[Model; 2]> = LazyLock::new(|| {
+    let of = |place: usize| {
+        let text = TextModel {
+            bos: None,
+            add_bos: false,
+            end_tokens: vec![],
+            chat_template: String::new(),
+            has_chat_template: false,
+        };
+        let constants = vectors::models().swap_remove(place);
+        Model { tree: ModelTree::new(constants.as_ref(), &text, b"{}"), constants }
+    };
+    [of(SERVED), of(CHEAP)]
+});
+
 /// The model that everybody serves.
+pub(super) fn served() -> &'static Model {
+    &MODELS[0]
+}
+
+/// Its root.
 pub(super) fn root() -> ModelRoot {
-    ModelRoot::from_bytes(*keccak256(&[b"the simulator's model"]).as_bytes())
+    served().tree.root()
+}
+
+fn vocabulary() -> u32 {
+    served().constants.program().program().vocabulary
 }
 
 /// What providers ask for it, in millionths of a dollar for a million tokens.
@@ -32,7 +90,8 @@ pub(super) fn price() -> Price {
 
 /// The request of a client with this number.
 pub(super) fn request(client: usize, number: u64, prompt_tokens: u32) -> Request {
-    let mut ids = vec![client as u32 + 1, u32::try_from(number).unwrap_or(0)];
+    let (number, many) = (u32::try_from(number).unwrap_or(0), vocabulary());
+    let mut ids = vec![client as u32 + 1, number % many, number / many % many];
     ids.extend(0..prompt_tokens);
     Request {
         model: root(),
@@ -47,13 +106,17 @@ pub(super) fn request(client: usize, number: u64, prompt_tokens: u32) -> Request
     }
 }
 
-/// By which model an answer was made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How an answer was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum By {
-    /// The one that was asked for.
+    /// By the model and the prompt that were asked for.
     Asked,
-    /// A smaller one, which is not.
+    /// By another model.
     Cheap,
+    /// By the model, of another prompt.
+    Skims,
+    /// As it was asked for, but for the last token, which is another one.
+    Swaps,
 }
 
 /// The most that a request costs: its prompt, and as long an answer as it may have.
@@ -68,33 +131,157 @@ fn prompt_ids(request: &Request) -> Vec<u32> {
     }
 }
 
+thread_local! {
+    static MADE: RefCell<BTreeMap<(By, RequestHash, Nonce), Made>> = const { RefCell::new(BTreeMap::new()) };
+    static TRACED: RefCell<BTreeMap<(By, TranscriptRoot), Hash>> = const { RefCell::new(BTreeMap::new()) };
+}
+
+/// Tokens of an answer, and its digests.
+type Made = (Vec<u32>, ExecutionDigests);
+
+/// Forgets what was executed in another run.
+pub(super) fn forget() {
+    MADE.with_borrow_mut(BTreeMap::clear);
+    TRACED.with_borrow_mut(BTreeMap::clear);
+}
+
+/// The prompt that is executed.
+fn prompt_by(by: By, prompt: &[u32]) -> Vec<u32> {
+    let mut prompt = prompt.to_vec();
+    if let (By::Skims, Some(first)) = (by, prompt.first_mut()) {
+        *first = (*first + 40) % vocabulary();
+    }
+    prompt
+}
+
+fn made(by: By, request: &Request, nonce: Nonce) -> Made {
+    let key = (by, request.hash(), nonce);
+    if let Some(known) = MADE.with_borrow(|made| made.get(&key).cloned()) {
+        return known;
+    }
+    let made = if by == By::Swaps {
+        let (mut tokens, digests) = made(By::Asked, request, nonce);
+        // The last token is not read by anything: digests are as they were.
+        tokens.iter_mut().last().into_iter().for_each(|last| *last = (*last + 1) % vocabulary());
+        (tokens, digests)
+    } else {
+        generate(by, request, nonce)
+    };
+    MADE.with_borrow_mut(|all| all.insert(key, made.clone()));
+    made
+}
+
+fn generate(by: By, request: &Request, nonce: Nonce) -> Made {
+    let hash = request.hash();
+    let drawn = keccak256(&[b"length", hash.as_bytes(), nonce.as_bytes()]);
+    let count = 2 + usize::from(drawn.as_bytes()[0]) % (ANSWER_TOKENS_MAX as usize - 2);
+    let model = if by == By::Cheap { &MODELS[1] } else { served() };
+    let (hidden, logits) = model.constants.program().program().tokens();
+    let seed = sampler_seed(nonce, hash, request.model);
+    let mut reference = Reference::new(model.constants.as_ref());
+    let (mut digests, mut output) = (DigestBuilder::new(), Vec::new());
+    let mut tokens = prompt_by(by, &prompt_ids(request));
+    let (prompt, mut history) = (tokens.len(), History::new(&tokens));
+    for position in 0.. {
+        let Some(token) = tokens.get(position).filter(|_| output.len() < count) else { break };
+        let values = reference.step(*token, true);
+        let (q, s) = values[usize::from(hidden)].int8();
+        digests.push(position as u32, q, s[0].mantissa, s[0].exponent);
+        if position + 1 >= prompt {
+            let logits = values[usize::from(logits)].integers().0;
+            let id = draw_token(logits, &history, None, &request.sampling, &seed, output.len() as u32);
+            history.push(id);
+            output.push(id);
+            tokens.push(id);
+        }
+    }
+    (output, digests.finish())
+}
+
 /// What an execution gives.
 pub(super) fn execute(by: By, request: &Request, nonce: Nonce) -> (Transcript, ExecutionDigests) {
-    let which: &[u8] = match by {
-        By::Asked => b"asked",
-        By::Cheap => b"cheap",
-    };
-    let hash = request.hash();
-    let draw = |what: &[u8]| keccak256(&[what, which, hash.as_bytes(), nonce.as_bytes()]);
-    let tokens = draw(b"tokens");
-    let count = 2 + usize::from(tokens.as_bytes()[0]) % (ANSWER_TOKENS_MAX as usize - 2);
+    let (output_ids, digests) = made(by, request, nonce);
     let transcript = Transcript {
-        request_hash: hash,
+        request_hash: request.hash(),
         nonce,
         nonce_source: NonceSource::Client,
         prompt_ids: prompt_ids(request),
-        output_ids: tokens.as_bytes().iter().map(|b| u32::from(*b)).take(count).collect(),
-        text: format!("{tokens}"),
+        text: format!("{output_ids:?}"),
+        output_ids,
         stop: StopReason::EndToken,
         logprobs: vec![],
     };
-    (transcript, ExecutionDigests(vec![draw(b"digest")]))
+    (transcript, digests)
 }
 
-/// The root of an execution's trace.
-pub(super) fn trace(by: By, request: &Request, nonce: Nonce) -> Hash {
-    let which: &[u8] = if by == By::Asked { b"asked" } else { b"cheap" };
-    keccak256(&[b"trace", which, request.hash().as_bytes(), nonce.as_bytes()])
+/// The trace of a record's tokens, as the model makes it or as a liar says.
+fn traced(by: By, request: &Request, transcript: &Transcript) -> Trace<'static> {
+    let fed = transcript.output_ids.len().saturating_sub(1);
+    let prompt = prompt_by(by, &transcript.prompt_ids);
+    let subject = Subject {
+        prompt: prompt.len() as u32,
+        tokens: prompt.into_iter().chain(transcript.output_ids.iter().take(fed).copied()).collect(),
+        choice: Choice {
+            sampling: request.sampling.clone(),
+            guided: false,
+            seed: sampler_seed(transcript.nonce, request.hash(), request.model),
+        },
+        masks: vec![],
+    };
+    Trace::new(served().constants.as_ref(), subject, &mut executor())
+}
+
+fn executor() -> Executor {
+    Executor::new(served().constants.clone(), Kernel::available()[0], Arc::clone(&POOL))
+}
+
+/// The root of that trace.
+pub(super) fn trace(by: By, request: &Request, transcript: &Transcript) -> Hash {
+    let key = (by, transcript.root());
+    if let Some(known) = TRACED.with_borrow(|traced| traced.get(&key).copied()) {
+        return known;
+    }
+    let root = traced(by, request, transcript).root();
+    TRACED.with_borrow_mut(|all| all.insert(key, root));
+    root
+}
+
+/// Who plays a dispute over a record with what it says was executed. Who says that the last token is another one says so of the step that chose it.
+pub(super) fn player(by: By, record: &AnswerRecord) -> Player<'static> {
+    let trace = traced(by, &record.request, &record.transcript);
+    let step = choose(trace.extent().ops);
+    let said = record.transcript.output_ids.last().copied();
+    let last = trace.extent().positions.saturating_sub(1);
+    let player = Player::new(trace, Box::new(executor()));
+    if by != By::Swaps {
+        return player;
+    }
+    player.altering(move |block: &mut Block| {
+        if !block.positions.contains(&last) {
+            return;
+        }
+        let row = last.saturating_sub(block.first(step)) as usize;
+        let parts = block.parts(step).unwrap_or_default();
+        let (Some(part), Some(said)) = (parts.last(), said) else { return };
+        let (place, other) = (parts.len() - 1, with_token(part, row, said));
+        block.replace(step, place as u8, other);
+    })
+}
+
+/// A part of chosen tokens with another one in a row.
+fn with_token(part: &Part, row: usize, token: u32) -> Part {
+    let shape = part.shape();
+    let number = |i: usize| match (i / shape.columns, i % shape.columns) {
+        (at, 0) if at == row => i64::from(token),
+        (at, column) => part.get(at, column),
+    };
+    let all = (0..shape.rows * shape.columns).map(number);
+    let numbers = match shape.width.bytes() {
+        1 => Numbers::Byte(all.map(|v| v as i8).collect()),
+        4 => Numbers::Word(all.map(|v| v as i32).collect()),
+        _ => Numbers::Long(all.collect()),
+    };
+    Part::new(shape.rows, shape.columns, shape.layout, numbers)
 }
 
 /// What a receipt says of money and time.
@@ -140,10 +327,16 @@ pub(super) fn record(
     }
 }
 
-/// Whether an execution of what the record asks for gives what it says.
+/// Whether an execution of what the record asks for gives what it says: tokens and digests are what the model makes of the prompt, as the first execution
+/// has found.
 pub(super) fn stands(request: &Request, transcript: &Transcript, receipt: &Receipt) -> bool {
     let (own, digests) = execute(By::Asked, request, transcript.nonce);
     own.output_ids == transcript.output_ids && digests.root() == receipt.digest_root
+}
+
+/// The digests of what a record's tokens were made of.
+pub(super) fn digests(request: &Request, transcript: &Transcript) -> ExecutionDigests {
+    traced(By::Asked, request, transcript).digests()
 }
 
 /// A nonce that a client draws.

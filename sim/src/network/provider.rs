@@ -43,8 +43,11 @@ const NEW_OFFER_S: u64 = 3_600;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Plan {
     Honest,
-    /// It executes another model than it is paid for.
-    Cheap,
+    /// It executes something else than it is paid for, and makes so many moves where that is disputed.
+    Lies {
+        by: By,
+        moves_max: usize,
+    },
     /// It shows nothing of what it signed, to nobody.
     ShowsNothing,
 }
@@ -147,16 +150,29 @@ pub(super) struct Provider {
     pub(super) doing: Option<(TxId, Duty)>,
 }
 
+/// For how many moves a liar goes on in a dispute: none, some, or all that there are.
+pub(super) fn moves_max(random: &mut Random) -> usize {
+    match random.below(4) {
+        0 => 0,
+        1 => 1 + random.below(4) as usize,
+        _ => usize::MAX,
+    }
+}
+
 /// All providers, enrolled and with their stakes.
 pub(super) fn all(chain: &mut Chain, options: &Options, random: &mut Random) -> Vec<Provider> {
     let mut plans = vec![Plan::Honest; 3];
     if options.liars {
-        let lies = [Plan::Cheap, Plan::ShowsNothing];
+        let mut liar = || {
+            let by = [By::Cheap, By::Skims, By::Swaps][random.below(3) as usize];
+            Plan::Lies { by, moves_max: moves_max(random) }
+        };
+        let (one, other) = (liar(), liar());
         match random.below(4) {
-            0 => plans.push(Plan::Cheap),
+            0 => plans.push(one),
             1 => plans.push(Plan::ShowsNothing),
-            2 => plans.extend(lies),
-            _ => plans.extend([Plan::Cheap, Plan::Cheap]),
+            2 => plans.extend([one, Plan::ShowsNothing]),
+            _ => plans.extend([one, other]),
         }
     }
     let mut all = Vec::new();
@@ -252,7 +268,7 @@ impl Provider {
     }
 
     fn by(&self) -> By {
-        if self.plan == Plan::Cheap { By::Cheap } else { By::Asked }
+        if let Plan::Lies { by, .. } = self.plan { by } else { By::Asked }
     }
 
     /// Whether an auditor was drawn for a receipt.

@@ -12,7 +12,7 @@ use assay_ledger::docket::{DemandId, DemandKind, DisputeId};
 use assay_ledger::epochs::{Listing, Posting, Progress, Terms};
 use assay_ledger::ledger::Phase;
 use assay_ledger::posting;
-use assay_node::disputes::Standing;
+use assay_node::disputes::{Standing, name_of};
 use assay_node::settlement::{
     BatchView, ChannelView, DemandView, Described, DisputeView, Duty, EpochView, NodeView, OwnView, View,
     due, party, take_back,
@@ -20,6 +20,8 @@ use assay_node::settlement::{
 use assay_verify::dispute::Party;
 
 use super::chain::{Chain, TxId};
+use super::model::By;
+use super::moves::Playing;
 use super::provider::{Panel, Plan, Provider};
 use super::wire::Who;
 use super::{Held, Mutant, World, hosts, model};
@@ -108,6 +110,10 @@ impl World<'_> {
     /// Does a duty. Whether a transaction is to be waited for.
     fn do_duty(&mut self, i: usize, duty: &Duty) -> Result<bool, super::Wrong> {
         let who = Who::Provider(i);
+        let moved = match duty {
+            Duty::Move(id, party) => self.provider_moves(i, *id, *party),
+            _ => None,
+        };
         let (chain, p) = (&mut self.chain, &mut self.providers[i]);
         let at = chain.parts.at.clone();
         let provider = p.actor.address;
@@ -115,8 +121,8 @@ impl World<'_> {
             Duty::Answer(id) if p.plan != Plan::ShowsNothing => {
                 p.answer(id).map(|data| (at.objections, data))
             }
-            // Who cannot defend what it signed says nothing; honest providers are not disputed here.
-            Duty::Answer(_) | Duty::Move(..) => None,
+            Duty::Answer(_) => None,
+            Duty::Move(..) => moved.map(|data| (at.disputes, data)),
             Duty::TimeOut(id) => {
                 let DisputeId { name: receipt, challenger, defender } = *id;
                 Some((at.disputes, Disputes::timeoutCall { receipt, challenger, defender }.abi_encode()))
@@ -162,6 +168,23 @@ impl World<'_> {
         }
         self.providers[i].doing = Some((id, duty.clone()));
         Ok(true)
+    }
+
+    /// A provider's next move in a dispute about what it signed.
+    fn provider_moves(&mut self, i: usize, id: DisputeId, party: Party) -> Option<Vec<u8>> {
+        let p = &self.providers[i];
+        let from = p.entries.disputes.get(&id).copied().unwrap_or(0);
+        let record = p.store.values().find(|record| name_of(record) == id.name).cloned()?;
+        let (by, moves_max) = match (p.plan, self.options.mutant) {
+            (Plan::Honest, Some(Mutant::DefendsWrong)) => (By::Skims, usize::MAX),
+            (Plan::Honest, Some(Mutant::DefendsNothing)) | (Plan::ShowsNothing, _) => (By::Asked, 0),
+            (Plan::Honest, _) => (By::Asked, usize::MAX),
+            // Who executed another model than it says has no trace of that one: its daemon defends the receipt as any other.
+            (Plan::Lies { by: By::Cheap, moves_max }, _) => (By::Asked, moves_max),
+            (Plan::Lies { by, moves_max }, _) => (by, moves_max),
+        };
+        let who = Who::Provider(i);
+        self.next_move(Playing { who, id, from, party, stated: None, record: &record, by, moves_max })
     }
 
     pub(super) fn provider_confirmed(&mut self, i: usize, id: TxId) -> Held {

@@ -76,7 +76,7 @@ impl AuditorArgs {
             let bond = Amount(ledger.parameters().stakes.disputeBond.into());
             let vault = ledger.holdings(sender.account()).await?.vault;
             if vault < bond {
-                eprintln!(
+                note!(
                     "{} has {vault} on the ledger; to dispute what is wrong it needs {bond}: `assay deposit` brings more in",
                     sender.account()
                 );
@@ -91,7 +91,7 @@ impl AuditorArgs {
                 format!("{} cannot be listened on; choose another address with --listen", self.listen)
             })?;
             let at = listener.local_addr()?;
-            println!("auditor {} on http://{at}, {} seats wanted", auditor.address(), self.seats);
+            say!("auditor {} on http://{at}, {} seats wanted", auditor.address(), self.seats);
             let good = Rounds::new(Duration::from_secs(self.every));
             let shown = observed::serve(listener, observed::routes(auditor.metrics(), good.clone()));
             let rounds = async {

@@ -57,14 +57,14 @@ impl Chain {
             let listener = tokio::net::TcpListener::bind(&self.listen)
                 .await
                 .with_context(|| format!("cannot listen on {}", self.listen))?;
-            println!("development chain {} at http://{}", self.chain_id, listener.local_addr()?);
+            say!("development chain {} at http://{}", self.chain_id, listener.local_addr()?);
             match self.in_memory {
-                true => println!("kept nowhere: it ends with this process"),
-                false => println!("kept in {}", folder.display()),
+                true => say!("kept nowhere: it ends with this process"),
+                false => say!("kept in {}", folder.display()),
             }
             if self.keys {
                 for (i, key) in assay_chain::development::KEYS.iter().enumerate() {
-                    println!("account {i}: {key}");
+                    say!("account {i}: {key}");
                 }
             }
             let stop = async {

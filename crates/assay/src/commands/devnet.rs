@@ -1,11 +1,13 @@
 //! `assay devnet`: the whole network on this machine, each part a process of its own, with faults if they are asked for.
 
+mod apart;
 mod chaos;
 mod fault;
 mod load;
 mod member;
 mod network;
 mod report;
+mod suffered;
 mod watch;
 mod wire;
 
@@ -54,7 +56,8 @@ struct Up {
     /// Who keeps models.
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=64))]
     hosts: u8,
-    /// What is wrong with whom. cheap-model:N, of N providers half of the model's layers do nothing; slow:N, N are reached over a slow line;
+    /// What is wrong with whom. cheap-model:N, of N providers half of the model's layers do nothing; hidden-cheat:N, likewise, and they show auditors
+    /// only what the ledger makes them show; slow:N, N are reached over a slow line;
     /// drop:P, a share P of all connections to providers breaks; crash:N, N are killed every half minute and started again;
     /// silent-auditor:N, N auditors take seats and do nothing; lost-bytes:N, N hosts lose what they keep. May be given several times.
     #[arg(long = "fault", value_name = "KIND:HOWMANY")]
@@ -77,8 +80,9 @@ struct Up {
     /// Seconds after those of --for in which nothing is asked any more, and what was earned is audited and paid out.
     #[arg(long, default_value_t = 0, value_name = "SECONDS", requires = "seconds")]
     quiet_for: u64,
-    /// Kill, hold and cut off processes at random, hold the chain and take its blocks back, until --for is over. What happens follows from
-    /// the seed. At the end it is said what clients saw of it.
+    /// Kill, hold and cut off processes at random, fill their disks, set their clocks wrong, ask them twice, hold the chain and take its blocks back,
+    /// until --for is over. What happens follows from the seed. At the end it is said what clients saw of it. Where this machine lets members
+    /// have networks of their own, nothing outside reaches them: --load asks.
     #[arg(long, value_name = "SEED")]
     chaos: Option<u64>,
     /// Where the gateway listens.
@@ -102,6 +106,9 @@ impl Devnet {
     pub fn run(self, home: &Home) -> Result<()> {
         match self.command {
             Command::Up(up) => {
+                if up.chaos.is_some() {
+                    apart::enter()?;
+                }
                 let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
                 runtime.block_on(up.run(home))
             }
@@ -147,6 +154,9 @@ impl Up {
         let mut network = Network::start(&folder, plan).await?;
         println!("OPENAI_BASE_URL=http://{}/v1", network.state.gateway);
         println!("OPENAI_API_KEY={}", network.state.secret);
+        if network.ground.networks.is_ok() {
+            println!("Members have networks of their own: nothing outside reaches them, and --load asks.");
+        }
         println!("metrics: prometheus --config.file={}", network::scraped(&folder).display());
         let asked = load::Asked::default();
         let mut chaos = self.chaos.map(Chaos::new);

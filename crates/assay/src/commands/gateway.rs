@@ -97,7 +97,7 @@ enum What {
 async fn open_callers(ledger: Ledger, sender: Arc<Sender>, accounts: Accounts) -> Result<Arc<Callers>> {
     let account = sender.account();
     if ledger.holdings(account).await?.coin.is_zero() {
-        eprintln!("warning: {account} has none of the chain's coin, and settling needs it for gas");
+        note!("warning: {account} has none of the chain's coin, and settling needs it for gas");
     }
     let callers = Callers::open(ledger, sender, accounts).await?;
     let schemes = match callers.schemes() {
@@ -105,7 +105,7 @@ async fn open_callers(ledger: Ledger, sender: Arc<Sender>, accounts: Accounts) -
         (true, false) => "exact (the chain has no Permit2 with x402's proxy for upto)",
         _ => "upto (the token takes no transferWithAuthorization)",
     };
-    eprintln!("callers without a key pay {account} by x402: {schemes}");
+    note!("callers without a key pay {account} by x402: {schemes}");
     Ok(callers)
 }
 
@@ -122,7 +122,7 @@ impl Gateway {
                 && !self.x402
                 && accounts.keys(None).await?.is_empty()
             {
-                eprintln!("no key is known yet; make one with `assay keys create NAME --credit 5`, or give --open");
+                note!("no key is known yet; make one with `assay keys create NAME --credit 5`, or give --open");
             }
             let options =
                 NetworkOptions { patience: Duration::from_secs(self.patience), ..NetworkOptions::default() };
@@ -151,14 +151,14 @@ impl Gateway {
                 );
             }
             for (endpoint, reason) in network.refresh(&endpoints).await {
-                eprintln!("warning: {endpoint}: {reason}");
+                note!("warning: {endpoint}: {reason}");
             }
             let listener = TcpListener::bind(self.listen)
                 .await
                 .with_context(|| format!("{} cannot be listened on", self.listen))?;
             let at = listener.local_addr()?;
             let count = network.providers().len();
-            eprintln!("gateway on http://{at}/v1, {count} of {} providers answer", endpoints.len());
+            note!("gateway on http://{at}/v1, {count} of {} providers answer", endpoints.len());
             let files = Arc::new(FolderStore::open(&home.path().join("gateway").join("files"))?);
             let serving = serve_with_files(
                 listener,
@@ -201,7 +201,7 @@ impl Gateway {
                 () = depositing => {}
                 () = settling => {}
             }
-            eprintln!("Stopped.");
+            note!("Stopped.");
             Ok(())
         })
     }
@@ -218,9 +218,10 @@ impl Gateway {
         let Some(deposit) = deposit else { bail!("--lane-deposit is more than nothing") };
         let has = ledger.holdings(account).await?;
         if has.vault < self.lane_deposit {
-            eprintln!(
+            note!(
                 "warning: {account} has {} on the ledger, and a channel needs {}; `assay deposit` brings more in",
-                has.vault, self.lane_deposit
+                has.vault,
+                self.lane_deposit
             );
         }
         let instance = instance(&home.path().join("gateway").join("instance"))
@@ -229,10 +230,7 @@ impl Gateway {
             terms: LaneTerms { lanes_max: self.lanes.into(), deposit },
             wait: Duration::from_secs(self.lane_wait),
         };
-        eprintln!(
-            "paying from {account}: up to {} channels of {} to a provider",
-            self.lanes, self.lane_deposit
-        );
+        note!("paying from {account}: up to {} channels of {} to a provider", self.lanes, self.lane_deposit);
         Ok(Payer::new(ledger, sender, instance, options))
     }
 

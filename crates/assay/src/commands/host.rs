@@ -159,9 +159,9 @@ impl HostArgs {
                 .await
                 .with_context(|| format!("{} cannot be listened on", self.listen))?;
             let at = listener.local_addr()?;
-            println!("host {address} on http://{at}, {} GiB offered", self.disk);
+            say!("host {address} on http://{at}, {} GiB offered", self.disk);
             if let Some(endpoint) = host.endpoint() {
-                println!("and on {endpoint}");
+                say!("and on {endpoint}");
             }
             let (stop, stopped) = tokio::sync::watch::channel(false);
             let until_stopped = || {

@@ -276,8 +276,9 @@ impl Command {
             }
             Command::Usage { account, key, days, csv, at } => {
                 let books = at.open(home).await?;
-                let until_ms = now_ms().saturating_add(1);
-                let from_ms = until_ms.saturating_sub(i64::from(days).saturating_mul(DAY_MS));
+                // What was noted while the clock was ahead is there, too.
+                let (from_ms, until_ms) =
+                    (now_ms().saturating_sub(i64::from(days).saturating_mul(DAY_MS)), i64::MAX);
                 let period = Period { from_ms, until_ms, account, key_id: key };
                 if csv || at.json { each(&books, &period, csv).await } else { totals(&books, &period).await }
             }

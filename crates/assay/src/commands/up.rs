@@ -206,11 +206,8 @@ impl Server {
             };
             let provider = provider.private(self.price_private);
             let provider = Arc::new(provider);
-            eprintln!("Serving {} on http://{at}/v1 (kernel {kernel})", names.join(", "));
-            eprintln!(
-                "Data: {}. Stop with Ctrl-C; running answers are finished first.",
-                home.path().display()
-            );
+            note!("Serving {} on http://{at}/v1 (kernel {kernel})", names.join(", "));
+            note!("Data: {}. Stop with Ctrl-C; running answers are finished first.", home.path().display());
             let settlement = match &till {
                 None => None,
                 Some(till) => {
@@ -277,7 +274,7 @@ impl Server {
                 let _ = tokio::task::spawn_blocking(move || rounds.join()).await;
             }
             served?;
-            eprintln!("Stopped.");
+            note!("Stopped.");
             Ok(())
         })
     }

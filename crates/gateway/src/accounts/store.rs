@@ -7,6 +7,7 @@
 
 use std::path::PathBuf;
 use std::str::FromStr as _;
+use std::time::Duration;
 
 use alloy_primitives::B128;
 use rusqlite::Connection;
@@ -42,6 +43,8 @@ const SQLITE_PRAGMAS: [(&str, &str); 5] = [
 const PREPARED_MAX: usize = 256;
 /// Connections that readers and writers share.
 const CONNECTIONS_MAX: u32 = 16;
+/// How long a connection to a file is waited for. Where the disk is full there is none, and requests must hear of it.
+const SQLITE_WAIT: Duration = Duration::from_secs(2);
 
 /// Which database it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +99,10 @@ impl Store {
                 Ok(())
             })
         });
+        let options = match engine {
+            Engine::Sqlite => options.acquire_timeout(SQLITE_WAIT),
+            Engine::Postgres => options,
+        };
         let pool = options.connect(&url).await?;
         let lean = match engine {
             Engine::Sqlite => LEAN_SQLITE,

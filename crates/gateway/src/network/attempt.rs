@@ -79,7 +79,10 @@ pub(super) struct First {
 
 /// Whether nobody else would answer it either.
 pub(super) fn is_the_requests(refusal: &Refusal) -> bool {
-    !refusal.may_retry()
+    // One of two clocks is wrong, and another provider's may be right.
+    let of_the_order = matches!(refusal, Refusal::Invalid { param, .. } if param == "order");
+    !of_the_order
+        && !refusal.may_retry()
         && !matches!(
             refusal,
             Refusal::UnknownModel { .. }

@@ -12,6 +12,7 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use super::error::StoreError;
 use super::layout::Run;
 use crate::blob::BlobHash;
+use crate::lasting::Lasting;
 use crate::tile_set::TileSet;
 
 /// The format of the folder.
@@ -83,26 +84,32 @@ pub(crate) fn page_of(tile: u64) -> u64 {
 }
 
 pub(crate) struct Index {
-    database: Database,
+    database: Lasting,
+}
+
+/// Opens the file, or makes it. redb panics on some damaged files: all of it is checked first, so that later reads meet only what is right.
+fn checked(path: &Path) -> Result<Database, redb::Error> {
+    let opened = catch_unwind(|| -> Result<Database, redb::DatabaseError> {
+        let mut database = Database::builder().set_cache_size(CACHE_BYTES).create(path)?;
+        database.check_integrity()?;
+        Ok(database)
+    });
+    match opened {
+        Ok(opened) => Ok(opened?),
+        Err(_) => Err(redb::Error::Corrupted("the file is damaged".to_owned())),
+    }
 }
 
 impl Index {
     pub(crate) fn open(path: &Path, folder: &Path) -> Result<Index, StoreError> {
-        // redb panics on some damaged files. All of the file is checked first, so that later reads meet only what is right.
-        let opened = catch_unwind(|| -> Result<Database, redb::DatabaseError> {
-            let mut database = Database::builder().set_cache_size(CACHE_BYTES).create(path)?;
-            database.check_integrity()?;
-            Ok(database)
-        });
-        let database = match opened {
-            Ok(Ok(database)) => database,
-            Ok(Err(redb::DatabaseError::DatabaseAlreadyOpen)) => {
+        let database = match checked(path) {
+            Ok(database) => Lasting::new(path, database, checked),
+            Err(redb::Error::DatabaseAlreadyOpen) => {
                 return Err(StoreError::Busy { folder: folder.to_owned() });
             }
-            Ok(Err(other)) => return Err(redb::Error::from(other).into()),
-            Err(_) => return Err(redb::Error::Corrupted("the file is damaged".to_owned()).into()),
+            Err(other) => return Err(other.into()),
         };
-        let start = || -> Result<u64, redb::Error> {
+        let start = |database: &Database| -> Result<u64, redb::Error> {
             let write = database.begin_write()?;
             let format = {
                 let mut about = write.open_table(ABOUT)?;
@@ -120,7 +127,7 @@ impl Index {
             write.commit()?;
             Ok(format)
         };
-        let got = start()?;
+        let got = database.with(start)?;
         if got != FORMAT {
             return Err(StoreError::Format { folder: folder.to_owned(), expected: FORMAT, got });
         }
@@ -128,8 +135,8 @@ impl Index {
     }
 
     pub(crate) fn commit(&self, changes: &[Change<'_>]) -> Result<(), StoreError> {
-        let commit = || -> Result<(), redb::Error> {
-            let write = self.database.begin_write()?;
+        let commit = |database: &Database| -> Result<(), redb::Error> {
+            let write = database.begin_write()?;
             {
                 let mut blobs = write.open_table(BLOBS)?;
                 let mut donors = write.open_table(DONORS)?;
@@ -178,7 +185,7 @@ impl Index {
             write.commit()?;
             Ok(())
         };
-        Ok(commit()?)
+        Ok(self.database.with(commit)?)
     }
 
     pub(crate) fn blob(&self, hash: BlobHash) -> Result<Option<BlobRow>, StoreError> {
@@ -227,21 +234,21 @@ impl Index {
 
     /// Which of a blob's `tiles` are claimed to be on disk.
     pub(crate) fn claims(&self, hash: BlobHash, tiles: u64) -> Result<TileSet, StoreError> {
-        let read = || -> Result<TileSet, redb::Error> {
+        let read = |database: &Database| -> Result<TileSet, redb::Error> {
             let mut set = TileSet::empty(tiles);
-            let table = self.database.begin_read()?.open_table(CLAIMS)?;
+            let table = database.begin_read()?.open_table(CLAIMS)?;
             for row in table.range((hash.as_bytes(), 0)..=(hash.as_bytes(), u64::MAX))? {
                 let (key, words) = row?;
                 set.set_words((key.value().1 as usize).saturating_mul(PAGE_WORDS), words.value());
             }
             Ok(set)
         };
-        Ok(read()?)
+        Ok(self.database.with(read)?)
     }
 
     pub(crate) fn tags(&self) -> Result<Vec<(String, BlobHash)>, StoreError> {
-        let read = || -> Result<Vec<_>, redb::Error> {
-            let table = self.database.begin_read()?.open_table(TAGS)?;
+        let read = |database: &Database| -> Result<Vec<_>, redb::Error> {
+            let table = database.begin_read()?.open_table(TAGS)?;
             let mut found = Vec::new();
             for row in table.iter()? {
                 let (name, hash) = row?;
@@ -249,7 +256,7 @@ impl Index {
             }
             Ok(found)
         };
-        Ok(read()?)
+        Ok(self.database.with(read)?)
     }
 
     /// The keys of rows that cannot be read, with their tables.
@@ -274,8 +281,8 @@ impl Index {
     }
 
     fn raw(&self, table: TableDefinition<&[u8; 32], &[u8]>) -> Result<Vec<(BlobHash, Vec<u8>)>, StoreError> {
-        let read = || -> Result<Vec<_>, redb::Error> {
-            let table = self.database.begin_read()?.open_table(table)?;
+        let read = |database: &Database| -> Result<Vec<_>, redb::Error> {
+            let table = database.begin_read()?.open_table(table)?;
             let mut found = Vec::new();
             for row in table.iter()? {
                 let (hash, bytes) = row?;
@@ -283,7 +290,7 @@ impl Index {
             }
             Ok(found)
         };
-        Ok(read()?)
+        Ok(self.database.with(read)?)
     }
 
     fn rows<R: Row>(
@@ -305,11 +312,11 @@ impl Index {
         name: &'static str,
         hash: BlobHash,
     ) -> Result<Option<R>, StoreError> {
-        let read = || -> Result<Option<Vec<u8>>, redb::Error> {
-            let table = self.database.begin_read()?.open_table(table)?;
+        let read = |database: &Database| -> Result<Option<Vec<u8>>, redb::Error> {
+            let table = database.begin_read()?.open_table(table)?;
             Ok(table.get(hash.as_bytes())?.map(|bytes| bytes.value().to_vec()))
         };
-        let bytes = match read()? {
+        let bytes = match self.database.with(read)? {
             Some(bytes) => bytes,
             None => return Ok(None),
         };

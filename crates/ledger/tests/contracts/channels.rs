@@ -1,6 +1,7 @@
 //! Vouchers, claims, and both sides' exits.
 
-use alloy_primitives::{Address, U256, keccak256};
+use alloy_primitives::{Address, B256, U256, keccak256};
+use alloy_sol_types::{Eip712Domain, SolStruct as _};
 use assay_chain::scratch::CHAIN_ID;
 use assay_ledger::contracts::{Channels, Vault};
 use assay_ledger::voucher;
@@ -92,6 +93,24 @@ pub fn the_payers_exit_leaves_the_receiver_time_to_claim() {
     n.check_money();
 }
 
+alloy_sol_types::sol! {
+    struct ClaimBatch { bytes32 claims; }
+    struct Refund { bytes32 channelId; uint128 totalClaimed; uint128 amount; }
+}
+
+/// What a receiver's authorizer signs for claims of these totals.
+pub fn claim_hash(claims: &[(B256, u64)], domain: &Eip712Domain) -> B256 {
+    let one = |(id, total): &(B256, u64)| [id.as_slice(), &u128::from(*total).to_be_bytes()].concat();
+    let packed: Vec<u8> = claims.iter().flat_map(one).collect();
+    ClaimBatch { claims: keccak256(packed) }.eip712_signing_hash(domain)
+}
+
+/// What it signs for a refund from a channel of which `claimed` was claimed.
+pub fn refund_hash(id: B256, claimed: u64, amount: u64, domain: &Eip712Domain) -> B256 {
+    let refund = Refund { channelId: id, totalClaimed: claimed.into(), amount: amount.into() };
+    refund.eip712_signing_hash(domain)
+}
+
 #[test]
 pub fn authorizers_sign_claims_and_refunds() {
     let mut n = Network::new();
@@ -103,21 +122,14 @@ pub fn authorizers_sign_claims_and_refunds() {
     n.fund(&payer, &config, 20 * DOLLAR).unwrap();
     let (id, claims) = (n.channel_id(&config), vec![n.voucher(&payer, &config, 9 * DOLLAR, 5 * DOLLAR)]);
     let domain = voucher::domain(CHAIN_ID, channels);
-    alloy_sol_types::sol! {
-        struct ClaimBatch { bytes32 claims; }
-        struct Refund { bytes32 channelId; uint128 totalClaimed; uint128 amount; }
-    }
-    let packed = [id.as_slice(), &u128::from(5 * DOLLAR).to_be_bytes()].concat();
-    let batch = ClaimBatch { claims: keccak256(packed) };
-    let hash = alloy_sol_types::SolStruct::eip712_signing_hash(&batch, &domain);
+    let hash = claim_hash(&[(id, 5 * DOLLAR)], &domain);
     let forged =
         Channels::claimWithSignatureCall { claims: claims.clone(), authorizerSignature: courier.sign(hash) };
     assert!(n.send(&courier, channels, forged).unwrap_err().is::<Channels::NotReceiver>());
     let call = Channels::claimWithSignatureCall { claims, authorizerSignature: hub.sign(hash) };
     n.send(&courier, channels, call).unwrap();
 
-    let refund = Refund { channelId: id, totalClaimed: (5 * DOLLAR).into(), amount: (15 * DOLLAR).into() };
-    let hash = alloy_sol_types::SolStruct::eip712_signing_hash(&refund, &domain);
+    let hash = refund_hash(id, 5 * DOLLAR, 15 * DOLLAR, &domain);
     let refund = |authorizerSignature| Channels::refundCall {
         config: config.clone(),
         amount: (15 * DOLLAR).into(),

@@ -179,6 +179,31 @@ fn expected() -> Vec<NaiveBatch> {
     batches
 }
 
+/// As on a disk that is full for a while, under a process that goes on.
+#[test]
+fn whoever_reads_a_failed_disk_again_gets_the_same() {
+    let (script, start) = (script(), Sim::default());
+    let (whole, power) = run(&script, &start, None, &mut Draws(0));
+    let (entries, steps) = (whole.batches().to_vec(), power.steps());
+    let mut failed = 0;
+    for fails_after in 0..steps {
+        let power = Power::of(start.clone());
+        let (mut b, _) = Builder::on(power.clone(), IDENTITY).unwrap();
+        power.cut_after(Some(fails_after));
+        for act in &script {
+            while perform(&mut b, act).is_err() {
+                failed += 1;
+                assert!(b.is_stopped() && b.reopen().is_err() && b.is_stopped(), "it fails still");
+                power.cut_after(None);
+                b.reopen().unwrap();
+                assert!(!b.is_stopped());
+            }
+        }
+        assert_eq!((b.batches(), b.waiting(), b.next()), (&entries[..], 1, Some(432)), "{fails_after}");
+    }
+    assert!(failed > 60, "{failed}");
+}
+
 #[test]
 fn whoever_tries_again_after_a_power_cut_gets_the_same() {
     let (script, start) = (script(), Sim::default());

@@ -19,6 +19,7 @@ use assay_verify::trace::walk::Trace;
 
 use crate::miniature::{self, Small, bind, sampling, statement, subject};
 use crate::network::{AUDITOR, Actor, DOLLAR, Network, PROVIDER, Posted, b, digest, parameters, some};
+use crate::report;
 
 static MODELS: LazyLock<Vec<Small>> = LazyLock::new(miniature::models);
 const BOND: u64 = 20 * DOLLAR;
@@ -535,6 +536,7 @@ fn a_demanded_record_is_shown() {
     assert!(audit.n.send(&provider, objections, answer(&other)).unwrap_err().is::<Objections::BadRecord>());
     let shown = audit.n.send(&provider, objections, answer(&record)).unwrap();
     println!("answerRecord of {} tokens: {} gas", 70, shown.gas);
+    report::merge("gas", serde_json::json!({"Objections.answerRecord": shown.gas}));
     // The bond of who asked pays for the answer, and silence can no longer be proved.
     let after = [provider.address, auditor.address].map(|a| audit.n.balance(a));
     let bond = audit.n.p.stakes.demandBond;
@@ -596,6 +598,7 @@ fn of_a_withheld_record_nothing_is_demanded_and_nobody_is_doubted() {
     }
     let shown = audit.n.send(&provider, objections, answer(&record.request.consent_proof())).unwrap();
     println!("answerWithheld: {} gas", shown.gas);
+    report::merge("gas", serde_json::json!({"Objections.answerWithheld": shown.gas}));
     let after = [provider.address, auditor.address].map(|a| audit.n.balance(a));
     let bond = audit.n.p.stakes.demandBond;
     assert_eq!((after[0] - before[0], before[1] - after[1]), (bond, bond));

@@ -12,3 +12,5 @@ mod miniature;
 #[path = "../contracts/network.rs"]
 #[allow(dead_code)]
 mod network;
+#[path = "../report/mod.rs"]
+mod report;

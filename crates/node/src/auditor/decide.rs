@@ -289,8 +289,15 @@ fn is_working(batch: &BatchView) -> bool {
     batch.phase == Phase::Committing && unheard && unfinished
 }
 
-/// Whether to commit now: everything was executed; or time is running out, and what is missing is what the provider did not give. Who lacks a
-/// model commits to nothing: to be silent costs less than a digest that is missing when somebody doubts it.
+/// Until when a provider has time to give what it is asked for, before it is asked on the ledger.
+fn patience(batch: &BatchView) -> u64 {
+    let window = batch.commit_until.saturating_sub(batch.fixed_at);
+    batch.fixed_at.saturating_add(window / PATIENCE_PART)
+}
+
+/// Whether to commit now: everything was executed; or what is missing is what the provider did not give, and time is running out or the provider is
+/// struck, so that nothing more can be got by a demand. Who lacks a model commits to nothing: to be silent costs less than a digest that is
+/// missing when somebody doubts it.
 fn is_ready(batch: &BatchView, now: u64) -> bool {
     let work = &batch.work;
     if work.lacking > 0 || work.left > 0 {
@@ -298,15 +305,13 @@ fn is_ready(batch: &BatchView, now: u64) -> bool {
     }
     let last =
         batch.commit_until.saturating_sub(batch.commit_until.saturating_sub(batch.fixed_at) / LAST_PART);
-    (work.known && work.waiting == 0) || now >= last
+    (work.known && work.waiting == 0) || now >= last || (batch.struck && now >= patience(batch))
 }
 
 /// What to ask for on the ledger: one thing at a time, after the provider had some time to give it.
 fn demand(batch: &BatchView, now: u64) -> Option<Refused> {
-    let window = batch.commit_until.saturating_sub(batch.fixed_at);
-    let patience = batch.fixed_at.saturating_add(window / PATIENCE_PART);
     let open = batch.phase == Phase::Committing && !batch.struck && !batch.members.is_empty();
-    let left = open && now >= patience && batch.work.demanded < DEMANDS_MAX;
+    let left = open && now >= patience(batch) && batch.work.demanded < DEMANDS_MAX;
     batch.work.refused.first().copied().filter(|_| left)
 }
 

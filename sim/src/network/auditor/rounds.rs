@@ -9,9 +9,12 @@ use assay_ledger::audits::{commitment, digest_leaf};
 use assay_ledger::contracts::{Audits, Disputes, Epochs, Objections, b256};
 use assay_ledger::docket::{DemandId, DemandKind, DisputeId};
 use assay_node::auditor::{BatchId, Commitment, Duty, Refused, check, due};
+use assay_verify::dispute::Party;
 
 use super::{AT_ONCE, Plan, UNHEARD_MS};
 use crate::network::chain::TxId;
+use crate::network::model::By;
+use crate::network::moves::Playing;
 use crate::network::wire::{Alarm, Message, Wanted, Who};
 use crate::network::{Held, Mutant, World};
 use crate::random::Random;
@@ -85,8 +88,7 @@ impl World<'_> {
             }
             Duty::Open(..) if self.options.mutant == Some(Mutant::DisputesNothing) => None,
             Duty::Open(id, sequence) => self.open_call(i, *id, *sequence).map(|data| (at.disputes, data)),
-            // Nobody answers a challenge of this auditor's, so that it has no move to make.
-            Duty::Move(..) => None,
+            Duty::Move(id, party) => self.auditor_moves(i, *id, *party).map(|data| (at.disputes, data)),
             Duty::TimeOut(id) => {
                 let DisputeId { name: receipt, challenger, defender } = *id;
                 Some((at.disputes, Disputes::timeoutCall { receipt, challenger, defender }.abi_encode()))
@@ -96,7 +98,8 @@ impl World<'_> {
         };
         let Some((to, data)) = call else { return false };
         let what = match duty {
-            Duty::Move(id, _) | Duty::TimeOut(id) => format!("TimeOut({})", id.name),
+            Duty::Move(id, _) => format!("Move({})", id.name),
+            Duty::TimeOut(id) => format!("TimeOut({})", id.name),
             duty => format!("{duty:?}"),
         };
         self.tell(who, || format!("sends {what}"));
@@ -211,8 +214,10 @@ impl World<'_> {
         if let Some(done) = audit.work.done.get(&sequence) {
             let receipt =
                 record.map(|record| &record.receipt.receipt).filter(|receipt| receipt.id() == done.receipt);
-            if let Some(receipt) = receipt {
+            if let (Some(receipt), Some(record)) = (receipt, record) {
                 audit.receipts.entry(sequence).or_insert_with(|| (receipt.clone(), None));
+                // It was asked for again, for a dispute.
+                a.kept.insert((id, sequence), record.clone());
             }
             return;
         }
@@ -320,6 +325,24 @@ impl World<'_> {
         Some(Audits::acquitCall { id, proof: (&proof).into() }.abi_encode())
     }
 
+    /// An auditor's next move, in a dispute that it opened or an accusation that it contested.
+    fn auditor_moves(&mut self, i: usize, id: DisputeId, party: Party) -> Option<Vec<u8>> {
+        let from = self.auditors[i].entries.disputes.get(&id).copied().unwrap_or(0);
+        let (stated, record) = match self.auditors[i].kept_as(id.name) {
+            Some(record) => (None, record),
+            None => {
+                let call = Audits::accusationOfCall { id: id.name };
+                let about = self.chain.read(self.chain.parts.at.audits, &call);
+                let record = self.auditors[i].kept_as(about.receiptHash)?;
+                (Some(Hash::from_bytes(about.traceRoot.0)), record)
+            }
+        };
+        let stops = self.options.mutant == Some(Mutant::PicksNoFurther);
+        let moves_max = if stops { 2 } else { usize::MAX };
+        let (who, record) = (Who::Auditor(i), record.clone());
+        self.next_move(Playing { who, id, from, party, stated, record: &record, by: By::Asked, moves_max })
+    }
+
     fn contest_call(&mut self, i: usize, id: B256) -> Option<Vec<u8>> {
         let about = self.chain.read(self.chain.parts.at.audits, &Audits::accusationOfCall { id });
         let a = &self.auditors[i];
@@ -328,8 +351,11 @@ impl World<'_> {
             return None;
         }
         let batch = BatchId { epoch: about.epoch, provider: about.provider };
-        match a.audits.get(&batch).and_then(|audit| audit.receipts.get(&about.sequence)) {
-            Some((receipt, _)) => Some(Disputes::contestCall { id, stated: receipt.into() }.abi_encode()),
+        match a.kept_as(about.receiptHash) {
+            Some(record) => {
+                let stated = (&record.receipt.receipt).into();
+                Some(Disputes::contestCall { id, stated }.abi_encode())
+            }
             None => {
                 // What stands was not kept: it is asked for again, and contested in the next round.
                 let provider = self.provider_at(batch.provider)?;

@@ -16,6 +16,8 @@ use serde::{Deserialize, Serialize};
 pub enum Kind {
     /// A provider that executes another model than its receipts name.
     CheapModel,
+    /// One that, besides, answers no auditor, and shows only what the ledger makes it show.
+    HiddenCheat,
     /// A provider at the end of a slow line.
     Slow,
     /// A provider that is killed and started again.
@@ -27,13 +29,19 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [(&'static str, Kind); 5] = [
+    const ALL: [(&'static str, Kind); 6] = [
         ("cheap-model", Kind::CheapModel),
+        ("hidden-cheat", Kind::HiddenCheat),
         ("slow", Kind::Slow),
         ("crash", Kind::Crash),
         ("silent-auditor", Kind::SilentAuditor),
         ("lost-bytes", Kind::LostBytes),
     ];
+
+    /// Whether it executes another model than its receipts name.
+    pub fn cheats(self) -> bool {
+        matches!(self, Kind::CheapModel | Kind::HiddenCheat)
+    }
 
     pub fn name(self) -> &'static str {
         Kind::ALL.iter().find(|(_, kind)| *kind == self).map_or("", |(name, _)| name)
@@ -98,6 +106,7 @@ mod tests {
     #[test]
     fn faults_are_read() {
         assert_eq!("cheap-model:2".parse(), Ok(Fault::Some(Kind::CheapModel, 2)));
+        assert_eq!("hidden-cheat:1".parse(), Ok(Fault::Some(Kind::HiddenCheat, 1)));
         assert_eq!("drop:0.05".parse(), Ok(Fault::Drop(0.05)));
         for bad in ["", "slow", "slow:", "slow:x", "slow:-1", "drop:2", "fast:1"] {
             assert!(bad.parse::<Fault>().is_err(), "{bad}");

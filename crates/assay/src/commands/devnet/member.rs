@@ -10,21 +10,23 @@ use anyhow::{Context as _, Result, bail};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
+use super::apart::Place;
+
 /// How long a process may take until it listens.
 const READY: Duration = Duration::from_secs(60);
 
 /// Commands of this binary for one data directory.
 #[derive(Clone, Debug)]
 pub struct Machine {
-    pub home: PathBuf,
+    pub place: Place,
     pub rpc: String,
 }
 
 impl Machine {
     fn command(&self, args: &[String]) -> Result<Command> {
-        let mut command = Command::new(std::env::current_exe()?);
+        let mut command = self.place.command()?;
         command
-            .env("ASSAY_HOME", &self.home)
+            .env("ASSAY_HOME", &self.place.home)
             .env("ASSAY_RPC", &self.rpc)
             .env_remove("ASSAY_LISTEN")
             .env_remove("ASSAY_LEDGER")
@@ -80,7 +82,8 @@ impl Process {
             Ok(())
         };
         let listening = tokio::time::timeout(READY, listening).await.context("it does not listen");
-        let said = || format!("`assay {}`; see {}", self.args.join(" "), log(&self.machine.home).display());
+        let said =
+            || format!("`assay {}`; see {}", self.args.join(" "), log(&self.machine.place.home).display());
         listening.and_then(|l| l).with_context(said)
     }
 
@@ -94,6 +97,11 @@ impl Process {
         self.before += self.now();
         // It may have ended already.
         let _ = self.child.kill().await;
+    }
+
+    /// Where it is.
+    pub fn place(&self) -> &Place {
+        &self.machine.place
     }
 
     /// Processor time that it has used, in all its lives; nothing where the system does not say so as Linux does.
@@ -135,14 +143,14 @@ fn used(process: u32) -> Option<Duration> {
     Some(Duration::from_millis(ticks.sum::<Option<u64>>()? * 10))
 }
 
-/// Where a process says what it does.
+/// Where a process says what it does: beside its data directory, which may be a disk that goes with the network.
 pub fn log(home: &Path) -> PathBuf {
-    home.join("log")
+    home.with_extension("log")
 }
 
 fn spawn(machine: &Machine, args: &[String]) -> Result<Child> {
-    std::fs::create_dir_all(&machine.home)?;
-    let log = File::options().create(true).append(true).open(log(&machine.home))?;
+    std::fs::create_dir_all(&machine.place.home)?;
+    let log = File::options().create(true).append(true).open(log(&machine.place.home))?;
     let mut command = machine.command(args)?;
     command.stdout(log.try_clone()?).stderr(log);
     command.spawn().context("this binary cannot be started again")

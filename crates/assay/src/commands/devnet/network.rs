@@ -1,8 +1,8 @@
 //! Starts a network: first the chain and the ledger, then everyone at once, each by the commands that its owner would give.
 
-use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener as Port};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use alloy_primitives::Address;
@@ -15,6 +15,7 @@ use serde_json::Value;
 use tokio::task::JoinSet;
 
 use super::super::ledger::connection::{read_json, write_json};
+use super::apart::{Ground, Place};
 use super::fault::{Fault, Kind, cheapened};
 use super::member::{Machine, Process};
 use super::wire::{Line, Manner, line};
@@ -159,7 +160,7 @@ impl Plan {
     /// The faults of members of a part, each with another one.
     fn faulty(&self, part: Part) -> Vec<Kind> {
         let of = |kind| match kind {
-            Kind::CheapModel | Kind::Slow | Kind::Crash => Part::Provider,
+            Kind::CheapModel | Kind::HiddenCheat | Kind::Slow | Kind::Crash => Part::Provider,
             Kind::SilentAuditor => Part::Auditor,
             Kind::LostBytes => Part::Host,
         };
@@ -202,6 +203,7 @@ pub struct Network {
     pub processes: Vec<(usize, Process)>,
     pub chain: Process,
     pub chain_at: SocketAddr,
+    pub ground: Ground,
     /// Of each member.
     lines: Vec<Lines>,
     _wires: JoinSet<()>,
@@ -215,50 +217,56 @@ pub struct Lines {
 }
 
 impl Lines {
-    pub fn reached(&self, manner: Manner) {
+    /// Makes the line to it otherwise than it usually is.
+    pub fn reached(&self, change: impl FnOnce(&mut Manner)) {
         if let Some(line) = &self.reached {
-            line.manner.send_replace(manner);
+            line.change(change);
         }
     }
 
-    pub fn chain(&self, manner: Manner) {
+    /// Likewise the one from it to the chain.
+    pub fn chain(&self, change: impl FnOnce(&mut Manner)) {
         if let Some(line) = &self.chain {
-            line.manner.send_replace(manner);
+            line.change(change);
         }
     }
-}
-
-/// An address that nobody listens on now.
-fn free() -> Result<SocketAddr> {
-    Ok(Port::bind("127.0.0.1:0")?.local_addr()?)
 }
 
 impl Network {
     /// Starts everything; what was in the folder goes.
     pub async fn start(folder: &Path, mut plan: Plan) -> Result<Network> {
-        if plan.listen.port() == 0 {
-            plan.listen = free()?;
-        }
         // Nothing but an earlier network of ours is taken away.
         if folder.join("network.json").exists() || folder.join("operator").exists() {
             std::fs::remove_dir_all(folder).with_context(|| folder.display().to_string())?;
         }
         std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-        Port::bind(plan.listen).with_context(|| {
-            format!("cannot listen on {}; another program may use it: choose one with --listen", plan.listen)
-        })?;
+        let mut ground = if plan.chaos { Ground::find(folder) } else { Ground::common(folder) };
+        let gateway = ground.place(Part::Gateway.name())?;
+        plan.listen = match gateway.address() {
+            Some(at) => at,
+            None if plan.listen.port() == 0 => ground.free()?,
+            None => {
+                Port::bind(plan.listen).with_context(|| {
+                    format!(
+                        "cannot listen on {}; another program may use it: choose one with --listen",
+                        plan.listen
+                    )
+                })?;
+                plan.listen
+            }
+        };
         let spinner = progress::spinner("starting the chain");
-        let chain_at = free()?;
+        let chain_at = ground.free()?;
         let rpc = format!("http://{chain_at}");
-        let machine = |name: &str| Machine { home: folder.join(name), rpc: rpc.clone() };
+        let machine = |place: Place| Machine { place, rpc: rpc.clone() };
         let listen = chain_at.to_string();
-        let chain = ["chain", "--listen", &listen, "--block-time", BLOCK_S];
-        let chain = Process::start(machine("chain"), &chain, Some(chain_at)).await?;
+        let chain_args = ["chain", "--listen", &listen, "--block-time", BLOCK_S];
+        let chain = machine(Place::plain(folder.join("chain")));
+        let chain = Process::start(chain, &chain_args, Some(chain_at)).await?;
 
         spinner.set_message("deploying the ledger");
-        let operator = machine("operator");
-        std::fs::create_dir_all(&operator.home)?;
-        let parameters = operator.home.join("parameters.toml");
+        let operator = machine(ground.place(Part::Operator.name())?);
+        let parameters = operator.place.home.join("parameters.toml");
         std::fs::write(&parameters, plan.parameters())?;
         let file = parameters.display().to_string();
         let deployed: Value = serde_json::from_str(
@@ -269,7 +277,7 @@ impl Network {
 
         spinner.set_message("enrolling everyone");
         let mut wires = JoinSet::new();
-        let (mut enrolments, mut lines) = (Vec::new(), Vec::new());
+        let (mut enrolments, mut lines, mut machines) = (Vec::new(), Vec::new(), Vec::new());
         for part in [Part::Operator, Part::Gateway, Part::Provider, Part::Auditor, Part::Host] {
             let faulty = plan.faulty(part);
             for i in 0..plan.count(part) {
@@ -278,18 +286,25 @@ impl Network {
                     _ => format!("{}-{}", part.name(), i + 1),
                 };
                 let fault = faulty.get(usize::from(i)).copied();
-                let at = match part {
-                    Part::Gateway => Some(plan.listen),
-                    _ => Some(free()?),
+                let place = match part {
+                    Part::Operator => operator.place.clone(),
+                    Part::Gateway => gateway.clone(),
+                    _ => ground.place(&name)?,
                 };
-                let own = lines_of(&plan, part, at, fault, chain_at, &mut wires).await?;
+                let at = match (part, place.address()) {
+                    (Part::Gateway, _) => plan.listen,
+                    (_, Some(at)) => at,
+                    (_, None) => ground.free()?,
+                };
+                let own = lines_of(&plan, part, at, fault, chain_at, &ground, &mut wires).await?;
                 // Nobody asks an auditor for anything.
-                let reached =
-                    own.reached.as_ref().map(|line| line.at).or(at).filter(|_| part != Part::Auditor);
+                let reached = own.reached.as_ref().map_or(at, |line| line.at);
+                let reached = (part != Part::Auditor).then_some(reached);
                 let chain = own.chain.as_ref().map_or(chain_at, |line| line.at);
-                let machine = Machine { home: folder.join(&name), rpc: format!("http://{chain}") };
+                let machine = Machine { place, rpc: format!("http://{chain}") };
+                machines.push(machine.clone());
                 lines.push(own);
-                enrolments.push(enrol(machine, name, part, fault, at, reached, &directory));
+                enrolments.push(enrol(machine, name, part, fault, Some(at), reached, &directory));
             }
         }
         let members = try_join_all(enrolments).await?;
@@ -299,21 +314,18 @@ impl Network {
         let publisher = format!("http://{}", operator_at.context("the operator listens nowhere")?);
         let mut processes = Vec::new();
         let model = publish(&operator, folder, &plan, operator_at, &mut processes).await?;
-        for (i, member) in members.iter().enumerate() {
+        for (i, (member, machine)) in members.iter().zip(machines).enumerate() {
             if let Some(args) = command(member, &plan, &publisher) {
-                if member.fault == Some(Kind::CheapModel) {
+                if member.fault.is_some_and(Kind::cheats) {
                     install_cheap(&member.home)?;
                 }
                 let args: Vec<&str> = args.iter().map(String::as_str).collect();
-                let chain =
-                    lines.get(i).and_then(|lines| lines.chain.as_ref()).map_or(chain_at, |line| line.at);
-                let machine = Machine { rpc: format!("http://{chain}"), ..machine(&member.name) };
                 processes.push((i, Process::start(machine, &args, member.at).await?));
             }
         }
         let at = members.iter().position(|m| m.part == Part::Gateway).context("there is no gateway")?;
         let line = lines.get(at).and_then(|lines| lines.chain.as_ref()).map_or(chain_at, |line| line.at);
-        let gateway = Machine { rpc: format!("http://{line}"), ..machine("gateway") };
+        let gateway = Machine { place: gateway, rpc: format!("http://{line}") };
         let key = gateway.run(&["keys", "create", "devnet", "--credit", "1000", "--json"]).await?;
         let key: Value = serde_json::from_str(&key)?;
         let secret = key["secret"].as_str().context("the key has no secret")?.to_owned();
@@ -325,7 +337,7 @@ impl Network {
         let state = State { rpc: rpc.clone(), directory, gateway: plan.listen, secret, model, members };
         std::fs::write(scraped(folder), state.prometheus())?;
         write_json(&folder.join("network.json"), &state)?;
-        Ok(Network { state, epoch_s: plan.epoch_s, processes, chain, chain_at, lines, _wires: wires })
+        Ok(Network { state, epoch_s: plan.epoch_s, processes, chain, chain_at, ground, lines, _wires: wires })
     }
 
     /// The process of a place.
@@ -339,19 +351,31 @@ impl Network {
         member.and_then(|member| self.lines.get(member)).context("there is no such member")
     }
 
+    /// Requests that lines said twice.
+    pub fn repeated(&self) -> u64 {
+        let lines = self.lines.iter().flat_map(|lines| [&lines.reached, &lines.chain]).flatten();
+        lines.map(|line| line.repeated.load(Relaxed)).sum()
+    }
+
     /// The name of the member whose process has this place.
     pub fn named(&self, place: Option<usize>) -> &str {
         let member = place.and_then(|place| self.processes.get(place)).map(|(member, _)| *member);
         member.and_then(|member| self.state.members.get(member)).map_or("chain", |member| &member.name)
     }
 
-    /// Receipts that the gateway's books name.
-    pub async fn booked(&self) -> Result<BTreeSet<String>> {
+    /// What the gateway's books say was charged: receipts and millionths of a dollar.
+    pub async fn booked(&self) -> Result<Vec<(String, u64)>> {
         let gateway =
             self.state.members.iter().find(|m| m.part == Part::Gateway).context("there is no gateway")?;
-        let machine = Machine { home: gateway.home.clone(), rpc: self.state.rpc.clone() };
+        let machine = Machine { place: Place::plain(gateway.home.clone()), rpc: self.state.rpc.clone() };
         let charges = machine.run(&["keys", "usage", "--csv"]).await?;
-        Ok(charges.lines().filter_map(|line| line.split(',').nth(5)).map(str::to_owned).collect())
+        let charge = |line: &str| -> Option<(String, u64)> {
+            let columns: Vec<&str> = line.split(',').collect();
+            Some(((*columns.get(5)?).to_owned(), columns.get(8)?.parse().ok()?))
+        };
+        // After the names of the columns.
+        let charges = charges.lines().skip(1).map(charge).collect::<Option<Vec<_>>>();
+        charges.context("the gateway's books cannot be read")
     }
 
     /// Processor time that each member's process has used.
@@ -377,24 +401,30 @@ impl Network {
 async fn lines_of(
     plan: &Plan,
     part: Part,
-    at: Option<SocketAddr>,
+    at: SocketAddr,
     fault: Option<Kind>,
     chain_at: SocketAddr,
+    ground: &Ground,
     wires: &mut JoinSet<()>,
 ) -> Result<Lines> {
     let manner = match part {
         Part::Provider => {
             let delay = if fault == Some(Kind::Slow) { SLOW } else { Duration::ZERO };
-            Manner { delay, drop: plan.drop(), cut: false }
+            Manner {
+                delay,
+                drop: plan.drop(),
+                unaudited: fault == Some(Kind::HiddenCheat),
+                ..Manner::default()
+            }
         }
         _ => Manner::default(),
     };
     let mut lines = Lines::default();
-    if let Some(at) = at.filter(|_| part != Part::Gateway && (plan.chaos || manner != Manner::default())) {
-        lines.reached = Some(line(at, manner, wires).await?);
+    if part != Part::Gateway && (plan.chaos || manner != Manner::default()) {
+        lines.reached = Some(line(ground, at, manner, wires).await?);
     }
     if plan.chaos {
-        lines.chain = Some(line(chain_at, Manner::default(), wires).await?);
+        lines.chain = Some(line(ground, chain_at, Manner::default(), wires).await?);
     }
     Ok(lines)
 }
@@ -419,7 +449,7 @@ async fn enrol(
     }
     let balance: Value = serde_json::from_str(&machine.run(&["balance", "--json"]).await?)?;
     let account = balance["account"].as_str().context("the balance names no account")?.parse()?;
-    Ok(Member { name, part, fault, home: machine.home, account, at, funded: FUNDED })
+    Ok(Member { name, part, fault, home: machine.place.home, account, at, funded: FUNDED })
 }
 
 /// Publishes the built-in model from the operator's own host. Its name.

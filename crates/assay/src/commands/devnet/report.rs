@@ -17,10 +17,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::super::ledger::connection::{read_json, write_json};
-use super::chaos::Suffered;
 use super::fault::Kind;
 use super::load::Counts;
 use super::network::{Member, Part, State};
+use super::suffered::Suffered;
 
 /// One member's account.
 #[derive(Debug, Serialize, Deserialize)]

@@ -51,7 +51,7 @@ impl Early {
             serving.await?;
             return Err(error);
         }
-        eprintln!("warning: {error:#}");
+        note!("warning: {error:#}");
         Ok(serving.await?)
     }
 
@@ -96,7 +96,7 @@ impl Early {
         let arrived = arrived.with_context(|| self.release.to_string())?;
         found.sign_for(home, &self.key, sent(&arrived.report)).await;
         say(&arrived.report);
-        eprintln!("{} is here and what its root says: answers get receipts.", self.release);
+        note!("{} is here and what its root says: answers get receipts.", self.release);
         let home = Home::open(Some(home.path()))?;
         tokio::task::spawn_blocking(move || install(&home, &store, &release)).await??;
         Ok(())
