@@ -41,9 +41,11 @@ contract Objections {
 
     /// @param from who asked, and whose bond it is
     /// @param until when the answer is due; 0: nothing is asked
+    /// @param drawn whether a member of the panel asks, which has its bond back
     struct Demand {
         address from;
         uint40 until;
+        bool drawn;
         bytes32 requestHash;
         bytes32 transcriptRoot;
     }
@@ -78,6 +80,8 @@ contract Objections {
     error NothingDemanded();
     /// Only the auditor that the draw assigned to this receipt may ask for its record.
     error NotAssigned(address caller);
+    /// Only the auditor of this member of the panel may ask as it.
+    error NotMember(address caller);
     /// The leaf is not in order; `what` names the first thing that is not.
     error BadOpening(bytes32 what);
     error BadRecord();
@@ -150,10 +154,19 @@ contract Objections {
     function demandLeaf(address provider, uint64 epoch, uint64 index) external {
         Batch memory batch = _batch(provider, epoch);
         if (index >= batch.count) revert BadIndex(index, batch.count);
-        _demand(provider, epoch, index, Kind.Leaf, bytes32(0), bytes32(0));
+        _demand(provider, epoch, index, Demand(msg.sender, 0, false, bytes32(0), bytes32(0)), Kind.Leaf);
     }
 
-    /// Answers `demandLeaf`. Anyone who holds the leaves may; the bond is the provider's.
+    /// The same by a member of the batch's panel: it has to see the leaves, and has its bond back when it is answered. A provider that shows
+    /// its auditors nothing but here must not earn by it.
+    function demandLeafAsMember(address provider, uint64 epoch, uint64 index, uint256 member) external {
+        Batch memory batch = _batch(provider, epoch);
+        if (index >= batch.count) revert BadIndex(index, batch.count);
+        if (_audits.auditorOf(provider, epoch, member) != msg.sender) revert NotMember(msg.sender);
+        _demand(provider, epoch, index, Demand(msg.sender, 0, true, bytes32(0), bytes32(0)), Kind.Leaf);
+    }
+
+    /// Answers `demandLeaf` and `demandLeafAsMember`. Anyone who holds the leaves may; the bond of the first is the provider's.
     function answerLeaf(address provider, uint64 epoch, uint64 index, Opening calldata opening) external {
         Batch memory batch = _batch(provider, epoch);
         bytes32 key = demandKey(provider, epoch, index, Kind.Leaf);
@@ -164,7 +177,7 @@ contract Objections {
     }
 
     /// Asks for the request and transcript of a drawn receipt that a provider did not give to its auditor. The answer is public: it is
-    /// for providers that refuse, and costs the bond.
+    /// for providers that refuse. The bond comes back with the answer.
     /// @param member of the panel, whose auditor is the caller, and to which the draw assigned the receipt
     function demandRecord(uint64 epoch, uint256 member, Receipt calldata receipt, Proof calldata proof) external {
         Batch memory batch = _batch(receipt.provider, epoch);
@@ -174,7 +187,8 @@ contract Objections {
         {
             revert NotAssigned(msg.sender);
         }
-        _demand(receipt.provider, epoch, proof.index, Kind.Record, receipt.requestHash, receipt.transcriptRoot);
+        Demand memory asked = Demand(msg.sender, 0, true, receipt.requestHash, receipt.transcriptRoot);
+        _demand(receipt.provider, epoch, proof.index, asked, Kind.Record);
     }
 
     /// Answers `demandRecord` with the leaves' bytes of the request (protocol, section 4) and of the transcript (section 5). A request for
@@ -244,9 +258,8 @@ contract Objections {
         address provider,
         uint64 epoch,
         uint64 index,
-        Kind kind,
-        bytes32 requestHash,
-        bytes32 transcriptRoot
+        Demand memory asked,
+        Kind kind
     ) private {
         uint256 finalAt = _epochs.finalAt(epoch);
         if (block.timestamp > finalAt) revert TooLate(finalAt);
@@ -254,7 +267,8 @@ contract Objections {
         if (_demands[key].until != 0) revert AlreadyDemanded();
         uint40 until = uint40(block.timestamp + _answerSeconds);
         _vault.take(msg.sender, _demandBond);
-        _demands[key] = Demand(msg.sender, until, requestHash, transcriptRoot);
+        asked.until = until;
+        _demands[key] = asked;
         // As long again to prove the silence, before the fees it is about are released.
         _epochs.holdUntil(provider, epoch, until + _answerSeconds);
         emit Demanded(provider, epoch, index, kind, msg.sender, until);
@@ -266,8 +280,10 @@ contract Objections {
     }
 
     function _answered(bytes32 key, address provider) private {
+        Demand storage d = _demands[key];
+        address whose = d.drawn ? d.from : provider;
         delete _demands[key];
-        _vault.give(provider, _demandBond);
+        _vault.give(whose, _demandBond);
     }
 
     function _checkOpening(

@@ -359,9 +359,9 @@ def devnet(home, *options):
 
 def faults_part(args, folder):
     seconds = args.epochs * args.epoch_seconds
-    kinds = ["cheap-model", "slow", "crash", "silent-auditor", "lost-bytes"]
+    kinds = ["cheap-model", "hidden-cheat", "slow", "crash", "silent-auditor", "lost-bytes"]
     options = [option for kind in kinds for option in ("--fault", f"{kind}:1")]
-    sizes = ["--providers", 6, "--auditors", 4, "--hosts", 3, "--epoch", args.epoch_seconds, "--audit-rate", 10, "--load", args.load]
+    sizes = ["--providers", 7, "--auditors", 4, "--hosts", 3, "--epoch", args.epoch_seconds, "--audit-rate", 10, "--load", args.load]
     found = devnet(folder, *sizes, *options, "--for", seconds, "--quiet-for", 120)
     gained = lambda line: line["profit"] / 1e6
     by = {}
@@ -450,7 +450,7 @@ def report(out, found):
     if it := found["parts"].get("faults"):
         lines += [
             "## What faults earn", "",
-            f"{it['epochs']} epochs of {it['epoch_seconds']} s in one network of 6 providers, 4 auditors and 3 hosts, {it['load']} requests a second "
+            f"{it['epochs']} epochs of {it['epoch_seconds']} s in one network of 7 providers, 4 auditors and 3 hosts, {it['load']} requests a second "
             f"({it['requests']['answered']} of {it['requests']['sent']} answered), one audit in ten. In dollars; a provider stakes 20, an auditor 100, a host 60.", "",
             "| fault | gained | honest of its kind | less than those | struck |", "|---|---|---|---|---|",
         ]

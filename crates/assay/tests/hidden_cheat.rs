@@ -22,5 +22,7 @@ fn a_cheat_that_answers_no_auditor_is_struck_all_the_same() {
         let cheats = line["fault"] == "hidden-cheat";
         assert_eq!(line["struck"], cheats, "{line}\n{said}");
         assert_eq!(line["disputes_lost"], 0, "{line}\n{said}");
+        // What it is asked on the ledger earns it nothing.
+        assert!(!cheats || line["profit"].as_i64().unwrap() < 0, "{line}\n{said}");
     }
 }

@@ -388,7 +388,8 @@ impl Auditor {
         let at = self.ledger.parts().at.objections;
         let sent = match kind {
             DemandKind::Leaf => {
-                let call = Objections::demandLeafCall { provider, epoch, index };
+                let Some(member) = audit.members.first().copied().map(U256::from) else { return Ok(None) };
+                let call = Objections::demandLeafAsMemberCall { provider, epoch, index, member };
                 self.sender.send(&format!("demand leaf {index} of epoch {epoch}"), at, &call).await
             }
             DemandKind::Record => {

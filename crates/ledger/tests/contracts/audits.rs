@@ -325,6 +325,42 @@ pub fn only_drawn_receipts_of_a_member_are_doubted() {
     }
 }
 
+/// Whoever else asks for a leaf pays for the answer; a member of the panel, who has to see it, does not: else a provider earned by showing its auditors
+/// nothing but on the ledger.
+#[test]
+pub fn a_member_has_the_bond_of_its_demand_back() {
+    let mut n = network();
+    let p = panel(&mut n);
+    let (objections, provider) = (n.parts.at.objections, p.m.provider.clone());
+    let bond = n.p.stakes.demandBond;
+    let asked = |index| Objections::demandLeafAsMemberCall {
+        provider: provider.address,
+        epoch: 1,
+        index,
+        member: U256::ZERO,
+    };
+    let (member, stranger) = (p.actor(0), p.m.payer.clone());
+    assert!(n.send(&stranger, objections, asked(0)).unwrap_err().is::<Objections::NotMember>());
+    assert!(n.send(&member, objections, asked(60)).unwrap_err().is::<Objections::BadIndex>());
+    let of_all = |n: &mut Network| [provider.address, member.address, stranger.address].map(|a| n.balance(a));
+    let before = of_all(&mut n);
+    n.send(&member, objections, asked(0)).unwrap();
+    assert_eq!(n.balance(member.address), before[1] - bond);
+    let answer = |index: u64| Objections::answerLeafCall {
+        provider: provider.address,
+        epoch: 1,
+        index,
+        opening: p.posted.opening(index as usize, 50_000, 30_000),
+    };
+    n.send(&provider, objections, answer(0)).unwrap();
+    assert_eq!(of_all(&mut n), before);
+    let ask = Objections::demandLeafCall { provider: provider.address, epoch: 1, index: 1 };
+    n.send(&stranger, objections, ask).unwrap();
+    n.send(&provider, objections, answer(1)).unwrap();
+    assert_eq!(of_all(&mut n), [before[0] + bond, before[1], before[2] - bond]);
+    n.check_money();
+}
+
 #[test]
 pub fn a_refused_record_is_demanded_by_its_auditor_alone() {
     let mut n = network();

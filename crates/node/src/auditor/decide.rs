@@ -14,7 +14,7 @@ use crate::settlement::{DisputeView, Duty as Common, beacon, in_dispute};
 pub const LAST_PART: u64 = 8;
 /// After what part of the time for commitments a provider that gave nothing is asked on the ledger.
 pub const PATIENCE_PART: u64 = 4;
-/// Demands for one batch that an auditor pays for: each costs a bond if it is answered.
+/// Demands for one batch: each costs gas, and a bond until it is answered.
 pub const DEMANDS_MAX: usize = 4;
 
 /// A batch, by provider and epoch.

@@ -281,7 +281,10 @@ impl World<'_> {
         let index = sequence.saturating_sub(audit.batch.first);
         audit.work.demanded.push((sequence, kind == DemandKind::Record));
         let data = match kind {
-            DemandKind::Leaf => Some(Objections::demandLeafCall { provider, epoch, index }.abi_encode()),
+            DemandKind::Leaf => audit.members.first().map(|member| {
+                let member = U256::from(*member);
+                Objections::demandLeafAsMemberCall { provider, epoch, index, member }.abi_encode()
+            }),
             DemandKind::Record => audit.place(sequence).and_then(|(receipt, proof)| {
                 let member = audit.drawn.get(&sequence)?.members.first().copied()?;
                 let receipt = receipt.into();
