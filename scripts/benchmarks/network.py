@@ -361,7 +361,8 @@ def faults_part(args, folder):
     seconds = args.epochs * args.epoch_seconds
     kinds = ["cheap-model", "hidden-cheat", "slow", "crash", "silent-auditor", "lost-bytes"]
     options = [option for kind in kinds for option in ("--fault", f"{kind}:1")]
-    sizes = ["--providers", 7, "--auditors", 4, "--hosts", 3, "--epoch", args.epoch_seconds, "--audit-rate", 10, "--load", args.load]
+    providers = 7
+    sizes = ["--providers", providers, "--auditors", 4, "--hosts", 3, "--epoch", args.epoch_seconds, "--audit-rate", 10, "--load", args.load]
     found = devnet(folder, *sizes, *options, "--for", seconds, "--quiet-for", 120)
     gained = lambda line: line["profit"] / 1e6
     by = {}
@@ -374,7 +375,7 @@ def faults_part(args, folder):
             "struck": line["struck"], "struck_after_s": line["struck_after_s"], "epochs_posted": line["epochs_posted"],
         }
     honest = [{"name": l["name"], "profit": gained(l)} for l in found["lines"] if not l["fault"]]
-    result = {"epochs": args.epochs, "epoch_seconds": args.epoch_seconds, "load": args.load, "requests": found["requests"], "by_fault": by, "honest": honest}
+    result = {"providers": providers, "epochs": args.epochs, "epoch_seconds": args.epoch_seconds, "load": args.load, "requests": found["requests"], "by_fault": by, "honest": honest}
     say(json.dumps(result))
     return result
 
@@ -450,7 +451,7 @@ def report(out, found):
     if it := found["parts"].get("faults"):
         lines += [
             "## What faults earn", "",
-            f"{it['epochs']} epochs of {it['epoch_seconds']} s in one network of 7 providers, 4 auditors and 3 hosts, {it['load']} requests a second "
+            f"{it['epochs']} epochs of {it['epoch_seconds']} s in one network of {it['providers']} providers, 4 auditors and 3 hosts, {it['load']} requests a second "
             f"({it['requests']['answered']} of {it['requests']['sent']} answered), one audit in ten. In dollars; a provider stakes 20, an auditor 100, a host 60.", "",
             "| fault | gained | honest of its kind | less than those | struck |", "|---|---|---|---|---|",
         ]
