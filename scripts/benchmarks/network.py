@@ -419,7 +419,7 @@ def report(out, found):
         lines += [
             "## What the gateway adds", "",
             f"Medians of {it['rounds']} rounds of {it['seconds']} s; one provider that answers at once. The gateway checks a signature, seals and opens, and writes "
-            f"the books for every request; nginx and LiteLLM ({it['litellm']}) pass bytes on. Clients, proxies and provider share the machine. Times are those "
+            f"the books, with the answer in them, for every request; nginx and LiteLLM ({it['litellm']}) pass bytes on. Clients, proxies and provider share the machine. Times are those "
             f"of {it['pace']} requests a second, evenly over the connections; requests/s are those of clients that ask as fast as they are answered.", "",
             "| connections | | p50 | p95 | p99 | added at p50 | requests/s | failed |", "|---|---|---|---|---|---|---|---|",
         ]

@@ -87,7 +87,7 @@ async fn a_network_starts_answers_says_how_it_is_and_ends_with_all_its_money() {
     let home = tempfile::tempdir().unwrap();
     let mut up = command(home.path());
     up.args(["devnet", "up", "--providers", "2", "--auditors", "1", "--hosts", "1", "--epoch", "15"]);
-    up.args(["--load", "4", "--for", "6", "--listen", "127.0.0.1:0", "--fault", "slow:1"]);
+    up.args(["--load", "4", "--for", "12", "--listen", "127.0.0.1:0", "--fault", "slow:1"]);
     let (over, stop) = tokio::sync::oneshot::channel();
     let watching = tokio::spawn(watch(home.path().join("devnet/network.json"), stop));
     let output = tokio::task::spawn_blocking(move || up.output().unwrap()).await.unwrap();

@@ -10,8 +10,8 @@ use harness::{command, stderr, stdout};
 fn a_cheat_that_answers_no_auditor_is_struck_all_the_same() {
     let home = tempfile::tempdir().unwrap();
     let mut up = command(home.path());
-    up.args(["devnet", "up", "--providers", "2", "--auditors", "2", "--hosts", "1", "--epoch", "15"]);
-    up.args(["--load", "2", "--audit-rate", "50", "--fault", "hidden-cheat:1", "--for", "150"]);
+    up.args(["devnet", "up", "--providers", "1", "--auditors", "2", "--hosts", "1", "--epoch", "15"]);
+    up.args(["--load", "2", "--audit-rate", "100", "--fault", "hidden-cheat:1", "--for", "100"]);
     let output = up.args(["--listen", "127.0.0.1:0"]).output().unwrap();
     let said = stdout(&output);
     assert!(output.status.success(), "{said}{}", stderr(&output));

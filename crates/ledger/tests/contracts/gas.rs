@@ -142,6 +142,7 @@ fn gas_of_every_action() {
         audits::an_honest_auditor_is_acquitted_and_keeps_the_bond,
         audits::a_digest_of_nothing_is_lost_by_silence,
         audits::a_refused_record_is_demanded_by_its_auditor_alone,
+        audits::a_member_has_the_bond_of_its_demand_back,
         audits::a_seat_counts_from_the_next_epoch_and_a_left_one_is_not_given_away_at_once,
         channels::the_payers_exit_leaves_the_receiver_time_to_claim,
         channels::authorizers_sign_claims_and_refunds,
