@@ -434,7 +434,7 @@ fn limited(limits: &Limits) -> Result<(), AccountsError> {
 
 impl Accounts {
     /// Opens the database, and makes its tables if there are none. `sqlite:PATH` (made if absent) or `postgres://…`. Must be called within
-    /// a runtime, whose tasks do the writing until the last clone is gone.
+    /// a runtime, whose tasks do Postgres's writing until the last clone is gone; SQLite's is a thread's.
     pub async fn open(url: &str) -> Result<Accounts, AccountsError> {
         let store = Store::open(url).await?;
         let work = writer::start(store.clone())?;

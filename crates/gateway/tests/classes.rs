@@ -1,6 +1,7 @@
 //! Verification classes over providers that answer, fail and lie: who is asked, what holds, and what is charged.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, unreachable_pub)]
 
+mod books;
 mod providers;
 
 use std::collections::BTreeSet;
@@ -15,6 +16,7 @@ use assay_core::request::{Message, Prompt, Request, Role, Sampling};
 use assay_gateway::accounts::{Accounts, Limits, MicroUsd, Period, Secret};
 use assay_gateway::network::{Network, NetworkOptions};
 use assay_gateway::queue::QueueOptions;
+use books::Books;
 use providers::{MODEL, Manner, Provider};
 
 /// 100 dollars for a million tokens: 10 read and 5 written cost 1500 millionths.
@@ -50,11 +52,7 @@ impl Gateway {
     }
 
     async fn with(options: NetworkOptions, providers: &[&Provider]) -> Gateway {
-        let folder = tempfile::tempdir().unwrap();
-        let url = format!("sqlite:{}", folder.path().join("books.sqlite").display());
-        let accounts = Accounts::open(&url).await.unwrap();
-        accounts.credit("a", MicroUsd(CREDIT), "first", "", 0).await.unwrap();
-        let (_, secret) = accounts.create_key("a", "k", Limits::default(), 0).await.unwrap();
+        let Books { folder, accounts, secret } = Books::with(CREDIT, Limits::default()).await;
         let network = Network::new(Some(accounts.clone()), options).keeping(folder.path().join("differing"));
         let endpoints: Vec<String> = providers.iter().map(|p| p.url.clone()).collect();
         assert_eq!(network.refresh(&endpoints).await, []);

@@ -1,6 +1,7 @@
 //! Clients that leave in the middle of an answer, over real connections: they pay for what there is of it, and for nothing else.
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
+mod books;
 mod providers;
 
 use std::path::Path;
@@ -12,9 +13,10 @@ use std::time::Duration;
 use assay_api::{ServerOptions, router};
 use assay_core::answer::AnswerRecord;
 use assay_core::transcript::StopReason;
-use assay_gateway::accounts::{Accounts, Charge, Limits, MicroUsd, Period, Secret};
+use assay_gateway::accounts::{Accounts, Charge, Limits, Period, Secret};
 use assay_gateway::network::{Network, NetworkOptions};
 use assay_gateway::queue::QueueOptions;
+use books::Books;
 use providers::{Manner, Provider};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -46,11 +48,7 @@ struct Gateway {
 
 impl Gateway {
     async fn over(options: NetworkOptions, providers: &[&Provider]) -> Gateway {
-        let folder = tempfile::tempdir().unwrap();
-        let books = format!("sqlite:{}", folder.path().join("books.sqlite").display());
-        let accounts = Accounts::open(&books).await.unwrap();
-        accounts.credit("a", MicroUsd(CREDIT), "first", "", 0).await.unwrap();
-        let (_, secret) = accounts.create_key("a", "k", Limits::default(), 0).await.unwrap();
+        let Books { folder, accounts, secret } = Books::with(CREDIT, Limits::default()).await;
         let network = Network::new(Some(accounts.clone()), options).keeping(folder.path().join("differing"));
         let endpoints: Vec<String> = providers.iter().map(|p| p.url.clone()).collect();
         assert_eq!(network.refresh(&endpoints).await, []);

@@ -1,6 +1,7 @@
 //! The gateway over providers that answer, fail, hesitate and lie: what clients see, and what is charged.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, unreachable_pub)]
 
+mod books;
 mod providers;
 
 use std::sync::atomic::Ordering::SeqCst;
@@ -10,9 +11,10 @@ use assay_api::{ApiKey, Caller, Event, Inference as _, Order, Refusal};
 use assay_core::consent::Consent;
 use assay_core::id::{ModelRoot, ReceiptId};
 use assay_core::request::{Message, Prompt, Request, Role, Sampling};
-use assay_gateway::accounts::{Accounts, Limits, MicroUsd, Period, Secret};
+use assay_gateway::accounts::{Accounts, Limits, Period, Secret};
 use assay_gateway::network::{Network, NetworkOptions};
 use assay_gateway::queue::QueueOptions;
+use books::Books;
 use providers::{MODEL, Manner, Provider};
 
 /// 100 dollars for a million tokens: 10 read and 5 written cost 1500 millionths.
@@ -90,22 +92,7 @@ fn is_whole(told: &Result<Told, Refusal>) -> bool {
     matches!(told, Ok(Told::Whole(text, _)) if text == "Hello")
 }
 
-struct Books {
-    folder: tempfile::TempDir,
-    accounts: Accounts,
-    secret: Secret,
-}
-
 impl Books {
-    async fn with(balance: u64, limits: Limits) -> Books {
-        let folder = tempfile::tempdir().unwrap();
-        let url = format!("sqlite:{}", folder.path().join("books.sqlite").display());
-        let accounts = Accounts::open(&url).await.unwrap();
-        accounts.credit("a", MicroUsd(balance), "first", "", 0).await.unwrap();
-        let (_, secret) = accounts.create_key("a", "k", limits, 0).await.unwrap();
-        Books { folder, accounts, secret }
-    }
-
     fn url(&self) -> String {
         format!("sqlite:{}", self.folder.path().join("books.sqlite").display())
     }

@@ -135,7 +135,8 @@ mod tests {
         assert!(lasting.with(|_| Err::<(), _>(full())).is_err());
         assert!(matches!(numbers(&lasting), Err(redb::Error::PreviousIo)));
         std::fs::rename(&away, &path).unwrap();
-        // It is not asked for at once.
+        // It is not asked for at once, and that lasts until this says so.
+        lasting.held.write().unwrap().tried = Some(Instant::now() + Duration::from_secs(3600));
         assert!(numbers(&lasting).is_err());
         lasting.held.write().unwrap().tried = None;
         assert_eq!(numbers(&lasting).unwrap(), 1);

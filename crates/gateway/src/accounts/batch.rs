@@ -106,6 +106,7 @@ enum Read {
     Answered(usize),
 }
 
+/// The statements that read what deeds concern, each with what it is for.
 fn reads(engine: Engine, deeds: &[Deed]) -> Vec<(Read, Statement)> {
     let (mut secrets, mut ids, mut holds) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     for deed in deeds {

@@ -143,8 +143,8 @@ impl Accounts {
         Ok(())
     }
 
-    /// The answer is there. From now on it is settled, whatever happens, and told again to whoever sends the payment again, unless it was stopped. `false` says that the payment
-    /// does not run: another gateway has begun in this one's place.
+    /// The answer is there. From now on it is settled, whatever happens, and told again to whoever sends the payment again, unless it was stopped. `false`
+    /// says that the payment does not run: another gateway has begun in this one's place.
     pub async fn pledge_answered(
         &self,
         id: &str,

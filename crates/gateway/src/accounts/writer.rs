@@ -37,7 +37,7 @@ pub(super) fn start(store: Store) -> Result<mpsc::Sender<Work>, AccountsError> {
                 let mut batch = Vec::new();
                 while waiting.blocking_recv_many(&mut batch, BATCH_MAX) > 0 {
                     let (deeds, waiting) = split(&mut batch);
-                    told(write_here(&store, &mut connection, &deeds), waiting);
+                    tell(write_here(&store, &mut connection, &deeds), waiting);
                 }
             })?;
         }
@@ -58,7 +58,7 @@ fn split(batch: &mut Vec<Work>) -> (Vec<Deed>, Waiting) {
 }
 
 /// Says what came of it to those who wait. Whoever stopped waiting finds the hold when its time is over.
-fn told(written: Result<Vec<Outcome>, AccountsError>, waiting: Waiting) {
+fn tell(written: Result<Vec<Outcome>, AccountsError>, waiting: Waiting) {
     match written {
         Ok(outcomes) => {
             waiting.into_iter().zip(outcomes).for_each(|(done, outcome)| drop(done.send(Ok(outcome))));
@@ -119,6 +119,6 @@ async fn write(store: Store, waiting: Arc<Mutex<mpsc::Receiver<Work>>>) {
                 }
             }
         };
-        told(written.await, waiting);
+        tell(written.await, waiting);
     }
 }

@@ -18,15 +18,12 @@ const NETWORKS: &str = "networks";
 const DISKS: &str = "disks";
 /// How it gets there: as root, or as whoever may have a user namespace; and what must work there.
 const WAYS: [(&str, &[&str], &[&str]); 4] = [
-    (NETWORKS, &["--mount", "--net"], &["ip", "link", "add", "members", "type", "bridge"]),
-    (
-        NETWORKS,
-        &["--user", "--map-root-user", "--mount", "--net"],
-        &["ip", "link", "add", "members", "type", "bridge"],
-    ),
+    (NETWORKS, &["--mount", "--net"], MAKES_A_BRIDGE),
+    (NETWORKS, &["--user", "--map-root-user", "--mount", "--net"], MAKES_A_BRIDGE),
     (DISKS, &["--mount"], &["true"]),
     (DISKS, &["--user", "--map-root-user", "--mount"], &["true"]),
 ];
+const MAKES_A_BRIDGE: &[&str] = &["ip", "link", "add", "members", "type", "bridge"];
 /// Proxies of outside are not reached from inside.
 const PROXIES: [&str; 6] =
     ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"];
