@@ -12,7 +12,7 @@ use assay_core::id::{Hash, ModelRoot, NodeAddress, SealingKey, SignatureBytes};
 use assay_core::signature::signer;
 use borsh::{BorshDeserialize, BorshSerialize};
 
-use crate::relay::seal::{Unsealer, seal};
+use crate::relay::seal::{Exchange, Unsealer};
 use crate::server::now_s;
 
 /// Most bytes of a request: [`RECORDS_ASKED_MAX`] numbers and what stands around them.
@@ -188,8 +188,8 @@ impl SignedAuditRequest {
 
 /// Seals an answer to the key of its request. `None` if that is no key.
 pub fn seal_answer(request: &AuditRequest, answer: &AuditAnswer) -> Option<Vec<u8>> {
-    let sealed = seal(request.auditor, request.key, &answer.to_canonical_bytes());
-    sealed.ok().map(|(bytes, _)| bytes)
+    let exchange = Exchange::begin(request.auditor, request.key).ok()?;
+    Some(exchange.seal(&answer.to_canonical_bytes()).0)
 }
 
 /// Why a provider did not give what was asked for.

@@ -4,8 +4,8 @@
 //! *charged* what it did cost, or *released*. Invariant, to the unit and at every moment: what was credited to an account is its balance,
 //! its holds and its charges ([`Accounts::books`]). A balance is never below zero.
 //!
-//! Everything is in one database: SQLite in a file, or Postgres for several gateways beside each other. There is no second copy in memory
-//! that could disagree. A gateway that dies leaves holds, which end by themselves when their time is over.
+//! Everything is in one database: SQLite in a file, or Postgres for several gateways beside each other. What is remembered of SQLite's rows holds only as
+//! long as SQLite says that nobody else has written. A gateway that dies leaves holds, which end by themselves when their time is over.
 //!
 //! It refuses to know who pays: credits come with the id of a payment that somebody else has checked.
 
@@ -14,6 +14,7 @@ mod callers;
 mod limits;
 mod script;
 mod secret;
+mod sqlite;
 mod store;
 mod usage;
 mod writer;
@@ -22,14 +23,13 @@ use std::fmt;
 
 use prometheus_client::metrics::counter::Counter;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, oneshot};
 
 use self::batch::{Deed, Outcome};
 pub use self::callers::{BARRED_MS, CALLER_RUNNING_MAX, CallerPayment, Pledge, Pledged, Stage};
 pub use self::secret::{PREFIX, Secret, SecretError, SecretHash};
 use self::store::Store;
 pub use self::usage::{CSV_HEAD, Period, USAGE_PAGE_MAX, UsageTotal};
-use self::writer::Work;
+use self::writer::Writer;
 
 /// Longest name of an account or a key, in bytes.
 pub const NAME_BYTES_MAX: usize = 128;
@@ -404,7 +404,7 @@ impl Books {
 #[derive(Clone, Debug)]
 pub struct Accounts {
     store: Store,
-    work: mpsc::Sender<Work>,
+    writer: Writer,
     tally: Tally,
 }
 
@@ -434,11 +434,11 @@ fn limited(limits: &Limits) -> Result<(), AccountsError> {
 
 impl Accounts {
     /// Opens the database, and makes its tables if there are none. `sqlite:PATH` (made if absent) or `postgres://…`. Must be called within
-    /// a runtime, whose tasks do Postgres's writing until the last clone is gone; SQLite's is a thread's.
+    /// a runtime, whose tasks do Postgres's writing until the last clone is gone.
     pub async fn open(url: &str) -> Result<Accounts, AccountsError> {
         let store = Store::open(url).await?;
-        let work = writer::start(store.clone())?;
-        Ok(Accounts { store, work, tally: Tally::default() })
+        let writer = Writer::start(store.clone())?;
+        Ok(Accounts { store, writer, tally: Tally::default() })
     }
 
     /// Looks at a database that is there: how many keys it has, and what SQLite finds wrong with its file, if anything. Makes and changes nothing.
@@ -453,7 +453,7 @@ impl Accounts {
 
     /// Sets money aside for a request, if its key may begin it.
     pub async fn reserve(&self, ask: Ask) -> Result<Reserved, AccountsError> {
-        match self.hand(Deed::Reserve(ask)).await? {
+        match self.writer.hand(Deed::Reserve(ask)).await? {
             Outcome::Reserved(reserved) => {
                 if let Ok(Reserved::Held(_)) = reserved {
                     self.tally.holds.inc();
@@ -504,16 +504,10 @@ impl Accounts {
     }
 
     async fn settle(&self, deed: Deed) -> Result<Settled, AccountsError> {
-        match self.hand(deed).await? {
+        match self.writer.hand(deed).await? {
             Outcome::Settled(settled) => Ok(settled),
             Outcome::Reserved(_) => Err(AccountsError::Closed),
         }
-    }
-
-    async fn hand(&self, deed: Deed) -> Result<Outcome, AccountsError> {
-        let (done, told) = oneshot::channel();
-        self.work.send(Work { deed, done }).await.map_err(|_| AccountsError::Closed)?;
-        told.await.map_err(|_| AccountsError::Closed)?
     }
 
     /// Adds to an account, which is made if there is none. The same payment counts once: `false` says that it was counted before.

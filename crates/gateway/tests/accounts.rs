@@ -359,6 +359,32 @@ async fn usage_adds_up(url: String) {
     assert_eq!(line.split(',').count(), CSV_HEAD.split(',').count(), "{line}");
 }
 
+/// What another gateway, or a person, does to the same books counts from the next request on, whatever was read before.
+async fn what_others_change_counts_at_once(url: String) {
+    let (books, others) = (open(&url).await, open(&url).await);
+    let secret = key(&books, "a", 100, Limits::default()).await;
+    let id = books.keys(Some("a")).await.unwrap()[0].id.clone();
+    let mine = held(&books, ask(secret, 1, 60)).await.unwrap();
+    let theirs = held(&others, ask(secret, 2, 40)).await.unwrap();
+    let refused = Refused::Balance { balance: MicroUsd(0), needed: MicroUsd(1) };
+    assert_eq!(held(&books, ask(secret, 3, 1)).await.unwrap_err(), refused);
+    others.release(theirs.id.clone()).await.unwrap();
+    let more = held(&books, ask(secret, 3, 40)).await.unwrap();
+    // A hold that another one has ended is ended.
+    assert_eq!(others.release(mine.id.clone()).await.unwrap(), Settled::Now(MicroUsd(0)));
+    let charged = books.charge(mine.id, MicroUsd(60), answered("r"), Retried::Known, NOW).await.unwrap();
+    assert_eq!(charged, Settled::Before(MicroUsd(0)));
+    others.credit("a", MicroUsd(1_000), "second", "", NOW).await.unwrap();
+    assert!(held(&books, ask(secret, 4, 1_000)).await.is_ok());
+    others.limit(&id, Limits { at_once: Some(2), ..Limits::default() }).await.unwrap();
+    assert!(matches!(held(&books, ask(secret, 5, 1)).await.unwrap_err(), Refused::AtOnce { .. }));
+    books.release(more.id).await.unwrap();
+    assert!(held(&books, ask(secret, 5, 1)).await.is_ok());
+    others.revoke(&id, NOW).await.unwrap();
+    assert_eq!(held(&books, ask(secret, 6, 1)).await.unwrap_err(), Refused::Revoked);
+    agree(&books, "a").await;
+}
+
 macro_rules! laws {
     ($($law:ident),* $(,)?) => {
         mod sqlite {
@@ -391,6 +417,35 @@ laws! {
     what_a_dead_gateway_held_comes_back,
     a_payment_counts_once,
     usage_adds_up,
+    what_others_change_counts_at_once,
+}
+
+/// A program that writes to the file is waited for, and a journal that has become long is written back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_is_busy_is_waited_for_and_its_journal_stays_short() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("books.sqlite");
+    let books = open(&format!("sqlite:{}", path.display())).await;
+    let secret = key(&books, "a", 1_000, Limits::default()).await;
+    let other = rusqlite::Connection::open(&path).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE; UPDATE accounts SET balance = balance - 900").unwrap();
+    let asking = tokio::spawn({
+        let books = books.clone();
+        async move { held(&books, ask(secret, 1, 200)).await }
+    });
+    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    assert!(!asking.is_finished());
+    other.execute_batch("COMMIT").unwrap();
+    let refused = Refused::Balance { balance: MicroUsd(100), needed: MicroUsd(200) };
+    assert_eq!(asking.await.unwrap().unwrap_err(), refused);
+    other.execute_batch("UPDATE accounts SET balance = balance + 900").unwrap();
+    for _ in 0..3_000 {
+        let hold = held(&books, ask(secret, 1, 200)).await.unwrap();
+        books.release(hold.id).await.unwrap();
+    }
+    let journal = std::fs::metadata(path.with_extension("sqlite-wal")).unwrap().len();
+    assert!(journal < 64 << 20, "{journal} bytes");
+    agree(&books, "a").await;
 }
 
 /// Whoever reads the file learns no secret.

@@ -1,5 +1,6 @@
 //! A gateway's side: reads offers, seals orders, opens the frames of answers.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use assay_core::canonical::Canonical as _;
@@ -7,7 +8,7 @@ use assay_core::id::{NodeAddress, SealingKey};
 use assay_core::offer::SignedOffer;
 use assay_core::payment::Payment;
 
-use super::seal::{Frames, SALT_BYTES, STOP_BYTES, Sent, seal};
+use super::seal::{Exchanges, Frames, SALT_BYTES, STOP_BYTES, Sent};
 use super::{FRAME_BYTES_MAX, Frame, OFFER_JSON_BYTES_MAX, ORDER_S_MAX, RelayOrder, STOP, Work};
 use crate::server::now_s;
 use crate::traces;
@@ -97,6 +98,7 @@ impl RelayError {
 #[derive(Clone, Debug)]
 pub struct RelayClient {
     http: reqwest::Client,
+    exchanges: Arc<Exchanges>,
 }
 
 impl Default for RelayClient {
@@ -141,7 +143,8 @@ impl RelayClient {
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(CONNECT)
             .tcp_nodelay(true);
-        RelayClient { http: http.build().expect("TLS is installed before anything is sent") }
+        let http = http.build().expect("TLS is installed before anything is sent");
+        RelayClient { http, exchanges: Arc::default() }
     }
 
     /// A provider's offer, not yet verified.
@@ -169,11 +172,10 @@ impl RelayClient {
         let endpoint = to.endpoint.clone();
         let until_s = now_s().saturating_add(ORDER_S);
         let order = RelayOrder { id, until_s, request_id, payment, work };
-        let sealed = seal(to.provider, to.sealing_key, &order.to_canonical_bytes());
-        let (sealed, sent) = sealed.map_err(|_| RelayError::Malformed {
-            endpoint: endpoint.clone(),
-            reason: "its sealing key is no key".into(),
+        let exchange = self.exchanges.with(to.provider, to.sealing_key).map_err(|_| {
+            RelayError::Malformed { endpoint: endpoint.clone(), reason: "its sealing key is no key".into() }
         })?;
+        let (sealed, sent) = exchange.seal(&order.to_canonical_bytes());
         let mut post = self.http.post(format!("{endpoint}/v1/orders")).body(sealed);
         if let Some(parent) = traces::current().traceparent() {
             post = post.header(traces::TRACEPARENT, parent);

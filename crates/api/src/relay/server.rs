@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use assay_core::canonical::Canonical as _;
@@ -16,6 +17,8 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use futures_util::Stream;
+use futures_util::stream::poll_fn;
 use serde_json::json;
 use tokio::sync::mpsc;
 
@@ -218,23 +221,42 @@ async fn take<I: Inference>(State(relay): State<Shared<I>>, request: Request) ->
     let (wire, chunks) = mpsc::channel(FRAMES);
     let alive = relay.options.alive;
     let outcome = RelayOrder::from_canonical_bytes(&order);
-    // Owned by the answer: it ends when its last frame is sent, or when its reader is gone.
-    traces::current().spawn(async move {
+    // Owned by the answer's body: it ends when its last frame is sent, or when its reader is gone.
+    let telling = traces::current().within(async move {
         let mut teller = Teller { frames, wire, alive };
-        if teller.wire.send(Bytes::copy_from_slice(&salt)).await.is_err() {
-            return;
-        }
+        teller.say(Bytes::copy_from_slice(&salt)).await;
         let last = match outcome {
             Err(e) => Frame::Failed(Refusal::Invalid { param: "order".into(), message: e.to_string() }),
             Ok(order) => teller.answer(&relay, order, name, &measured).await,
         };
         teller.tell(&last).await;
     });
-    let body = Body::from_stream(futures_util::stream::unfold(chunks, |mut chunks| async {
-        chunks.recv().await.map(|chunk| (Ok::<_, Infallible>(chunk), chunks))
-    }));
+    let body = Body::from_stream(told(telling, chunks));
     let headers = [(header::CONTENT_TYPE, "application/octet-stream"), (header::CACHE_CONTROL, "no-store")];
     (headers, body).into_response()
+}
+
+/// What a telling says, while it is read. What is there at one moment goes in one piece, and the first with the response's head.
+fn told(
+    telling: impl Future<Output = ()> + Send + 'static,
+    mut chunks: mpsc::Receiver<Bytes>,
+) -> impl Stream<Item = Result<Bytes, Infallible>> + Send {
+    let mut telling = Some(Box::pin(telling));
+    poll_fn(move |context| {
+        if telling.as_mut().is_some_and(|telling| telling.as_mut().poll(context).is_ready()) {
+            telling = None;
+        }
+        let mut pieces = Vec::new();
+        while let Poll::Ready(Some(chunk)) = chunks.poll_recv(context) {
+            pieces.push(chunk);
+        }
+        match (pieces.as_mut_slice(), &telling) {
+            ([], Some(_)) => Poll::Pending,
+            ([], None) => Poll::Ready(None),
+            ([one], _) => Poll::Ready(Some(Ok(std::mem::take(one)))),
+            (many, _) => Poll::Ready(Some(Ok(many.concat().into()))),
+        }
+    })
 }
 
 /// Where an order is counted: with what the server counts that it came to, if it came to one.
@@ -258,6 +280,20 @@ impl Measured {
     }
 }
 
+/// Stops an answer of which something was told when its reader goes: who reads pays for what there is.
+struct Heard {
+    stop: Stop,
+    told: bool,
+}
+
+impl Drop for Heard {
+    fn drop(&mut self) {
+        if self.told {
+            self.stop.ask();
+        }
+    }
+}
+
 /// Writes one answer.
 struct Teller {
     frames: Frames,
@@ -266,26 +302,26 @@ struct Teller {
 }
 
 impl Teller {
-    /// Sends a frame. Whether somebody reads.
-    async fn tell(&mut self, frame: &Frame) -> bool {
+    /// Sends a frame.
+    async fn tell(&mut self, frame: &Frame) {
         let sealed = self.frames.seal(&frame.to_canonical_bytes());
         let length = u32::try_from(sealed.len()).expect("a frame has less than four gigabytes").to_be_bytes();
-        self.wire.send([length.as_slice(), &sealed].concat().into()).await.is_ok()
+        self.say([length.as_slice(), &sealed].concat().into()).await;
     }
 
-    /// Waits, and says meanwhile that the provider is there. Nothing if the reader is gone.
-    async fn patiently<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+    async fn say(&mut self, bytes: Bytes) {
+        // Whoever reads holds what tells it: with the reader, this goes too.
+        let _ = self.wire.send(bytes).await;
+    }
+
+    /// Waits, and says meanwhile that the provider is there.
+    async fn patiently<T>(&mut self, work: impl Future<Output = T>) -> T {
         let mut work = std::pin::pin!(work);
         loop {
-            let wire = self.wire.clone();
             tokio::select! {
-                done = &mut work => return Some(done),
-                () = wire.closed() => return None,
-                () = tokio::time::sleep(self.alive) => {
-                    if !self.tell(&Frame::Alive).await {
-                        return None;
-                    }
-                }
+                biased;
+                done = &mut work => return done,
+                () = tokio::time::sleep(self.alive) => self.tell(&Frame::Alive).await,
             }
         }
     }
@@ -301,7 +337,6 @@ impl Teller {
         if let Err(refusal) = relay.admit(&order, now_s()) {
             return measured.refused(refusal);
         }
-        let gone = || Frame::Failed(Refusal::Internal { message: "nobody reads the answer".into() });
         let request_id = order.request_id;
         let caller = Caller { payment: order.payment.map(Box::new), ..Caller::default() };
         match order.work {
@@ -309,8 +344,7 @@ impl Teller {
                 let meter = measured.meter(relay, request.model);
                 let order = EmbeddingOrder { request, request_id, caller };
                 match self.patiently(relay.inference.embed(order)).await {
-                    None => gone(),
-                    Some(Ok(record)) => {
+                    Ok(record) => {
                         if let Some(mut meter) = meter {
                             meter.finish(Finish::Stop);
                             let prompt_tokens = record.transcript.tokens();
@@ -318,7 +352,7 @@ impl Teller {
                         }
                         Frame::Embedded(Box::new(Arc::unwrap_or_clone(record)))
                     }
-                    Some(Err(refusal)) => {
+                    Err(refusal) => {
                         if let Some(mut meter) = meter {
                             meter.discard();
                         }
@@ -328,48 +362,44 @@ impl Teller {
             }
             Work::CountTokens { model, prompt } => {
                 match self.patiently(relay.inference.count_tokens(model, prompt)).await {
-                    None => gone(),
-                    Some(Ok(count)) => Frame::Counted(count),
-                    Some(Err(refusal)) => measured.refused(refusal),
+                    Ok(count) => Frame::Counted(count),
+                    Err(refusal) => measured.refused(refusal),
                 }
             }
             Work::Generate { request, nonce } => {
                 let model = request.model;
                 let order = Order { request, nonce, request_id, caller };
                 match self.patiently(relay.inference.generate(order)).await {
-                    None => gone(),
-                    Some(Err(refusal)) => measured.refused(refusal),
-                    Some(Ok(generation)) => {
+                    Err(refusal) => measured.refused(refusal),
+                    Ok(generation) => {
                         let meter = measured.meter(relay, model);
                         let _listed = relay.list(name, generation.stop.clone());
-                        self.generated(generation, meter).await.unwrap_or_else(gone)
+                        self.generated(generation, meter).await
                     }
                 }
             }
         }
     }
 
-    /// The last frame of an answer, after the others. Nothing if its reader is gone; who goes when something of it was told pays for what there is of it.
-    async fn generated(&mut self, mut generation: Generation, mut meter: Option<Meter>) -> Option<Frame> {
+    /// The last frame of an answer, after the others.
+    async fn generated(&mut self, mut generation: Generation, mut meter: Option<Meter>) -> Frame {
+        // Goes before what it stops: an answer that nobody reads and nobody stopped would be taken back.
+        let mut heard = Heard { stop: generation.stop.clone(), told: false };
         let (receipt_id, prompt_tokens) = (generation.receipt_id, generation.prompt_tokens);
-        let mut reads = self.tell(&Frame::Queued { receipt_id, prompt_tokens }).await;
-        let mut told = false;
-        while reads {
-            let Some(event) = self.patiently(generation.events.recv()).await else { break };
+        self.tell(&Frame::Queued { receipt_id, prompt_tokens }).await;
+        loop {
+            let event = self.patiently(generation.events.recv()).await;
             if let (Some(meter), Some(event)) = (&mut meter, &event) {
                 meter.see(event);
             }
             let frame = frame(event);
             if frame.is_last() {
-                return Some(frame);
+                heard.told = false;
+                return frame;
             }
-            reads = self.tell(&frame).await;
-            told |= reads;
+            self.tell(&frame).await;
+            heard.told = true;
         }
-        if told {
-            generation.stop.ask();
-        }
-        None
     }
 }
 

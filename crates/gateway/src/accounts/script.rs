@@ -13,6 +13,7 @@ pub(super) enum Value {
     Nothing,
     Text(String),
     Number(i64),
+    Bytes(Vec<u8>),
 }
 
 impl From<&str> for Value {
@@ -39,6 +40,7 @@ impl rusqlite::ToSql for Value {
             Value::Nothing => ValueRef::Null,
             Value::Text(text) => ValueRef::Text(text.as_bytes()),
             Value::Number(number) => ValueRef::Integer(*number),
+            Value::Bytes(bytes) => ValueRef::Blob(bytes),
         }))
     }
 }
@@ -54,6 +56,9 @@ impl Row {
                 AnyTypeInfoKind::Text => {
                     row.try_get::<Option<String>, _>(at)?.map_or(Value::Nothing, Value::Text)
                 }
+                AnyTypeInfoKind::Blob => {
+                    row.try_get::<Option<Vec<u8>>, _>(at)?.map_or(Value::Nothing, Value::Bytes)
+                }
                 AnyTypeInfoKind::Null => Value::Nothing,
                 _ => row.try_get::<Option<i64>, _>(at)?.map_or(Value::Nothing, Value::Number),
             })
@@ -66,6 +71,7 @@ impl Row {
             Ok(match row.get_ref(at)? {
                 ValueRef::Null => Value::Nothing,
                 ValueRef::Integer(number) => Value::Number(number),
+                ValueRef::Blob(bytes) => Value::Bytes(bytes.to_vec()),
                 _ => Value::Text(row.get(at)?),
             })
         };
@@ -83,8 +89,12 @@ impl Row {
         }
     }
 
-    pub(super) fn text_if_any(&self, at: usize) -> Result<Option<String>, AccountsError> {
-        if *self.get(at) == Value::Nothing { Ok(None) } else { self.text(at).map(Some) }
+    pub(super) fn bytes_if_any(&self, at: usize) -> Result<Option<Vec<u8>>, AccountsError> {
+        match self.get(at) {
+            Value::Nothing => Ok(None),
+            Value::Bytes(bytes) => Ok(Some(bytes.clone())),
+            _ => Err(AccountsError::Row { at }),
+        }
     }
 
     pub(super) fn number(&self, at: usize) -> Result<i64, AccountsError> {
@@ -152,6 +162,7 @@ pub(super) async fn run(
                 Value::Nothing => query.bind(None::<i64>),
                 Value::Text(text) => query.bind(text),
                 Value::Number(number) => query.bind(number),
+                Value::Bytes(bytes) => query.bind(bytes),
             });
         let rows = query.fetch_all(&mut **connection).await?;
         all.push(rows.iter().map(Row::of).collect::<Result<_, _>>()?);
@@ -159,21 +170,17 @@ pub(super) async fn run(
     Ok(all)
 }
 
-/// The same on SQLite, by the thread that calls.
+/// Runs one on SQLite, by the thread that calls. Its rows.
 pub(super) fn run_here(
     connection: &rusqlite::Connection,
-    statements: Vec<Statement>,
-) -> Result<Vec<Vec<Row>>, AccountsError> {
-    let mut all = Vec::with_capacity(statements.len());
-    for Statement { sql, values } in statements {
-        let mut prepared = connection.prepare_cached(&sql)?;
-        let columns = prepared.column_count();
-        let mut found = prepared.query(rusqlite::params_from_iter(&values))?;
-        let mut rows = Vec::new();
-        while let Some(row) = found.next()? {
-            rows.push(Row::here(row, columns)?);
-        }
-        all.push(rows);
+    Statement { sql, values }: Statement,
+) -> Result<Vec<Row>, AccountsError> {
+    let mut prepared = connection.prepare_cached(&sql)?;
+    let columns = prepared.column_count();
+    let mut found = prepared.query(rusqlite::params_from_iter(&values))?;
+    let mut rows = Vec::new();
+    while let Some(row) = found.next()? {
+        rows.push(Row::here(row, columns)?);
     }
-    Ok(all)
+    Ok(rows)
 }

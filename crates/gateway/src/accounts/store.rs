@@ -31,6 +31,8 @@ const CALLERS: &str = include_str!("../../migrations/0002_callers.sql");
 const LEAN_SQLITE: &str = include_str!("../../migrations/0003_sqlite.sql");
 const LEAN_POSTGRES: &str = include_str!("../../migrations/0003_postgres.sql");
 const TOLD: &str = include_str!("../../migrations/0004_told.sql");
+const BYTES_SQLITE: &str = include_str!("../../migrations/0005_sqlite.sql");
+const BYTES_POSTGRES: &str = include_str!("../../migrations/0005_postgres.sql");
 /// How SQLite is used, by whoever opens it. A checkpoint writes each page once, however often it changed: pages of holds change with every request.
 const SQLITE_PRAGMAS: [(&str, &str); 5] = [
     ("busy_timeout", "10000"),
@@ -39,8 +41,8 @@ const SQLITE_PRAGMAS: [(&str, &str); 5] = [
     ("temp_store", "MEMORY"),
     ("wal_autocheckpoint", "8000"),
 ];
-/// Statements that SQLite keeps prepared. They differ in how many requests they are for.
-const PREPARED_MAX: usize = 256;
+/// Statements that SQLite keeps prepared: all that requests need.
+const PREPARED_MAX: usize = 64;
 /// Connections that readers and writers share.
 const CONNECTIONS_MAX: u32 = 16;
 /// How long a connection to a file is waited for. Where the disk is full there is none, and requests must hear of it.
@@ -104,11 +106,17 @@ impl Store {
             Engine::Postgres => options,
         };
         let pool = options.connect(&url).await?;
-        let lean = match engine {
-            Engine::Sqlite => LEAN_SQLITE,
-            Engine::Postgres => LEAN_POSTGRES,
+        let (lean, bytes) = match engine {
+            Engine::Sqlite => (LEAN_SQLITE, BYTES_SQLITE),
+            Engine::Postgres => (LEAN_POSTGRES, BYTES_POSTGRES),
         };
-        let tables = [(1, "accounts", TABLES), (2, "callers", CALLERS), (3, "lean", lean), (4, "told", TOLD)];
+        let tables = [
+            (1, "accounts", TABLES),
+            (2, "callers", CALLERS),
+            (3, "lean", lean),
+            (4, "told", TOLD),
+            (5, "bytes", bytes),
+        ];
         let tables = tables.map(|(number, name, sql)| {
             Migration::new(number, name.into(), MigrationType::Simple, sql.into_sql_str(), false)
         });
@@ -245,12 +253,13 @@ impl Store {
         }
     }
 
-    /// A connection to SQLite for the thread that writes.
+    /// A connection to SQLite that writes what requests do. Whoever uses it makes the checkpoints.
     pub(super) fn here(&self) -> Result<Connection, AccountsError> {
         let connection = Connection::open(&self.file)?;
         for (pragma, value) in SQLITE_PRAGMAS {
             connection.pragma_update(None, pragma, value)?;
         }
+        connection.pragma_update(None, "wal_autocheckpoint", 0)?;
         connection.set_prepared_statement_cache_capacity(PREPARED_MAX);
         Ok(connection)
     }
@@ -349,6 +358,9 @@ fn columns(limits: Limits) -> [Option<i64>; 3] {
 pub(super) const KEY_COLUMNS: &str =
     "id, account, name, hint, created_ms, revoked_ms, per_minute, at_once, per_day";
 pub(super) const KEY_COLUMNS_COUNT: usize = 9;
+
+/// The same, and what says whose it is and what it has used.
+pub(super) const KEY_STATE_COLUMNS: &str = "id, account, name, hint, created_ms, revoked_ms, per_minute, at_once, per_day, secret_hash, due_ms, day, day_spent";
 
 pub(super) fn key_of(row: &Row) -> Result<Key, AccountsError> {
     let narrow = |column| {

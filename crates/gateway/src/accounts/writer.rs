@@ -1,15 +1,16 @@
 //! Who writes while requests run. All that waits is taken into one transaction, so that concurrent requests share it.
 //!
-//! SQLite has a thread, which does everything for a batch by itself: to hand each statement to a thread and to wait for each row of it costs more changes of
-//! threads than the statements' own time. Postgres has tasks.
+//! SQLite's transactions are done by one thread at a time. Whoever finds nobody else at it does its own, at once; what comes meanwhile is done together, by
+//! a thread for it: to hand a deed to another thread and to wait costs more than the transaction of one request. Postgres has tasks.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as SyncMutex, PoisonError};
 
 use tokio::sync::{Mutex, mpsc, oneshot};
 
 use super::AccountsError;
 use super::batch::{Asked, Deed, Outcome};
-use super::script::{run, run_here};
+use super::script::run;
+use super::sqlite::{Patience, Sqlite};
 use super::store::{Engine, Store};
 
 /// Requests that may wait to be written.
@@ -21,34 +22,84 @@ const WRITERS: usize = 4;
 
 /// Something to write, and who waits for it.
 #[derive(Debug)]
-pub(super) struct Work {
-    pub(super) deed: Deed,
-    pub(super) done: oneshot::Sender<Result<Outcome, AccountsError>>,
+struct Work {
+    deed: Deed,
+    done: oneshot::Sender<Result<Outcome, AccountsError>>,
 }
 
-/// Starts them. They end when nobody can hand them work any more.
-pub(super) fn start(store: Store) -> Result<mpsc::Sender<Work>, AccountsError> {
-    let (work, mut waiting) = mpsc::channel(WAITING_MAX);
-    match store.engine() {
-        Engine::Sqlite => {
-            let mut connection = Some(store.here()?);
-            let thread = std::thread::Builder::new().name("books".into());
-            thread.spawn(move || {
-                let mut batch = Vec::new();
-                while waiting.blocking_recv_many(&mut batch, BATCH_MAX) > 0 {
-                    let (deeds, waiting) = split(&mut batch);
-                    tell(write_here(&store, &mut connection, &deeds), waiting);
-                }
-            })?;
-        }
-        Engine::Postgres => {
-            let waiting = Arc::new(Mutex::new(waiting));
-            for _ in 0..WRITERS {
-                tokio::spawn(write(store.clone(), Arc::clone(&waiting)));
+/// Where deeds are handed in. Thread or tasks end when the last clone is gone.
+#[derive(Clone)]
+pub(super) struct Writer {
+    work: mpsc::Sender<Work>,
+    here: Option<Arc<SyncMutex<Sqlite>>>,
+}
+
+impl std::fmt::Debug for Writer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writer").finish_non_exhaustive()
+    }
+}
+
+impl Writer {
+    /// Starts thread or tasks.
+    pub(super) fn start(store: Store) -> Result<Writer, AccountsError> {
+        let (work, waiting) = mpsc::channel(WAITING_MAX);
+        let here = match store.engine() {
+            Engine::Sqlite => {
+                let sqlite = Arc::new(SyncMutex::new(Sqlite::open(store)?));
+                let thread = std::thread::Builder::new().name("books".into());
+                let here = Arc::clone(&sqlite);
+                thread.spawn(move || write_here(&here, waiting))?;
+                Some(sqlite)
             }
+            Engine::Postgres => {
+                let waiting = Arc::new(Mutex::new(waiting));
+                for _ in 0..WRITERS {
+                    tokio::spawn(write(store.clone(), Arc::clone(&waiting)));
+                }
+                None
+            }
+        };
+        Ok(Writer { work, here })
+    }
+
+    /// Does a deed, durably.
+    pub(super) async fn hand(&self, deed: Deed) -> Result<Outcome, AccountsError> {
+        if let Some(done) = self.at_once(&deed) {
+            return done;
+        }
+        let (done, told) = oneshot::channel();
+        self.work.send(Work { deed, done }).await.map_err(|_| AccountsError::Closed)?;
+        told.await.map_err(|_| AccountsError::Closed)?
+    }
+
+    /// Does a deed here and now, if nobody else is at it or waits.
+    fn at_once(&self, deed: &Deed) -> Option<Result<Outcome, AccountsError>> {
+        let here = self.here.as_ref()?;
+        if self.work.capacity() < WAITING_MAX {
+            return None;
+        }
+        let mut sqlite = here.try_lock().ok()?;
+        if sqlite.is_due() {
+            return None;
+        }
+        let outcomes = sqlite.write(std::slice::from_ref(deed), Patience::None)?;
+        Some(outcomes.and_then(|outcomes| outcomes.into_iter().next().ok_or(AccountsError::Closed)))
+    }
+}
+
+/// Does what waits, until nobody can hand anything in any more.
+fn write_here(here: &SyncMutex<Sqlite>, mut waiting: mpsc::Receiver<Work>) {
+    let mut batch = Vec::new();
+    while waiting.blocking_recv_many(&mut batch, BATCH_MAX) > 0 {
+        let (deeds, waiting) = split(&mut batch);
+        let mut sqlite = here.lock().unwrap_or_else(PoisonError::into_inner);
+        let written = sqlite.write(&deeds, Patience::Some);
+        tell(written.unwrap_or(Err(AccountsError::Closed)), waiting);
+        if sqlite.is_due() {
+            sqlite.checkpoint();
         }
     }
-    Ok(work)
 }
 
 type Waiting = Vec<oneshot::Sender<Result<Outcome, AccountsError>>>;
@@ -71,23 +122,6 @@ fn tell(written: Result<Vec<Outcome>, AccountsError>, waiting: Waiting) {
     }
 }
 
-/// Reads, decides and writes in one transaction. If it fails nothing of it has happened, and what was begun ends with the connection.
-fn write_here(
-    store: &Store,
-    connection: &mut Option<rusqlite::Connection>,
-    deeds: &[Deed],
-) -> Result<Vec<Outcome>, AccountsError> {
-    let held = match connection.take() {
-        Some(held) => held,
-        None => store.here()?,
-    };
-    let (asked, statements) = Asked::of(Engine::Sqlite, deeds);
-    let (outcomes, statements) = asked.decide(run_here(&held, statements)?)?;
-    run_here(&held, statements)?;
-    *connection = Some(held);
-    Ok(outcomes)
-}
-
 async fn write(store: Store, waiting: Arc<Mutex<mpsc::Receiver<Work>>>) {
     let mut connection = None;
     loop {
@@ -102,7 +136,7 @@ async fn write(store: Store, waiting: Arc<Mutex<mpsc::Receiver<Work>>>) {
                 None => store.connection().await?,
             };
             let written = async {
-                let (asked, statements) = Asked::of(Engine::Postgres, &deeds);
+                let (asked, statements) = Asked::of(&deeds);
                 let (outcomes, statements) = asked.decide(run(&mut held, statements).await?)?;
                 run(&mut held, statements).await?;
                 Ok(outcomes)

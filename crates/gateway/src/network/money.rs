@@ -9,6 +9,7 @@ use assay_core::keccak::keccak256;
 use assay_core::price::Price;
 use assay_core::receipt::SignedReceipt;
 use assay_core::request::{Prompt, Request};
+use futures_util::FutureExt as _;
 
 use crate::accounts::{
     self, Accounts, AccountsError, Answered, Ask, Attempt, HoldId, KeyName, MicroUsd, Refused, RequestKey,
@@ -182,7 +183,7 @@ impl Purse {
         };
         // A client that leaves meanwhile ends its request's future, but what was set aside for it goes back.
         let accounts = accounts.clone();
-        let opened = tokio::spawn(async move {
+        let opening = async move {
             Ok(match accounts.reserve(ask).await? {
                 accounts::Reserved::Held(hold) => {
                     Opened::Purse(Purse::Hold(Held { accounts, hold: Some(hold.id) }))
@@ -196,8 +197,15 @@ impl Purse {
                 }
             }
             .into())
-        });
-        let opened = opened.await.map_err(|e| Refusal::Internal { message: e.to_string() })?;
+        };
+        let mut opening = Box::pin(opening);
+        let opened = match (&mut opening).now_or_never() {
+            Some(opened) => opened,
+            None => {
+                let opened = tokio::spawn(opening).await;
+                opened.map_err(|e| Refusal::Internal { message: e.to_string() })?
+            }
+        };
         let none = || Refusal::Internal { message: "the books name a receipt that is none".into() };
         opened.map_err(refusal)?.ok_or_else(none)
     }
