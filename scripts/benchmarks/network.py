@@ -52,6 +52,7 @@ PARTS = ["gateway", "replay", "faults", "verification"]
 CONNECTIONS = [1, 32, 256]
 # Requests a second of all connections together, where waiting is measured.
 PACE = 50
+BUSY_PACE = 400
 LITELLM = "litellm[proxy]==1.79.3"
 KILL_EVERY_S = 30
 BACK_AFTER_S = 5
@@ -193,7 +194,8 @@ def gateway_part(args, folder):
                     order = order[number % len(order):] + order[: number % len(order)]
                     fast = {side: ask(sides[side], key, connections, args.seconds) for side in order}
                     paced = {side: ask(sides[side], key, connections, args.seconds, PACE) for side in order}
-                    rounds[connections].append((fast, paced))
+                    busy = {side: ask(sides[side], key, connections, args.seconds, BUSY_PACE) for side in order if side != "litellm"}
+                    rounds[connections].append((fast, paced, busy))
                     line = ", ".join(f"{s} {paced[s]['p50_us']} us, {fast[s]['per_second']:.0f}/s" for s in sides)
                     say(f"round {number + 1}, {connections} connections: {line}")
     finally:
@@ -209,12 +211,17 @@ def gateway_part(args, folder):
                 "p50_added_ms": middle(lambda r: r[1][side]["p50_us"] - r[1]["provider"]["p50_us"]) / 1000,
                 "per_second": middle(lambda r: r[0][side]["per_second"]),
                 "fast_p50_ms": middle(lambda r: r[0][side]["p50_us"]) / 1000,
-                "failed": sum(half[side]["failed"] for r in all_rounds for half in r),
+                "failed": sum(third[side]["failed"] for r in all_rounds for third in r if side in third),
             }
             for side in ["provider", "gateway", "nginx", "litellm"]
         }
+        for side in ["provider", "gateway", "nginx"]:
+            by[str(connections)][side] |= {
+                "busy_p50_ms": middle(lambda r: r[2][side]["p50_us"]) / 1000,
+                "busy_p50_added_ms": middle(lambda r: r[2][side]["p50_us"] - r[2]["provider"]["p50_us"]) / 1000,
+            }
         by[str(connections)]["over_litellm"] = middle(lambda r: r[0]["gateway"]["per_second"] / r[0]["litellm"]["per_second"])
-    return {"rounds": args.rounds, "seconds": args.seconds, "pace": PACE, "litellm": LITELLM, "connections": by}
+    return {"rounds": args.rounds, "seconds": args.seconds, "pace": PACE, "busy_pace": BUSY_PACE, "litellm": LITELLM, "connections": by}
 
 
 # Replay
@@ -421,19 +428,21 @@ def report(out, found):
             f"Medians of {it['rounds']} rounds of {it['seconds']} s; one provider that answers at once. The gateway checks a signature, seals and opens, and writes "
             f"the books, with the answer in them, for every request; nginx and LiteLLM ({it['litellm']}) pass bytes on. Clients, proxies and provider share the machine. Times are those "
             f"of {it['pace']} requests a second, evenly over the connections; requests/s are those of clients that ask as fast as they are answered.", "",
-            "| connections | | p50 | p95 | p99 | added at p50 | requests/s | failed |", "|---|---|---|---|---|---|---|---|",
+            "| connections | | p50 | p95 | p99 | added at p50 | requests/s | added at p50 of "
+            f"{it['busy_pace']} a second | failed |", "|---|---|---|---|---|---|---|---|---|",
         ]
         for connections, sides in it["connections"].items():
             for side in ["provider", "nginx", "gateway", "litellm"]:
                 s = sides[side]
                 lines.append(
                     f"| {connections} | {side} | {s['p50_ms']:.2f} ms | {s['p95_ms']:.2f} ms | {s['p99_ms']:.2f} ms | "
-                    f"{s['p50_added_ms']:.2f} ms | {s['per_second']:.0f} | {s['failed']} |"
+                    f"{s['p50_added_ms']:.2f} ms | {s['per_second']:.0f} | "
+                    + (f"{s['busy_p50_added_ms']:.2f} ms" if "busy_p50_added_ms" in s else "not reached") + f" | {s['failed']} |"
                 )
         one = {side: s["fast_p50_ms"] for side, s in next(iter(it["connections"].values())).items() if side != "over_litellm"}
         added = ", ".join(f"{side} {ms - one['provider']:.2f} ms" for side, ms in one.items() if side != "provider")
         lines += ["", f"One connection that asks as fast as it is answered has its answer after {one['provider']:.2f} ms at p50, and what is in between adds: {added}. "
-                  f"{it['pace']} requests a second leave processors idle in between, and their caches cold."]
+                  f"{it['pace']} requests a second leave processors idle in between, and their caches cold; LiteLLM answers not many more."]
         lines += ["", "Requests a second over LiteLLM's: " + ", ".join(
             f"{s['over_litellm']:.1f} with {c}" for c, s in it["connections"].items()) + " connections.", ""]
     if it := found["parts"].get("replay"):
@@ -481,6 +490,7 @@ def report(out, found):
         summary["completion_rate"] = it["completion_rate"]
     if it := parts.get("gateway"):
         summary["gateway_p50_added_ms"] = {c: s["gateway"]["p50_added_ms"] for c, s in it["connections"].items()}
+        summary["gateway_p50_added_ms_busy"] = {c: s["gateway"]["busy_p50_added_ms"] for c, s in it["connections"].items()}
         summary["requests_per_s_over_litellm"] = {c: s["over_litellm"] for c, s in it["connections"].items()}
     if it := parts.get("faults"):
         summary["profit_by_fault"] = {kind: f["profit"] for kind, f in it["by_fault"].items()}
