@@ -366,9 +366,9 @@ def devnet(home, *options):
 
 def faults_part(args, folder):
     seconds = args.epochs * args.epoch_seconds
-    kinds = ["cheap-model", "hidden-cheat", "slow", "crash", "silent-auditor", "lost-bytes"]
+    kinds = ["cheap-model", "hidden-cheat", "four-bit-weights", "other-temperature", "swapped-token", "slow", "crash", "silent-auditor", "lost-bytes"]
     options = [option for kind in kinds for option in ("--fault", f"{kind}:1")]
-    providers = 7
+    providers = 10
     sizes = ["--providers", providers, "--auditors", 4, "--hosts", 3, "--epoch", args.epoch_seconds, "--audit-rate", 10, "--load", args.load]
     found = devnet(folder, *sizes, *options, "--for", seconds, "--quiet-for", 120)
     gained = lambda line: line["profit"] / 1e6

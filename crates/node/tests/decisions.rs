@@ -284,7 +284,18 @@ fn what_does_not_stand_is_disputed_as_far_as_bonds_go() {
     let wrong = WorkView { wrong: vec![5, 6, 7], ..done() };
     let mut v = audits(Phase::Objecting, MemberPhase::Revealed, wrong);
     v.vault = 45;
-    assert_eq!(auditor::due(&v), [Duty::Open(ID, 5), Duty::Open(ID, 6)]);
+    let others =
+        [7, 8].map(|epoch| auditor::BatchView { id: BatchId { epoch, ..ID }, ..v.batches[0].clone() });
+    v.batches.extend(others);
+    let opens: Vec<u64> = auditor::due(&v)
+        .into_iter()
+        .filter_map(|duty| match duty {
+            Duty::Open(id, 5) => Some(id.epoch),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(opens, [9, 7], "one of each batch");
+    v.batches.truncate(1);
     v.accusations = vec![
         AccusationView { id: B256::repeat_byte(1), until: NOW, stated_is_own: true },
         AccusationView { id: B256::repeat_byte(2), until: NOW, stated_is_own: false },
@@ -299,6 +310,24 @@ fn what_does_not_stand_is_disputed_as_far_as_bonds_go() {
     v.batches[0].struck = false;
     v.batches[0].phase = Phase::Final;
     assert_eq!(auditor::due(&v), [Duty::Collect(ID, 1)], "objections are over");
+}
+
+/// A cheat with many receipts would have all an auditor's bonds, and others would go free.
+#[test]
+fn a_batch_that_is_disputed_is_disputed_again_when_that_is_over_and_nobody_was_struck() {
+    use auditor::Duty;
+    let wrong = WorkView { wrong: vec![6, 7], disputed: 1, ..done() };
+    let mut v = audits(Phase::Objecting, MemberPhase::Revealed, wrong);
+    let (until, challenger) = (NOW + 1, Address::repeat_byte(7));
+    let id = DisputeId { name: B256::repeat_byte(5), challenger, defender: ID.provider };
+    let dispute = |standing| DisputeView { id, party: Party::Challenger, standing };
+    v.disputes = vec![dispute(Standing::Turn { of: Party::Defender, until })];
+    assert_eq!(auditor::due(&v), []);
+    v.disputes = vec![dispute(Standing::Over { winner: Party::Defender })];
+    assert_eq!(auditor::due(&v), [Duty::Open(ID, 6)]);
+    v.batches[0].work.disputed = 0;
+    v.disputes = vec![dispute(Standing::Turn { of: Party::Defender, until })];
+    assert_eq!(auditor::due(&v), [Duty::Open(ID, 6)], "a batch without a dispute is not held by another's");
 }
 
 #[test]

@@ -174,6 +174,7 @@ impl Audit {
             refused: self.refusals(),
             lacking: 0,
             wrong: wrong.collect(),
+            disputed: self.work.disputed.len(),
             demanded: self.work.demanded.len(),
         }
     }

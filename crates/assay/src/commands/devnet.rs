@@ -2,7 +2,9 @@
 
 mod apart;
 mod chaos;
+mod falsified;
 mod fault;
+mod liar;
 mod load;
 mod member;
 mod network;
@@ -17,10 +19,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use assay_core::price::Price;
+use assay_ledger::contracts::node_address;
 use clap::{Args, Subcommand};
 
 use self::chaos::Chaos;
-use self::fault::Fault;
+use self::fault::{Fault, Kind};
+use self::liar::Liar;
 use self::network::{Network, State};
 use self::report::Found;
 use super::ledger::connection::block_on;
@@ -43,6 +47,8 @@ enum Command {
     Up(Up),
     /// Say what everyone gained and lost, and who was found out.
     Report(Report),
+    #[command(hide = true)]
+    Liar(Liar),
 }
 
 #[derive(Args)]
@@ -56,10 +62,13 @@ struct Up {
     /// Who keeps models.
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=64))]
     hosts: u8,
-    /// What is wrong with whom. cheap-model:N, of N providers half of the model's layers do nothing; hidden-cheat:N, likewise, and they show auditors
-    /// only what the ledger makes them show; slow:N, N are reached over a slow line;
-    /// drop:P, a share P of all connections to providers breaks; crash:N, N are killed every half minute and started again;
-    /// silent-auditor:N, N auditors take seats and do nothing; lost-bytes:N, N hosts lose what they keep. May be given several times.
+    /// What is wrong with whom; may be given several times. Providers that cheat: cheap-model:N, half of the model's layers do nothing; hidden-cheat:N, likewise,
+    /// and they show auditors only what the ledger makes them show; four-bit-weights:N, wrong-rotary-table:N, forged-head:N, the model is another one;
+    /// other-temperature:N, other-seed:N, swapped-token:N, tokens are not those that were drawn; left-out-receipt:N, likewise, and another receipt is posted
+    /// in place of the client's; hidden-system-prompt:N, the model reads more than was said;
+    /// early-stop:N, answers end too soon. Others: slow:N are reached over a slow line; crash:N are killed every half minute and started again;
+    /// drop:P, a share P of all connections to providers breaks. silent-auditor:N take seats and do nothing; false-challenge:N, auditors execute another model
+    /// and dispute what is right. lost-bytes:N, hosts lose what they keep. Where providers cheat, the clients of --load execute their answers again.
     #[arg(long = "fault", value_name = "KIND:HOWMANY")]
     faults: Vec<Fault>,
     /// Seconds of an epoch. Windows of audits and disputes are as long, or follow from it.
@@ -112,6 +121,7 @@ impl Devnet {
                 let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
                 runtime.block_on(up.run(home))
             }
+            Command::Liar(liar) => liar.run(home),
             Command::Report(report) => {
                 block_on(async {
                     let state = State::read(&folder(home))?;
@@ -159,9 +169,11 @@ impl Up {
         }
         println!("metrics: prometheus --config.file={}", network::scraped(&folder).display());
         let asked = load::Asked::default();
+        let cheats = network.state.members.iter().any(|m| m.fault.is_some_and(Kind::cheats));
+        let check = cheats.then(load::Check::new).transpose()?;
         let mut chaos = self.chaos.map(Chaos::new);
         let used = network.used();
-        let asking = load::run(load::Clients::of(&network.state), self.load, asked.clone());
+        let asking = load::run(load::Clients::of(&network.state, check), self.load, asked.clone());
         let over = async {
             match self.seconds {
                 Some(seconds) => tokio::time::sleep(Duration::from_secs(seconds)).await,
@@ -196,6 +208,10 @@ impl Up {
         let mut found = found?;
         found.requests = Some(asked.now());
         found.chaos = suffered.transpose()?;
+        let refuted = asked.now().refuted;
+        for line in &mut found.lines {
+            line.refuted = refuted.get(&node_address(line.account).to_string()).copied().unwrap_or_default();
+        }
         for (line, (before, after)) in found.lines.iter_mut().zip(used.into_iter().zip(used_since)) {
             line.processor_s = Some(after.saturating_sub(before).as_secs_f64());
         }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
-use assay_api::Inference as _;
-use assay_api::{FileOptions, ServerOptions, serve_with_files};
+use assay_api::relay::Relay;
+use assay_api::{FileOptions, Inference, ServerOptions, serve_with_files};
 use assay_core::id::ModelRoot;
 use assay_core::price::Price;
 use assay_engine::artifact::Artifact;
@@ -34,6 +34,10 @@ mod settlement;
 
 use early::Early;
 
+/// Makes what serves gateways of a provider.
+type Relayed<I> = fn(&Arc<Provider>) -> Relay<I>;
+/// Nothing serves them in place of the provider.
+const HONEST: Option<Relayed<Provider>> = None;
 /// Port of a node: 127.0.0.1:11711.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:11711";
 
@@ -64,8 +68,9 @@ pub struct Serve {
     server: Server,
 }
 
+/// A provider and what it serves by.
 #[derive(Args)]
-struct Server {
+pub struct Server {
     /// Address and port to listen on.
     #[arg(long, env = "ASSAY_LISTEN", default_value = DEFAULT_LISTEN, value_name = "ADDR:PORT")]
     listen: SocketAddr,
@@ -154,7 +159,7 @@ impl Up {
             ledger: self.server.ledger.clone(),
             key: self.key,
         });
-        self.server.run(home, models, early)
+        self.server.run(home, models, early, HONEST)
     }
 }
 
@@ -167,7 +172,7 @@ impl Serve {
                 models.push(model);
             }
         }
-        self.server.run(home, models, None)
+        self.server.run(home, models, None, HONEST)
     }
 }
 
@@ -181,7 +186,14 @@ impl Server {
         }
     }
 
-    fn run(self, home: &Home, models: Vec<Arc<Artifact>>, early: Option<Early>) -> Result<()> {
+    /// Serves until it is told to stop; gateways by `instead`, where there is one.
+    pub fn run<I: Inference>(
+        self,
+        home: &Home,
+        models: Vec<Arc<Artifact>>,
+        early: Option<Early>,
+        instead: Option<impl FnOnce(&Arc<Provider>) -> Relay<I>>,
+    ) -> Result<()> {
         let _held = home.hold(Daemon::Provider)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         runtime.block_on(async {
@@ -217,11 +229,15 @@ impl Server {
                     Some(settlement::settlement(home, ledger, key, store, &roots, None).await?)
                 }
             };
-            let relay = match &settlement {
+            let relay = match instead {
                 None => provider.relay(),
+                Some(instead) => instead(&provider).routes(),
+            };
+            let relay = match &settlement {
+                None => relay,
                 Some(settlement) => {
                     provider.show(settlement.metrics());
-                    provider.relay().merge(settlement.routes())
+                    relay.merge(settlement.routes())
                 }
             };
             // `assay verify` finds the node of its data directory by this file; a stale one only costs it an attempt.

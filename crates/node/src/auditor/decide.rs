@@ -8,6 +8,7 @@ use assay_ledger::docket::{DemandId, DemandKind, DisputeId};
 use assay_ledger::ledger::Phase;
 use assay_verify::dispute::Party;
 
+use crate::disputes::Standing;
 use crate::settlement::{DisputeView, Duty as Common, beacon, in_dispute};
 
 /// What part of the time for commitments is kept for what was refused: from then on an auditor commits to what it has.
@@ -147,6 +148,8 @@ pub struct WorkView {
     pub lacking: usize,
     /// Receipts that do not stand, and could be disputed.
     pub wrong: Vec<u64>,
+    /// Receipts that were disputed.
+    pub disputed: usize,
     /// Demands that were made for this batch, open or over.
     pub demanded: usize,
 }
@@ -245,8 +248,8 @@ pub fn due(view: &View) -> Vec<Duty> {
             duties.extend(of(MemberPhase::None).map(|m| Duty::Commit(batch.id, m.member)));
         }
         let open = matches!(batch.phase, Phase::Committing | Phase::Revealing | Phase::Objecting);
-        if open && !batch.struck {
-            let wrong = batch.work.wrong.iter().filter(|_| afford(view.bonds.dispute));
+        if open && !batch.struck && (batch.work.disputed == 0 || !disputes(view, batch.id.provider)) {
+            let wrong = batch.work.wrong.first().filter(|_| afford(view.bonds.dispute));
             duties.extend(wrong.map(|sequence| Duty::Open(batch.id, *sequence)));
         }
     }
@@ -279,6 +282,13 @@ pub fn due(view: &View) -> Vec<Duty> {
     }
     duties.extend(seats(&view.seats));
     duties
+}
+
+/// Whether a dispute with a provider is under way. One that is won takes its whole stake and gives back all its open fees, and holds the batch meanwhile: a second one of the
+/// batch would win nothing more, and its bond is wanted for other cheats.
+fn disputes(view: &View, provider: Address) -> bool {
+    let of = |dispute: &&DisputeView| dispute.party == Party::Challenger && dispute.id.defender == provider;
+    view.disputes.iter().filter(of).any(|dispute| matches!(dispute.standing, Standing::Turn { .. }))
 }
 
 /// Whether there is something to fetch or execute, and time to commit to it.

@@ -242,6 +242,7 @@ fn work_view(audit: &Audit) -> WorkView {
         refused: audit.refusals(),
         lacking: audit.lacking.len(),
         wrong: wrong.collect(),
+        disputed: audit.work.disputed.len(),
         demanded: audit.work.demanded.len(),
     }
 }

@@ -1,50 +1,101 @@
 //! What can be wrong with a member of the network.
 
 use std::str::FromStr;
-use std::sync::Arc;
 
-use assay_engine::artifact::Artifact;
-use assay_engine::constants::Constants as _;
-use assay_engine::matrix::BIAS;
-use assay_engine::program::Op;
-use assay_engine::program::layers::Layers;
 use serde::{Deserialize, Serialize};
 
-/// One kind.
+use super::network::Part;
+
+/// One kind. Those that [attacks.md](../../../../../docs/attacks.md) knows have its names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
-    /// A provider that executes another model than its receipts name.
+    /// A provider whose model lacks its last layers.
     CheapModel,
     /// One that, besides, answers no auditor, and shows only what the ledger makes it show.
     HiddenCheat,
+    /// One whose weights have four bits.
+    FourBitWeights,
+    /// One that turns later positions the wrong way.
+    WrongRotaryTable,
+    /// One that leaves out a head's attention.
+    ForgedHead,
+    /// One that says more to the model than its client did.
+    HiddenSystemPrompt,
+    /// One that ends answers where no rule ends them.
+    EarlyStop,
+    /// One that draws tokens at another temperature.
+    OtherTemperature,
+    /// One that draws them by another seed.
+    OtherSeed,
+    /// One that signs another token than it has drawn.
+    SwappedToken,
+    /// One that draws them by another seed, and posts a receipt of a request that nobody made in place of the one that it gave.
+    LeftOutReceipt,
     /// A provider at the end of a slow line.
     Slow,
     /// A provider that is killed and started again.
     Crash,
     /// An auditor that takes seats and does nothing.
     SilentAuditor,
+    /// An auditor that executes another model, commits to digests of that, and disputes what is right.
+    FalseChallenge,
     /// A host that loses what it keeps.
     LostBytes,
 }
 
 impl Kind {
-    const ALL: [(&'static str, Kind); 6] = [
+    const ALL: [(&'static str, Kind); 16] = [
         ("cheap-model", Kind::CheapModel),
         ("hidden-cheat", Kind::HiddenCheat),
+        ("four-bit-weights", Kind::FourBitWeights),
+        ("wrong-rotary-table", Kind::WrongRotaryTable),
+        ("forged-head", Kind::ForgedHead),
+        ("hidden-system-prompt", Kind::HiddenSystemPrompt),
+        ("early-stop", Kind::EarlyStop),
+        ("other-temperature", Kind::OtherTemperature),
+        ("other-seed", Kind::OtherSeed),
+        ("swapped-token", Kind::SwappedToken),
+        ("left-out-receipt", Kind::LeftOutReceipt),
         ("slow", Kind::Slow),
         ("crash", Kind::Crash),
         ("silent-auditor", Kind::SilentAuditor),
+        ("false-challenge", Kind::FalseChallenge),
         ("lost-bytes", Kind::LostBytes),
     ];
 
-    /// Whether it executes another model than its receipts name.
+    /// Whose fault it is.
+    pub fn part(self) -> Part {
+        match self {
+            Kind::SilentAuditor | Kind::FalseChallenge => Part::Auditor,
+            Kind::LostBytes => Part::Host,
+            _ => Part::Provider,
+        }
+    }
+
+    /// Whether it is a provider whose answers are not what their receipts say.
     pub fn cheats(self) -> bool {
-        matches!(self, Kind::CheapModel | Kind::HiddenCheat)
+        self.part() == Part::Provider && !matches!(self, Kind::Slow | Kind::Crash)
+    }
+
+    /// Whether its process lies about what the engine did.
+    pub fn lies(self) -> bool {
+        use Kind::{LeftOutReceipt, OtherSeed, OtherTemperature, SwappedToken};
+        matches!(self, OtherTemperature | OtherSeed | SwappedToken | LeftOutReceipt)
     }
 
     pub fn name(self) -> &'static str {
         Kind::ALL.iter().find(|(_, kind)| *kind == self).map_or("", |(name, _)| name)
+    }
+}
+
+impl FromStr for Kind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Kind, String> {
+        let found = Kind::ALL.into_iter().find(|(name, _)| *name == text);
+        let known = || Kind::ALL.map(|(name, _)| name).join(", ");
+        found.map(|(_, kind)| kind).ok_or_else(|| format!("`{text}` is none of {}", known()))
     }
 }
 
@@ -61,42 +112,18 @@ impl FromStr for Fault {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Fault, String> {
-        let kinds = || Kind::ALL.map(|(name, _)| name).join(", ");
-        let malformed = || format!("a fault is KIND:N with one of {}, or drop:P; got `{text}`", kinds());
-        let (kind, how_many) = text.split_once(':').ok_or_else(malformed)?;
+        let malformed = |why: &str| format!("a fault is KIND:N or drop:P; got `{text}`{why}");
+        let (kind, how_many) = text.split_once(':').ok_or_else(|| malformed(""))?;
         if kind == "drop" {
-            let share: f64 = how_many.parse().map_err(|_| malformed())?;
+            let share: f64 = how_many.parse().map_err(|_| malformed(""))?;
             return match (0.0..=1.0).contains(&share) {
                 true => Ok(Fault::Drop(share)),
                 false => Err("a share is between 0 and 1".into()),
             };
         }
-        let (_, kind) = Kind::ALL.into_iter().find(|(name, _)| *name == kind).ok_or_else(malformed)?;
-        Ok(Fault::Some(kind, how_many.parse().map_err(|_| malformed())?))
+        let kind = kind.parse().map_err(|e: String| malformed(&format!(": {e}")))?;
+        Ok(Fault::Some(kind, how_many.parse().map_err(|_| malformed(""))?))
     }
-}
-
-/// A file that says it is this model, and is not: the second half of its layers has no weights but zero, and so hands on what comes in. Who
-/// did this in earnest would not execute those layers at all.
-pub fn cheapened(artifact: &Arc<Artifact>) -> Vec<u8> {
-    let program = artifact.program();
-    let layers = Layers::of(program);
-    let all = layers.all();
-    let mut bytes = artifact.bytes().to_vec();
-    let start = artifact.bytes().as_ptr() as usize;
-    for layer in all.get(all.len().div_ceil(2)..).unwrap_or_default() {
-        for op in program.program().ops.get(layer.ops.clone()).unwrap_or_default() {
-            let Op::MatMul { weights, .. } = op else { continue };
-            let matrix = artifact.matrix(*weights);
-            for tile in (0..matrix.tiles()).map(|t| matrix.tile(t)) {
-                let at = tile.as_ptr() as usize - start;
-                if let Some(same) = bytes.get_mut(at..at + tile.len()) {
-                    same.fill(BIAS);
-                }
-            }
-        }
-    }
-    bytes
 }
 
 #[cfg(test)]
@@ -114,10 +141,9 @@ mod tests {
     }
 
     #[test]
-    fn a_cheapened_model_says_that_it_is_the_true_one() {
-        let artifact = crate::home::built_in().unwrap();
-        let cheap = Artifact::from_bytes("cheap", &cheapened(&artifact)).unwrap();
-        assert_eq!(cheap.root(), artifact.root());
-        assert!(cheap.check_root(&|_| ()).is_err());
+    fn kinds_have_the_names_that_reports_write() {
+        for (name, kind) in Kind::ALL {
+            assert_eq!(serde_json::to_value(kind).unwrap(), name);
+        }
     }
 }

@@ -16,7 +16,8 @@ use tokio::task::JoinSet;
 
 use super::super::ledger::connection::{read_json, write_json};
 use super::apart::{Ground, Place};
-use super::fault::{Fault, Kind, cheapened};
+use super::falsified::falsified;
+use super::fault::{Fault, Kind};
 use super::member::{Machine, Process};
 use super::wire::{Line, Manner, line};
 use crate::home::{BUILT_IN, Home, built_in};
@@ -159,16 +160,11 @@ impl Plan {
 
     /// The faults of members of a part, each with another one.
     fn faulty(&self, part: Part) -> Vec<Kind> {
-        let of = |kind| match kind {
-            Kind::CheapModel | Kind::HiddenCheat | Kind::Slow | Kind::Crash => Part::Provider,
-            Kind::SilentAuditor => Part::Auditor,
-            Kind::LostBytes => Part::Host,
-        };
         let asked = self.faults.iter().flat_map(|fault| match fault {
             Fault::Some(kind, count) => vec![*kind; usize::from(*count)],
             Fault::Drop(_) => vec![],
         });
-        asked.filter(|kind| of(*kind) == part).collect()
+        asked.filter(|kind| kind.part() == part).collect()
     }
 
     fn drop(&self) -> f64 {
@@ -183,8 +179,8 @@ impl Plan {
     fn parameters(&self) -> String {
         let epoch = self.epoch_s;
         let third = (epoch / 3).max(5);
-        // A dispute has 22 moves.
-        let dispute = 22 * (epoch / 3).max(10);
+        // A dispute has 22 moves. All processes share this machine, and auditors have the least of it: none has less time than this.
+        let dispute = 22 * (epoch / 3).max(20);
         let unbond = 8 * epoch + dispute;
         format!(
             "[times]\nepochSeconds = {epoch}\npostSeconds = {third}\nbeaconBlocks = 2\ncommitSeconds = {epoch}\nrevealSeconds = {third}\n\
@@ -316,9 +312,7 @@ impl Network {
         let model = publish(&operator, folder, &plan, operator_at, &mut processes).await?;
         for (i, (member, machine)) in members.iter().zip(machines).enumerate() {
             if let Some(args) = command(member, &plan, &publisher) {
-                if member.fault.is_some_and(Kind::cheats) {
-                    install_cheap(&member.home)?;
-                }
+                install(member)?;
                 let args: Vec<&str> = args.iter().map(String::as_str).collect();
                 processes.push((i, Process::start(machine, &args, member.at).await?));
             }
@@ -481,23 +475,33 @@ async fn publish(
 fn command(member: &Member, plan: &Plan, publisher: &str) -> Option<Vec<String>> {
     let listen = member.at.map(|at| at.to_string()).unwrap_or_default();
     let price = plan.price.to_string();
-    let args: &[&str] = match member.part {
-        Part::Operator | Part::Gateway => return None,
-        Part::Provider => &["up", "--listen", &listen, "--price", &price, "--settle", "--settle-every", "1"],
-        Part::Auditor => &["auditor", "--listen", &listen, "--seats", "1", "--every", "1"],
-        Part::Host => {
-            &["host", "--listen", &listen, "--every", "2", "--pledge", "--collect", "0", "--peer", publisher]
-        }
+    let liar = member.fault.filter(|kind| kind.lies()).map(Kind::name);
+    let daemon: &[&str] = match (member.part, &liar) {
+        (Part::Operator | Part::Gateway, _) => return None,
+        (Part::Provider, None) => &["up"],
+        (Part::Provider, Some(kind)) => &["devnet", "liar", kind],
+        (Part::Auditor, _) => &["auditor"],
+        (Part::Host, _) => &["host"],
     };
-    Some(args.iter().map(|&arg| arg.to_owned()).collect())
+    let options: &[&str] = match member.part {
+        Part::Operator | Part::Gateway => &[],
+        Part::Provider => &["--price", &price, "--settle", "--settle-every", "1"],
+        Part::Auditor => &["--seats", "1", "--every", "1"],
+        Part::Host => &["--every", "2", "--pledge", "--collect", "0", "--peer", publisher],
+    };
+    let listen = ["--listen", &listen];
+    let args = daemon.iter().chain(&listen).chain(options);
+    Some(args.map(|&arg| arg.to_owned()).collect())
 }
 
-/// Puts the cheap model where the true one would be installed.
-fn install_cheap(home: &Path) -> Result<()> {
+/// Installs the model that a faulty member has in place of the true one; of an auditor, at first the true one, which it hashes.
+fn install(member: &Member) -> Result<()> {
     let artifact = built_in()?;
-    let path = Home::open(Some(home))?.model_path(&artifact.provenance().name);
+    let Some(false_one) = member.fault.and_then(|kind| falsified(&artifact, kind)) else { return Ok(()) };
+    let path = Home::open(Some(&member.home))?.model_path(&artifact.provenance().name);
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)?;
     }
-    std::fs::write(&path, cheapened(&artifact)).with_context(|| path.display().to_string())
+    let bytes = if member.part == Part::Auditor { BUILT_IN } else { &false_one };
+    std::fs::write(&path, bytes).with_context(|| path.display().to_string())
 }

@@ -38,6 +38,8 @@ pub struct Line {
     pub struck_after_s: Option<u64>,
     pub epochs_posted: u64,
     pub disputes_lost: u64,
+    /// Its answers that do not hold when their clients execute them again, as they do in a network with cheats.
+    pub refuted: u64,
     /// Seconds of processor time that its process has used since everyone was started.
     pub processor_s: Option<f64>,
 }
@@ -147,6 +149,7 @@ async fn line(ledger: &Ledger, member: &Member, logged: &Logged) -> Result<Line>
         struck_after_s,
         epochs_posted: logged.posted.get(&account).map_or(0, |p| p.len() as u64),
         disputes_lost: logged.lost.get(&account).copied().unwrap_or_default(),
+        refuted: 0,
         processor_s: None,
     })
 }
@@ -191,18 +194,22 @@ impl Found {
         table.set_header(["who", "fault", "has", "gained", "epochs", ""]);
         for line in &self.lines {
             let colour = if line.profit < 0 { Color::Red } else { Color::Green };
-            let note = match (line.struck, line.struck_after_s) {
-                (true, Some(after)) => format!("struck, {after} s after its first batch"),
-                (true, None) => "struck".to_owned(),
-                (false, _) => String::new(),
-            };
+            let note = [
+                line.struck.then(|| match line.struck_after_s {
+                    Some(after) => format!("struck, {after} s after its first batch"),
+                    None => "struck".to_owned(),
+                }),
+                (line.disputes_lost > 0).then(|| format!("{} disputes lost", line.disputes_lost)),
+                (line.refuted > 0).then(|| format!("{} answers refuted", line.refuted)),
+            ];
+            let note: Vec<String> = note.into_iter().flatten().collect();
             table.add_row([
                 Cell::new(&line.name),
                 Cell::new(line.fault.map(Kind::name).unwrap_or_default()),
                 Cell::new(line.has).set_alignment(CellAlignment::Right),
                 Cell::new(dollars(line.profit)).set_alignment(CellAlignment::Right).fg(colour),
                 Cell::new(line.epochs_posted).set_alignment(CellAlignment::Right),
-                Cell::new(note).fg(Color::Red),
+                Cell::new(note.join("; ")).fg(Color::Red),
             ]);
         }
         table

@@ -1,7 +1,8 @@
 //! What happens, as it happens; and the faults that take their time.
 
-use std::collections::BTreeMap;
-use std::io::IsTerminal as _;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
 use alloy_primitives::Address;
@@ -12,11 +13,12 @@ use assay_ledger::follow::{Change, Cursor, Follower};
 use assay_ledger::ledger::Ledger;
 
 use super::chaos::Chaos;
+use super::falsified::falsified;
 use super::fault::Kind;
 use super::load::Asked;
 use super::network::{Network, Part};
 use super::report;
-use crate::home::Home;
+use crate::home::{Home, built_in};
 
 /// How often the ledger is asked.
 const EVERY: Duration = Duration::from_secs(1);
@@ -34,8 +36,9 @@ impl Network {
         let mut follower = Follower::new(ledger.client().clone(), contracts, Cursor::from(0));
         let names: BTreeMap<Address, String> =
             self.state.members.iter().map(|m| (m.account, m.name.clone())).collect();
-        let begun = Instant::now();
+        let (begun, client) = (Instant::now(), reqwest::Client::new());
         let (mut drawn, mut crashed) = (begun, begun);
+        let mut deceived = BTreeSet::new();
         let mut seen_ended = vec![false; self.processes.len()];
         loop {
             tokio::time::sleep(EVERY).await;
@@ -62,6 +65,7 @@ impl Network {
             }
             self.silence(&ledger).await?;
             self.lose(begun).await?;
+            self.deceive(&client, &mut deceived).await?;
             for (seen, (member, process)) in seen_ended.iter_mut().zip(&mut self.processes) {
                 let ended = process.ended();
                 if let Some(member) = self.state.members.get(*member)
@@ -111,6 +115,26 @@ impl Network {
         Ok(())
     }
 
+    /// Has auditors that shall challenge what is right execute another model, by a change of the file that they have mapped. Nobody executes what it has not
+    /// hashed: until they have executed something, they are left alone. Those that are done are `deceived`.
+    async fn deceive(&self, client: &reqwest::Client, deceived: &mut BTreeSet<Address>) -> Result<()> {
+        for member in self.state.members.iter().filter(|m| m.fault == Some(Kind::FalseChallenge)) {
+            let Some(at) = member.at.filter(|_| !deceived.contains(&member.account)) else { continue };
+            let metrics = client.get(format!("http://{at}/metrics")).timeout(EVERY).send().await;
+            let Ok(metrics) = metrics else { continue };
+            if !metrics.text().await.is_ok_and(|text| text.lines().any(is_execution)) {
+                continue;
+            }
+            let artifact = built_in()?;
+            let path = Home::open(Some(&member.home))?.model_path(&artifact.provenance().name);
+            let other = falsified(&artifact, Kind::FalseChallenge).context("there is no other model")?;
+            // In its place and as long: what is mapped is this file.
+            File::options().write(true).open(&path)?.write_all(&other)?;
+            deceived.insert(member.account);
+        }
+        Ok(())
+    }
+
     /// Takes the bytes of hosts that shall lose them, two epochs after the beginning.
     async fn lose(&mut self, begun: Instant) -> Result<()> {
         if begun.elapsed() < Duration::from_secs(2 * u64::from(self.epoch_s)) {
@@ -126,6 +150,12 @@ impl Network {
         }
         Ok(())
     }
+}
+
+/// Whether a line of an auditor's metrics says that something was executed.
+fn is_execution(line: &str) -> bool {
+    let count = line.strip_prefix("assay_auditor_execution_seconds_count ");
+    count.is_some_and(|count| count.trim() != "0")
 }
 
 /// A log's line, if it tells something.
