@@ -3,6 +3,9 @@
 //! A pass holds one token of every request that is decoding, and fills up with chunks of waiting prompts. None of this
 //! shows in the answers: each equals what the request would have got alone. The batcher has no threads, clocks or
 //! channels of its own; its owner calls [`Batcher::step`] in a loop.
+//!
+//! What a request has executed is kept as blocks of its cache ([`prefix`]), and whoever begins with the same tokens goes on after them: tokens,
+//! digests and probabilities are those of a request that executed everything itself.
 
 use std::collections::VecDeque;
 
@@ -10,7 +13,7 @@ use assay_core::digest::{DigestBuilder, ExecutionDigests};
 use assay_core::request::Sampling;
 use assay_core::transcript::{StopReason, TokenLogprobs};
 
-use crate::cache::Sequence;
+use crate::cache::{BLOCK_TOKENS, Sequence};
 use crate::forward::{Executor, Pass, Segment};
 use crate::presence::Lack;
 use crate::semantics::adjust::History;
@@ -18,6 +21,10 @@ use crate::semantics::logprobs::logprobs;
 use crate::text::Tokenizer;
 use crate::text::guide::Guided;
 use crate::transcribe::{StopRules, Transcriber};
+
+mod prefix;
+
+use prefix::Prefixes;
 
 /// Names a job to its owner.
 pub type JobId = u64;
@@ -52,13 +59,21 @@ pub struct BatchLimits {
     pub waiting_max: usize,
     /// Bytes of KV caches.
     pub cache_bytes_max: usize,
+    /// Bytes of caches that are kept of requests, beside those of the ones that run, for others that begin alike; 0 for none.
+    pub prefix_bytes_max: usize,
     /// Tokens in one pass.
     pub rows_max: usize,
 }
 
 impl Default for BatchLimits {
     fn default() -> Self {
-        BatchLimits { running_max: 64, waiting_max: 256, cache_bytes_max: 2 << 30, rows_max: 256 }
+        BatchLimits {
+            running_max: 64,
+            waiting_max: 256,
+            cache_bytes_max: 2 << 30,
+            prefix_bytes_max: 512 << 20,
+            rows_max: 256,
+        }
     }
 }
 
@@ -150,12 +165,27 @@ pub struct Load {
     pub cache_bytes: usize,
 }
 
+/// What a batcher was spared, since it exists.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spared {
+    /// Requests that went on after what others had executed.
+    pub prefix_hits: u64,
+    /// Tokens of prompts that were not executed for that.
+    pub prefix_tokens: u64,
+    /// Bytes of caches that are kept now for others that begin alike.
+    pub prefix_bytes: usize,
+}
+
 struct Active<'t> {
     job: Job,
     sequence: Sequence,
     cache_bytes: usize,
     /// Ids chosen so far.
     output: Vec<u32>,
+    /// Blocks of the sequence that were taken from those kept, or offered to them.
+    blocks: usize,
+    /// Whether others had executed some of it.
+    resumed: bool,
     history: History,
     logprobs: Vec<TokenLogprobs>,
     digests: DigestBuilder,
@@ -200,6 +230,30 @@ impl Active<'_> {
             Some(fed) => &self.output[fed..],
         }
     }
+
+    /// Goes on after blocks that are kept, if it is at the start of one.
+    fn resume(&mut self, prefixes: &mut Prefixes, spared: &mut Spared) {
+        if !self.sequence.position().is_multiple_of(BLOCK_TOKENS) {
+            return;
+        }
+        let tokens = prefixes.resume(&self.job.prompt, &mut self.sequence, &mut self.digests);
+        if tokens > 0 {
+            self.blocks = self.sequence.position() / BLOCK_TOKENS;
+            spared.prefix_tokens += tokens as u64;
+            spared.prefix_hits += u64::from(!std::mem::replace(&mut self.resumed, true));
+        }
+    }
+
+    /// Offers the blocks that have become whole.
+    fn keep(&mut self, prefixes: &mut Prefixes) {
+        let (position, whole) = (self.sequence.position(), self.sequence.position() / BLOCK_TOKENS);
+        if whole > self.blocks {
+            self.blocks = whole;
+            let executed: Vec<u32> =
+                self.job.prompt.iter().chain(&self.output).copied().take(position).collect();
+            prefixes.keep(&executed, &self.sequence, self.digests.complete());
+        }
+    }
 }
 
 /// The batcher of one model.
@@ -211,6 +265,8 @@ pub struct Batcher<'t> {
     waiting: VecDeque<Job>,
     running: Vec<Active<'t>>,
     cache_bytes: usize,
+    prefixes: Prefixes,
+    spared: Spared,
     under_way: Option<UnderWay>,
 }
 
@@ -222,6 +278,7 @@ impl<'t> Batcher<'t> {
         end_tokens: Vec<u32>,
         limits: BatchLimits,
     ) -> Self {
+        let prefixes = Prefixes::new(executor.constants().program().caches(), limits.prefix_bytes_max);
         Batcher {
             executor,
             tokenizer,
@@ -230,6 +287,8 @@ impl<'t> Batcher<'t> {
             waiting: VecDeque::new(),
             running: Vec::new(),
             cache_bytes: 0,
+            prefixes,
+            spared: Spared::default(),
             under_way: None,
         }
     }
@@ -243,6 +302,11 @@ impl<'t> Batcher<'t> {
     pub fn load(&self) -> Load {
         let running = self.running.iter().filter(|a| !a.cancelled).count();
         Load { running, waiting: self.waiting.len(), cache_bytes: self.cache_bytes }
+    }
+
+    /// What it was spared.
+    pub fn spared(&self) -> Spared {
+        Spared { prefix_bytes: self.prefixes.bytes(), ..self.spared }
     }
 
     /// The executor.
@@ -348,6 +412,8 @@ impl<'t> Batcher<'t> {
                 sequence: Sequence::new(self.executor.constants().program().caches(), capacity),
                 cache_bytes,
                 output: Vec::new(),
+                blocks: 0,
+                resumed: false,
                 history: History::new(&job.prompt),
                 logprobs: Vec::new(),
                 digests: DigestBuilder::new(),
@@ -369,6 +435,10 @@ impl<'t> Batcher<'t> {
         let mut shares = vec![0usize; self.running.len()];
         let mut left = rows_max;
         for i in order {
+            // Whoever gets no row now may find more in the next pass, of somebody who begins alike and is ahead.
+            if left > 0 && self.running[i].output.is_empty() {
+                self.running[i].resume(&mut self.prefixes, &mut self.spared);
+            }
             shares[i] = self.running[i].pending().len().min(left);
             left -= shares[i];
         }
@@ -432,6 +502,9 @@ impl<'t> Batcher<'t> {
                 let text = a.transcriber.take_text().to_owned();
                 report(a.job.id, Event::Token { id, text, logprobs: likely });
             }
+        }
+        for i in taking.iter() {
+            self.running[*i].keep(&mut self.prefixes);
         }
         self.drop_cancelled();
         self.retire(report);
