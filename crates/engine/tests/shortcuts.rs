@@ -1,11 +1,12 @@
-//! What a batcher saves is invisible: requests that go on after what others have executed answer as each does alone, to the last bit of their digests.
+//! What a batcher saves is invisible: requests that go on after what others have executed, and tokens that are executed before they are chosen, leave
+//! answers as each request gets alone without either, to the last bit of their digests.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Mutex};
 
-use assay_core::request::Sampling;
+use assay_core::request::{Guide, Sampling};
 use assay_core::transcript::StopReason;
 use assay_engine::artifact::Artifact;
 use assay_engine::batch::{Answer, BatchLimits, Batcher, Event, Job, JobId, Load};
@@ -15,6 +16,7 @@ use assay_engine::forward::Executor;
 use assay_engine::kernel::Kernel;
 use assay_engine::pool::Pool;
 use assay_engine::text::Tokenizer;
+use assay_engine::text::guide::Guided;
 use proptest::prelude::*;
 
 static MODEL: LazyLock<(Arc<Artifact>, Tokenizer)> = LazyLock::new(|| {
@@ -31,6 +33,7 @@ const PLAIN: BatchLimits = BatchLimits {
     cache_bytes_max: 2 << 30,
     prefix_bytes_max: 0,
     rows_max: 256,
+    draft_rows_max: 0,
 };
 
 fn batcher(limits: BatchLimits) -> Batcher<'static> {
@@ -71,6 +74,16 @@ fn prompt(text: usize, shared: usize, own: usize, salt: u32) -> Vec<u32> {
     LONG[text][..shared].iter().copied().chain(own).collect()
 }
 
+/// A form in which the same is said many times.
+fn list() -> Guided {
+    static LIST: LazyLock<Mutex<Guided>> = LazyLock::new(|| {
+        let item = r#"{"type":"object","properties":{"cat":{"type":"boolean"}},"required":["cat"],"additionalProperties":false}"#;
+        let schema = format!(r#"{{"type":"array","items":{item},"minItems":9,"maxItems":9}}"#);
+        Mutex::new(MODEL.1.guide(&Guide::JsonSchema(schema), &[]).unwrap())
+    });
+    LIST.lock().unwrap().clone()
+}
+
 fn job() -> impl Strategy<Value = Job> {
     let prompt = (0..3usize, 0..200usize, 0..24usize, 0..3u32)
         .prop_map(|(text, shared, own, salt)| prompt(text, shared, own + usize::from(shared == 0), salt));
@@ -86,15 +99,16 @@ fn job() -> impl Strategy<Value = Job> {
         }),
     ];
     let stop = prop_oneof![3 => Just(vec![]), 1 => Just(vec![" the".to_owned(), ".".to_owned()])];
-    (prompt, sampling, 0..4u8, 1..48u32, stop, prop::option::of(0..3u8)).prop_map(
-        |(prompt, sampling, seed, max_tokens, stop, logprobs)| Job {
+    let guided = prop::bool::weighted(0.3);
+    (prompt, sampling, 0..4u8, 1..48u32, stop, prop::option::of(0..3u8), guided).prop_map(
+        |(prompt, sampling, seed, max_tokens, stop, logprobs, guided)| Job {
             id: 0,
             prompt,
             sampling,
             seed: [seed; 32],
             max_tokens,
             stop,
-            guide: None,
+            guide: guided.then(list),
             logprobs,
         },
     )
@@ -219,11 +233,22 @@ proptest! {
         blocks in prop_oneof![Just(1usize), Just(2), Just(5), Just(1000)],
         running_max in 1usize..6,
         rows_max in prop_oneof![Just(5usize), Just(33), Just(64), Just(256)],
+        draft_rows_max in prop_oneof![Just(0usize), Just(4), Just(16), Just(64)],
         all in prop::collection::vec(coming(), 1..14),
     ) {
         // Keys and places come to less than half of a block.
         let prefix_bytes_max = blocks * block_bytes() * 3 / 2;
-        play(BatchLimits { running_max, rows_max, prefix_bytes_max, ..PLAIN }, &all);
+        play(BatchLimits { running_max, rows_max, prefix_bytes_max, draft_rows_max, ..PLAIN }, &all);
+    }
+
+    /// Proposals of every length, of requests that end in every way, beside one another and alone.
+    #[test]
+    fn proposals_leave_no_trace(
+        running_max in 1usize..4,
+        draft_rows_max in 2usize..40,
+        all in prop::collection::vec(coming(), 1..6),
+    ) {
+        play(BatchLimits { running_max, draft_rows_max, ..PLAIN }, &all);
     }
 }
 
@@ -287,4 +312,40 @@ fn requests_that_come_together_share_too() {
     }
     assert_eq!(batcher.spared().prefix_hits, 7);
     assert_eq!(batcher.spared().prefix_tokens, 7 * 128);
+}
+
+/// Greedy answers of this model go round in circles, which proposals find: passes are spared, and exactly as many as are counted.
+#[test]
+fn tokens_that_were_proposed_and_chosen_need_no_pass() {
+    let mut batcher = batcher(BatchLimits { draft_rows_max: 16, ..PLAIN });
+    let (mut chosen, mut drafted) = (0, 0);
+    for text in 0..3 {
+        let job = Job { max_tokens: 0, ..plain_job(text as JobId, prompt(text, 60, 0, 0)) };
+        let whole = alone(job.clone());
+        let (mut passes, mut heard) = (0, Heard::default());
+        batcher.submit(job).unwrap();
+        while !batcher.is_idle() {
+            batcher.step(&mut |id, event| heard.hear(id, event));
+            passes += 1;
+        }
+        assert_eq!(heard.answers[&(text as JobId)].0, whole);
+        let spared = batcher.spared();
+        assert_eq!(passes + spared.drafts_chosen - chosen, whole.output.len() as u64);
+        assert!(spared.drafted >= spared.drafts_chosen);
+        (chosen, drafted) = (spared.drafts_chosen, spared.drafted);
+    }
+    assert!(chosen > 20 && drafted > chosen, "{chosen} of {drafted}");
+}
+
+/// An answer that must have a form repeats it: proposals are chosen under the masks that the form leaves at each position.
+#[test]
+fn guided_answers_are_proposed_too() {
+    let mut batcher = batcher(BatchLimits { draft_rows_max: 16, ..PLAIN });
+    let job =
+        Job { max_tokens: 0, guide: Some(list()), logprobs: Some(2), ..plain_job(1, prompt(0, 20, 0, 0)) };
+    batcher.submit(job.clone()).unwrap();
+    let answer = run(&mut batcher).remove(&1).unwrap().0;
+    assert_eq!(answer.stop, StopReason::EndToken, "{}", answer.text);
+    assert!(batcher.spared().drafts_chosen > 20, "{:?}", batcher.spared());
+    assert_eq!(answer, alone(job));
 }
