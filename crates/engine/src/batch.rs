@@ -67,7 +67,7 @@ pub struct BatchLimits {
     pub prefix_bytes_max: usize,
     /// Tokens in one pass.
     pub rows_max: usize,
-    /// Tokens of a pass in which all requests decode that may be filled up with proposals of what follows; 0 for none.
+    /// Tokens up to which a pass in which all requests decode is filled up with proposals of what follows; 0 for no proposals.
     pub draft_rows_max: usize,
 }
 
@@ -175,6 +175,8 @@ pub struct Load {
 /// What a batcher was spared, since it exists.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Spared {
+    /// Tokens of the prompts of requests that were admitted.
+    pub prompt_tokens: u64,
     /// Requests that went on after what others had executed.
     pub prefix_hits: u64,
     /// Tokens of prompts that were not executed for that.
@@ -364,6 +366,7 @@ impl<'t> Batcher<'t> {
                 prompt_tokens: job.prompt.len() as u32,
             };
             self.cache_bytes += cache_bytes;
+            self.spared.prompt_tokens += job.prompt.len() as u64;
             self.running.push(Active {
                 sequence: Sequence::new(self.executor.constants().program().caches(), capacity),
                 cache_bytes,
