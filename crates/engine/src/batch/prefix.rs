@@ -233,8 +233,8 @@ mod tests {
 
     /// A text of whole blocks that are one of two, so that there are many that begin alike, and a rest.
     fn text(blocks: &[bool], rest: usize) -> Vec<u32> {
-        let of = |b: &bool| (0..BLOCK_TOKENS as u32).map(move |i| i * 2 + u32::from(*b));
-        blocks.iter().flat_map(of).chain((0..rest as u32).map(|i| 1000 + i)).collect()
+        let of = |b: bool| (0..BLOCK_TOKENS as u32).map(move |i| i * 2 + u32::from(b));
+        blocks.iter().copied().flat_map(of).chain((0..rest as u32).map(|i| 1000 + i)).collect()
     }
 
     proptest! {

@@ -20,9 +20,12 @@ use crate::commands::up::EngineArgs;
 
 /// Tokens that a request has of its own, after those that it shares.
 const OWN: u32 = 16;
-/// Tokens of a prompt whose answer is measured, and of the phrase that it repeats.
+/// Tokens of a prompt whose answer is measured.
 const PROMPT: u32 = 128;
-const PHRASE: usize = 16;
+/// So many tokens are drawn from, where proposals are mostly wrong.
+const FEW: usize = 4;
+/// The largest bias: whatever a model prefers, only tokens that have it are chosen.
+const BIAS_MICRO: i32 = 100_000_000;
 
 /// Nothing is spared.
 pub const PLAIN: BatchLimits = BatchLimits {
@@ -61,12 +64,12 @@ impl Measurement<'_> {
         batcher: &mut Batcher<'_>,
         prompt: &[u32],
         max_tokens: u32,
-        warmth: u32,
+        sampling: &Sampling,
     ) -> Result<Measured> {
         batcher.submit(Job {
             id: 0,
             prompt: prompt.to_vec(),
-            sampling: Sampling { temperature_micro: warmth, ..Sampling::GREEDY },
+            sampling: sampling.clone(),
             seed: [1; 32],
             max_tokens,
             stop: vec![],
@@ -84,6 +87,19 @@ impl Measurement<'_> {
         let (Some(first), Some((answer, ended))) = (first, done) else { bail!("an answer did not end") };
         Ok(Measured { answer, first: first - started, rest: ended - first })
     }
+}
+
+/// Ways to choose, and what they make of a model with random weights: the best case, the worst, one in which there is nothing to propose, and what the model
+/// says by itself.
+fn texts(ids: &[u32]) -> [(&'static str, Sampling); 4] {
+    let among = |count: usize| ids.iter().take(count).map(|id| (*id, BIAS_MICRO)).collect();
+    let warm = Sampling { temperature_micro: 1_000_000, ..Sampling::GREEDY };
+    [
+        ("always the same", Sampling { bias: among(1), ..Sampling::GREEDY }),
+        ("few words at random", Sampling { bias: among(FEW), ..warm.clone() }),
+        ("sampled", warm),
+        ("greedy", Sampling::GREEDY),
+    ]
 }
 
 pub fn run(
@@ -117,8 +133,8 @@ pub fn run(
     let prefix_bytes_max = BatchLimits::default().prefix_bytes_max;
     let (mut plain, mut sparing) = (m.batcher(PLAIN), m.batcher(BatchLimits { prefix_bytes_max, ..PLAIN }));
     for (i, prompt) in prompts.iter().enumerate() {
-        let without = m.answer(&mut plain, prompt, 1, 0)?;
-        let with = m.answer(&mut sparing, prompt, 1, 0)?;
+        let without = m.answer(&mut plain, prompt, 1, &Sampling::GREEDY)?;
+        let with = m.answer(&mut sparing, prompt, 1, &Sampling::GREEDY)?;
         ensure!(
             without.answer == with.answer,
             "an answer is another after tokens that were not executed again"
@@ -132,14 +148,13 @@ pub fn run(
     }
 
     let prompt = tokens(PROMPT as usize, program.vocabulary);
-    let phrase: Vec<u32> = prompt[..PHRASE].repeat(PROMPT as usize / PHRASE);
     let draft_rows_max = BatchLimits::default().draft_rows_max;
-    for (text, prompt, warmth) in [("greedy", &phrase, 0), ("chance", &prompt, 1_000_000)] {
+    for (text, sampling) in texts(&prompt) {
         let (mut plain, mut sparing) = (m.batcher(PLAIN), m.batcher(BatchLimits { draft_rows_max, ..PLAIN }));
         let mut before = Spared::default();
         for _ in 0..rounds {
-            let without = m.answer(&mut plain, prompt, answer, warmth)?;
-            let with = m.answer(&mut sparing, prompt, answer, warmth)?;
+            let without = m.answer(&mut plain, &prompt, answer, &sampling)?;
+            let with = m.answer(&mut sparing, &prompt, answer, &sampling)?;
             ensure!(without.answer == with.answer, "an answer is another with tokens that were foreseen");
             let now = sparing.spared();
             let speed = |m: &Measured| f64::from(answer - 1) / m.rest.as_secs_f64();
