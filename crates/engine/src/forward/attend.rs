@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{Executor, Run, Segment};
 use crate::cache::HeadCache;
-use crate::kernel::{Dot, HeadScales, Kernel};
+use crate::kernel::{Dot, HeadScales, Kernel, prefetch};
 use crate::matrix::{GROUP, TILE_ROWS};
 use crate::pool::Parts;
 use crate::program::{Op, Reach, SoftCap, ValueId};
@@ -206,7 +206,11 @@ fn answer(
         s.queries.extend_from_slice(&queries.q[at..at + per_kv * n]);
     }
     s.scores.resize(count * stride, 0);
-    for tile in start / TILE_ROWS..range.end.div_ceil(TILE_ROWS) {
+    let tiles = start / TILE_ROWS..range.end.div_ceil(TILE_ROWS);
+    for tile in tiles.clone() {
+        if tile + 1 < tiles.end {
+            prefetch(cache.key_tile(tile + 1));
+        }
         let d = Dot {
             w: cache.key_tile(tile).as_ptr(),
             stride: TILE_ROWS * GROUP,
@@ -257,7 +261,10 @@ fn answer(
 
     for block in cache.value_rows() {
         s.sums.resize(2 * count * block.rows, 0);
-        for tile in start / TILE_ROWS..range.end.div_ceil(TILE_ROWS) {
+        for tile in tiles.clone() {
+            if tile + 1 < tiles.end {
+                prefetch(cache.value_tile(tile + 1, block));
+            }
             let d = Dot {
                 w: cache.value_tile(tile, block).as_ptr(),
                 stride: block.rows * GROUP,
