@@ -4,9 +4,9 @@
 //! shows in the answers: each equals what the request would have got alone. The batcher has no threads, clocks or
 //! channels of its own; its owner calls [`Batcher::step`] in a loop.
 //!
-//! What a request has executed is kept as blocks of its cache ([`prefix`]), and whoever begins with the same tokens goes on after them: tokens,
+//! What a request has executed is kept as blocks of its cache (`prefix`), and whoever begins with the same tokens goes on after them: tokens,
 //! digests and probabilities are those of a request that executed everything itself. Where few requests decode, a pass also executes tokens that
-//! are likely to follow ([`draft`]): those that are then chosen need no pass of their own, and the others are taken back.
+//! are likely to follow (`draft`): those that are then chosen need no pass of their own, and the others are taken back.
 
 use std::collections::VecDeque;
 
