@@ -92,6 +92,45 @@ async fn a_seed_fixes_the_answer_across_nodes() {
     assert_eq!(texts[0], texts[1], "on another node, with another kernel and thread count");
 }
 
+/// A node that goes on after what others asked, and executes tokens ahead, signs what one signs that does neither.
+#[tokio::test]
+async fn what_a_node_is_spared_is_in_its_metrics_and_in_no_record() {
+    let long = format!("{} and a dog and a dog and a dog.", [STORY; 9].join(". "));
+    let mut records = Vec::new();
+    for options in [&[][..], &["--prefix-mib", "0", "--draft-rows", "0"]] {
+        let home = tempfile::tempdir().unwrap();
+        let node = Node::up(home.path(), false, options);
+        let (mut told, mut id) = (Vec::new(), String::new());
+        for (seed, end) in [(1, "One day"), (2, "One night"), (1, "One day")] {
+            let mut body = chat(&format!("{long} {end}"), seed, 40);
+            body["temperature"] = if seed == 1 { 0 } else { 1 }.into();
+            let request = client().post(node.chat_url()).header("x-assay-receipt", "inline").json(&body);
+            let response = request.send().await.unwrap();
+            id = response.headers()["x-assay-receipt"].to_str().unwrap().to_owned();
+            let answer: Value = response.json().await.unwrap();
+            let record = &answer["assay_receipt"];
+            assert!(record["digests"].as_array().unwrap().len() >= 3, "{answer}");
+            told.push((record["transcript"].clone(), record["digests"].clone()));
+        }
+        records.push(told);
+        assert!(assay(home.path(), &["verify", &id]).status.success());
+        let metrics =
+            client().get(format!("{}/metrics", node.url)).send().await.unwrap().text().await.unwrap();
+        let count = |name: &str| -> u64 {
+            let line = metrics.lines().find(|line| line.starts_with(&format!("{name}{{")));
+            line.unwrap_or_else(|| panic!("{name} in {metrics}")).rsplit(' ').next().unwrap().parse().unwrap()
+        };
+        let spares = options.is_empty();
+        assert_eq!(count("assay_prefix_cache_requests_total"), if spares { 2 } else { 0 });
+        assert_eq!(count("vllm:prefix_cache_hits_total") >= 128, spares);
+        assert_eq!(count("assay_prefix_cache_bytes") > 0, spares);
+        assert_eq!(count("vllm:spec_decode_num_draft_tokens_total") > 0, spares);
+        assert!(count("vllm:prefix_cache_queries_total") > 3 * 64);
+    }
+    assert_eq!(records[0], records[1]);
+    assert_eq!(records[0][0], records[0][2]);
+}
+
 #[tokio::test]
 async fn a_full_queue_says_when_to_come_back() {
     let home = tempfile::tempdir().unwrap();

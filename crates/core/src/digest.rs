@@ -62,9 +62,6 @@ impl DigestBuilder {
     /// When positions do not come in order from 0: that would be our own mistake.
     pub fn push(&mut self, position: u32, numbers: &[i8], mantissa: u16, exponent: i16) {
         assert_eq!(position, self.position, "hidden vectors come in order of positions");
-        if position.checked_rem(DIGEST_TOKENS) == Some(0) {
-            self.close();
-        }
         self.mantissas.extend_from_slice(&u32::from(mantissa).to_be_bytes());
         self.exponents.extend_from_slice(&i32::from(exponent).to_be_bytes());
         // Through a buffer, since int8 numbers are no bytes to the hash and this crate has no unsafe code.
@@ -76,6 +73,26 @@ impl DigestBuilder {
             self.numbers.push(merkle::leaf(buffer.get(..run.len()).unwrap_or_default()));
         }
         self.position = self.position.saturating_add(1);
+        if self.position.checked_rem(DIGEST_TOKENS) == Some(0) {
+            self.close();
+        }
+    }
+
+    /// The digests of the blocks that are complete.
+    pub fn complete(&self) -> &[Hash] {
+        &self.done
+    }
+
+    /// Goes on after blocks that another execution of the same tokens at the same positions has computed: with the digests of these blocks.
+    ///
+    /// # Panics
+    /// When a block is open: that would be our own mistake.
+    pub fn resume(&mut self, digests: &[Hash]) {
+        assert!(self.mantissas.is_empty(), "whole blocks follow whole blocks");
+        for digest in digests {
+            self.done.push(*digest);
+            self.position = self.position.saturating_add(DIGEST_TOKENS);
+        }
     }
 
     fn close(&mut self) {
@@ -144,6 +161,24 @@ mod tests {
             let numbers = merkle::root(leaves);
             assert_eq!(b.finish().0, [block_digest(0, &scales, &numbers)], "{width}");
         }
+    }
+
+    /// Whoever takes complete blocks from another execution gets its digests.
+    #[test]
+    fn an_execution_is_resumed_after_whole_blocks() {
+        let mut other = DigestBuilder::new();
+        (0..70).for_each(|p| other.push(p, &[p as i8, -1], 0x8000, -3));
+        assert_eq!(other.complete().len(), 2, "the third is open");
+        for blocks in 0..=2 {
+            let mut b = DigestBuilder::new();
+            b.resume(&other.complete()[..blocks]);
+            (32 * blocks as u32..70).for_each(|p| b.push(p, &[p as i8, -1], 0x8000, -3));
+            assert_eq!(b.finish(), digests(70));
+        }
+        let mut open = DigestBuilder::new();
+        open.push(0, &[1], 1, 0);
+        let digest = other.complete()[0];
+        assert!(std::panic::catch_unwind(move || open.resume(&[digest])).is_err());
     }
 
     #[test]

@@ -3,6 +3,10 @@
 //! A pass holds one token of every request that is decoding, and fills up with chunks of waiting prompts. None of this
 //! shows in the answers: each equals what the request would have got alone. The batcher has no threads, clocks or
 //! channels of its own; its owner calls [`Batcher::step`] in a loop.
+//!
+//! What a request has executed is kept as blocks of its cache (`prefix`), and whoever begins with the same tokens goes on after them: tokens,
+//! digests and probabilities are those of a request that executed everything itself. Where few requests decode, a pass also executes tokens that
+//! are likely to follow (`draft`): those that are then chosen need no pass of their own, and the others are taken back.
 
 use std::collections::VecDeque;
 
@@ -11,13 +15,20 @@ use assay_core::request::Sampling;
 use assay_core::transcript::{StopReason, TokenLogprobs};
 
 use crate::cache::Sequence;
-use crate::forward::{Executor, Pass, Segment};
+use crate::forward::{Executor, Pass};
 use crate::presence::Lack;
 use crate::semantics::adjust::History;
-use crate::semantics::logprobs::logprobs;
 use crate::text::Tokenizer;
 use crate::text::guide::Guided;
 use crate::transcribe::{StopRules, Transcriber};
+
+mod active;
+mod draft;
+mod prefix;
+
+use active::{Active, segments};
+use draft::Drafter;
+use prefix::Prefixes;
 
 /// Names a job to its owner.
 pub type JobId = u64;
@@ -52,13 +63,24 @@ pub struct BatchLimits {
     pub waiting_max: usize,
     /// Bytes of KV caches.
     pub cache_bytes_max: usize,
+    /// Bytes of caches that are kept of requests, beside those of the ones that run, for others that begin alike; 0 for none.
+    pub prefix_bytes_max: usize,
     /// Tokens in one pass.
     pub rows_max: usize,
+    /// Tokens up to which a pass in which all requests decode is filled up with proposals of what follows; 0 for no proposals.
+    pub draft_rows_max: usize,
 }
 
 impl Default for BatchLimits {
     fn default() -> Self {
-        BatchLimits { running_max: 64, waiting_max: 256, cache_bytes_max: 2 << 30, rows_max: 256 }
+        BatchLimits {
+            running_max: 64,
+            waiting_max: 256,
+            cache_bytes_max: 2 << 30,
+            prefix_bytes_max: 512 << 20,
+            rows_max: 256,
+            draft_rows_max: 16,
+        }
     }
 }
 
@@ -150,20 +172,21 @@ pub struct Load {
     pub cache_bytes: usize,
 }
 
-struct Active<'t> {
-    job: Job,
-    sequence: Sequence,
-    cache_bytes: usize,
-    /// Ids chosen so far.
-    output: Vec<u32>,
-    history: History,
-    logprobs: Vec<TokenLogprobs>,
-    digests: DigestBuilder,
-    transcriber: Transcriber<'t>,
-    /// Dropped while a pass is under way that it may be in: it goes with the end of the pass.
-    cancelled: bool,
-    /// It ends with the token that it is at.
-    stopping: bool,
+/// What a batcher was spared, since it exists.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spared {
+    /// Tokens of the prompts of requests that were admitted.
+    pub prompt_tokens: u64,
+    /// Requests that went on after what others had executed.
+    pub prefix_hits: u64,
+    /// Tokens of prompts that were not executed for that.
+    pub prefix_tokens: u64,
+    /// Bytes of caches that are kept now for others that begin alike.
+    pub prefix_bytes: usize,
+    /// Tokens that were executed as proposals.
+    pub drafted: u64,
+    /// Those of them that were then chosen: each is a pass that its request was spared.
+    pub drafts_chosen: u64,
 }
 
 /// The pass under way, of requests that stay where they are among those that run until it ends.
@@ -171,8 +194,8 @@ struct UnderWay {
     pass: Pass,
     /// Which requests are in it.
     taking: Vec<usize>,
-    /// Their tokens, and whether a next one is to be chosen after them.
-    tokens: Vec<(Vec<u32>, bool)>,
+    /// Their tokens, and the first of them after which a next one is to be chosen: those behind it are proposals.
+    tokens: Vec<(Vec<u32>, usize)>,
     /// Where their sequences were before.
     positions: Vec<usize>,
 }
@@ -191,17 +214,6 @@ pub enum Stepped {
     },
 }
 
-impl Active<'_> {
-    /// Tokens that are still to be executed before the next one can be chosen.
-    fn pending(&self) -> &[u32] {
-        let done = self.sequence.position();
-        match done.checked_sub(self.job.prompt.len()) {
-            None => &self.job.prompt[done..],
-            Some(fed) => &self.output[fed..],
-        }
-    }
-}
-
 /// The batcher of one model.
 pub struct Batcher<'t> {
     executor: Executor,
@@ -211,6 +223,8 @@ pub struct Batcher<'t> {
     waiting: VecDeque<Job>,
     running: Vec<Active<'t>>,
     cache_bytes: usize,
+    prefixes: Prefixes,
+    spared: Spared,
     under_way: Option<UnderWay>,
 }
 
@@ -222,6 +236,7 @@ impl<'t> Batcher<'t> {
         end_tokens: Vec<u32>,
         limits: BatchLimits,
     ) -> Self {
+        let prefixes = Prefixes::new(executor.constants().program().caches(), limits.prefix_bytes_max);
         Batcher {
             executor,
             tokenizer,
@@ -230,6 +245,8 @@ impl<'t> Batcher<'t> {
             waiting: VecDeque::new(),
             running: Vec::new(),
             cache_bytes: 0,
+            prefixes,
+            spared: Spared::default(),
             under_way: None,
         }
     }
@@ -243,6 +260,11 @@ impl<'t> Batcher<'t> {
     pub fn load(&self) -> Load {
         let running = self.running.iter().filter(|a| !a.cancelled).count();
         Load { running, waiting: self.waiting.len(), cache_bytes: self.cache_bytes }
+    }
+
+    /// What it was spared.
+    pub fn spared(&self) -> Spared {
+        Spared { prefix_bytes: self.prefixes.bytes(), ..self.spared }
     }
 
     /// The executor.
@@ -344,13 +366,17 @@ impl<'t> Batcher<'t> {
                 prompt_tokens: job.prompt.len() as u32,
             };
             self.cache_bytes += cache_bytes;
+            self.spared.prompt_tokens += job.prompt.len() as u64;
             self.running.push(Active {
                 sequence: Sequence::new(self.executor.constants().program().caches(), capacity),
                 cache_bytes,
                 output: Vec::new(),
+                blocks: 0,
+                resumed: false,
                 history: History::new(&job.prompt),
                 logprobs: Vec::new(),
                 digests: DigestBuilder::new(),
+                drafter: Drafter::new(),
                 transcriber: Transcriber::new(self.tokenizer, rules),
                 cancelled: false,
                 stopping: false,
@@ -369,6 +395,10 @@ impl<'t> Batcher<'t> {
         let mut shares = vec![0usize; self.running.len()];
         let mut left = rows_max;
         for i in order {
+            // Whoever gets no row now may find more in the next pass, of somebody who begins alike and is ahead.
+            if left > 0 && self.running[i].output.is_empty() {
+                self.running[i].resume(&mut self.prefixes, &mut self.spared);
+            }
             shares[i] = self.running[i].pending().len().min(left);
             left -= shares[i];
         }
@@ -376,16 +406,33 @@ impl<'t> Batcher<'t> {
         if taking.is_empty() {
             return None;
         }
-        let tokens: Vec<(Vec<u32>, bool)> = taking
+        let most = self.draft_most(taking.len(), rows_max - left);
+        let tokens: Vec<(Vec<u32>, usize)> = taking
             .iter()
             .map(|i| {
-                let pending = self.running[*i].pending();
-                (pending[..shares[*i]].to_vec(), shares[*i] == pending.len())
+                let a = &mut self.running[*i];
+                let pending = a.pending();
+                let mut tokens = pending[..shares[*i]].to_vec();
+                if tokens.len() < pending.len() {
+                    return (tokens, shares[*i]);
+                }
+                let proposed = a.propose(most);
+                self.spared.drafted += proposed.len() as u64;
+                tokens.extend(proposed);
+                (tokens, shares[*i] - 1)
             })
             .collect();
         let positions = taking.iter().map(|i| self.running[*i].sequence.position()).collect();
         let pass = self.executor.begin(&segments(&mut self.running, &taking, &tokens));
         Some(UnderWay { pass, taking, tokens, positions })
+    }
+
+    /// Most tokens that may be proposed for each of `requests`, of a pass of `rows` rows: none if it executes prompts, which leave no processor idle.
+    fn draft_most(&self, requests: usize, rows: usize) -> usize {
+        let decoding = rows == self.running.len() && self.running.iter().all(|a| !a.output.is_empty());
+        let rows_max =
+            self.limits.draft_rows_max.min(self.limits.rows_max).min(crate::forward::BATCH_ROWS_MAX);
+        if decoding { rows_max.saturating_sub(rows) / requests } else { 0 }
     }
 
     /// One pass: executes the next tokens of running requests and reports what happened to each. With a model that arrives, it may
@@ -404,34 +451,37 @@ impl<'t> Batcher<'t> {
                 return Stepped::Lacks { op, lack };
             }
         };
-        let (mut row, mut chosen) = (0, 0);
-        for ((i, position), (tokens, whole)) in taking.iter().zip(positions).zip(tokens) {
+        let (mut first_row, mut first_logits) = (0, 0);
+        for ((i, position), (tokens, logits_from)) in taking.iter().zip(positions).zip(tokens) {
             let a = &mut self.running[*i];
-            for n in 0..tokens.len() {
-                let (q, scale) = output.hidden(row);
-                a.digests.push((*position + n) as u32, q, scale.mantissa, scale.exponent);
-                row += 1;
-            }
-            if *whole {
-                let logits = output.logits(chosen);
-                let mask = a.job.guide.as_mut().map(Guided::mask);
-                let at = a.output.len() as u32;
-                let id = kernel.choose(logits, &a.history, mask.as_ref(), &a.job.sampling, &a.job.seed, at);
-                let likely = a.job.logprobs.map(|count| logprobs(logits, id, count));
-                chosen += 1;
-                a.history.push(id);
-                if let Some(guide) = &mut a.job.guide {
-                    guide.push(id);
+            let mut executed = 0;
+            while let Some(token) = tokens.get(executed) {
+                // A proposal stands if it is what was chosen, and an answer that ends executes nothing more.
+                let proposed = executed > *logits_from;
+                if proposed
+                    && (a.output.last() != Some(token) || a.stopping || a.transcriber.stopped().is_some())
+                {
+                    break;
                 }
-                a.logprobs.extend(likely.clone());
-                if a.output.is_empty() {
-                    report(a.job.id, Event::Started);
+                let (q, scale) = output.hidden(first_row + executed);
+                a.digests.push((*position + executed) as u32, q, scale.mantissa, scale.exponent);
+                if let Some(logits) = executed.checked_sub(*logits_from) {
+                    a.choose(kernel, output.logits(first_logits + logits), report);
                 }
-                a.output.push(id);
-                a.transcriber.push(id);
-                let text = a.transcriber.take_text().to_owned();
-                report(a.job.id, Event::Token { id, text, logprobs: likely });
+                executed += 1;
             }
+            if executed < tokens.len() {
+                a.sequence.rewind(*position + executed);
+            }
+            if let Some(chosen) = executed.checked_sub(*logits_from + 1) {
+                a.drafter.learn(tokens.len() - *logits_from - 1, chosen);
+                self.spared.drafts_chosen += chosen as u64;
+            }
+            first_row += tokens.len();
+            first_logits += tokens.len() - *logits_from;
+        }
+        for i in taking.iter() {
+            self.running[*i].keep(&mut self.prefixes);
         }
         self.drop_cancelled();
         self.retire(report);
@@ -465,22 +515,4 @@ impl<'t> Batcher<'t> {
             report(a.job.id, Event::Done(Box::new(answer)));
         }
     }
-}
-
-/// The segments of a pass.
-fn segments<'a>(
-    running: &'a mut [Active<'_>],
-    taking: &[usize],
-    tokens: &'a [(Vec<u32>, bool)],
-) -> Vec<Segment<'a>> {
-    let mut taking = taking.iter().peekable();
-    let taken = running.iter_mut().enumerate().filter(|(i, _)| taking.next_if_eq(&i).is_some());
-    taken
-        .zip(tokens)
-        .map(|((_, a), (tokens, whole))| Segment {
-            sequence: &mut a.sequence,
-            logits_from: if *whole { tokens.len() - 1 } else { tokens.len() },
-            tokens,
-        })
-        .collect()
 }

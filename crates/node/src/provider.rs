@@ -4,6 +4,7 @@
 //! root that the receipt names.
 
 mod embedding;
+mod spared;
 mod stock;
 mod teller;
 
@@ -571,6 +572,7 @@ impl Inference for Provider {
     }
 
     fn metrics(&self, text: &mut String) {
+        spared::tell(&self.served(), text);
         if let Some(shown) = self.shown.get() {
             // Writing to a string does not fail.
             let _ = prometheus_client::encoding::text::encode_registry(text, shown);

@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use assay_engine::artifact::Artifact;
-use assay_engine::batch::{BatchLimits, Batcher, Event, Job, JobId, Load, Stepped, SubmitError};
+use assay_engine::batch::{BatchLimits, Batcher, Event, Job, JobId, Load, Spared, Stepped, SubmitError};
 use assay_engine::constants::Constants as _;
 use assay_engine::forward::Executor;
 use assay_engine::kernel::Kernel;
@@ -80,6 +80,7 @@ pub struct ServedModel {
     commands: Option<Sender<Command>>,
     thread: Option<JoinHandle<()>>,
     load: Arc<Mutex<Load>>,
+    spared: Arc<Mutex<Spared>>,
     next_job: AtomicU64,
     /// Requests for embeddings under way.
     encoding: AtomicUsize,
@@ -142,13 +143,14 @@ impl ServedModel {
     ) -> Result<ServedModel, TextError> {
         let tokenizer = Arc::new(Tokenizer::new(artifact.text(), artifact.tokenizer_json())?);
         let load = Arc::new(Mutex::new(Load::default()));
+        let spared = Arc::new(Mutex::new(Spared::default()));
         let reached = Arc::new(AtomicUsize::new(0));
         let (commands, inbox) = channel();
         let arriving = artifact.presence().is_some_and(|p| !p.is_settled());
         let standing = watch::Sender::new(if arriving { Standing::Arriving } else { Standing::Whole });
         let thread = {
-            let (artifact, tokenizer, load, reached) =
-                (Arc::clone(&artifact), Arc::clone(&tokenizer), Arc::clone(&load), Arc::clone(&reached));
+            let (artifact, tokenizer) = (Arc::clone(&artifact), Arc::clone(&tokenizer));
+            let (load, spared, reached) = (Arc::clone(&load), Arc::clone(&spared), Arc::clone(&reached));
             std::thread::Builder::new()
                 .name("assay-batcher".into())
                 .spawn(move || {
@@ -158,7 +160,7 @@ impl ServedModel {
                     }
                     let end_tokens = artifact.text().end_tokens.clone();
                     let batcher = Batcher::new(executor, &tokenizer, end_tokens, limits);
-                    run(batcher, &inbox, artifact.presence(), &load, &reached);
+                    run(batcher, &inbox, artifact.presence(), (&load, &spared), &reached);
                     // Jobs that were dropped are under way no longer.
                     *load.lock().unwrap_or_else(PoisonError::into_inner) = Load::default();
                 })
@@ -171,6 +173,7 @@ impl ServedModel {
             commands,
             thread,
             load,
+            spared,
             next_job: AtomicU64::new(0),
             encoding: AtomicUsize::new(0),
             kernel,
@@ -243,6 +246,11 @@ impl ServedModel {
     /// What it is busy with.
     pub fn load(&self) -> Load {
         *self.load.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What it was spared since it is served.
+    pub fn spared(&self) -> Spared {
+        *self.spared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Queues a job made by `job` from its id.
@@ -378,7 +386,7 @@ fn run(
     mut batcher: Batcher<'_>,
     inbox: &Receiver<Command>,
     presence: Option<&Arc<Presence>>,
-    load: &Mutex<Load>,
+    (load, spared): (&Mutex<Load>, &Mutex<Spared>),
     reached: &AtomicUsize,
 ) {
     let operations = batcher.executor().constants().program().program().ops.len();
@@ -439,6 +447,7 @@ fn run(
             readers.remove(&id);
         }
         *load.lock().unwrap_or_else(PoisonError::into_inner) = batcher.load();
+        *spared.lock().unwrap_or_else(PoisonError::into_inner) = batcher.spared();
         match (stepped, presence) {
             (Stepped::Lacks { op, lack: Lack::Bytes(missing) }, Some(presence)) => {
                 reached.fetch_max(op, Relaxed);

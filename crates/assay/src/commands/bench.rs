@@ -16,6 +16,7 @@ mod engine;
 mod loss;
 mod receipts;
 mod reexecution;
+mod spared;
 mod verification;
 
 #[derive(Args)]
@@ -93,6 +94,23 @@ enum What {
         #[command(flatten)]
         engine: EngineArgs,
     },
+    /// What is spared: time to the first token of a prompt that begins like another's, and speed of answers with likely tokens executed ahead; each
+    /// beside the same without.
+    Spared {
+        /// Model: a name, root or file.
+        model: String,
+        /// Tokens that prompts begin with alike.
+        #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        shared: u32,
+        /// Tokens of the answers.
+        #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(2..=100_000))]
+        answer: u32,
+        /// How often.
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+        #[command(flatten)]
+        engine: EngineArgs,
+    },
     /// What every way to check an answer costs as models grow: writes numbers, a report and a chart.
     Verification(verification::Verification),
     /// Loss of a model on a text, in nats per token: windows as long as the model's, each beginning with BOS.
@@ -135,6 +153,9 @@ impl Bench {
             }
             What::Reexecution { model, prompt, answers, rounds, engine } => {
                 reexecution::run(&home.model(&model)?, engine, prompt, &answers, rounds, &mut print)
+            }
+            What::Spared { model, shared, answer, rounds, engine } => {
+                spared::run(&home.model(&model)?, engine, (shared, answer), rounds, &mut print)
             }
             What::Verification(verification) => verification.run(&mut print),
             What::Loss { model, text, windows } => {

@@ -85,6 +85,13 @@ pub struct Server {
     /// Memory for the KV caches of each model, in MiB.
     #[arg(long, default_value_t = BatchLimits::default().cache_bytes_max >> 20, value_name = "MIB")]
     cache_mib: usize,
+    /// Memory beside it for caches of requests that are over, in MiB for each model: who begins with the same tokens goes on after them. 0 for none:
+    /// then no client can tell by the time to its first token what others have asked.
+    #[arg(long, default_value_t = BatchLimits::default().prefix_bytes_max >> 20, value_name = "MIB")]
+    prefix_mib: usize,
+    /// Tokens up to which a pass over a model that writes few answers is filled up with likely next ones, taken from what was said before. 0 for none.
+    #[arg(long, default_value_t = BatchLimits::default().draft_rows_max, value_name = "N")]
+    draft_rows: usize,
     /// Dollars for a million tokens of the prompt and of the answer, as in 0.10/0.40 [default: free]. Advertised in /v1/models; nothing
     /// is charged by the node without --settle; gateways charge it.
     #[arg(long, value_name = "IN/OUT")]
@@ -182,6 +189,8 @@ impl Server {
             running_max: self.max_running.max(1),
             waiting_max: self.max_waiting,
             cache_bytes_max: self.cache_mib << 20,
+            prefix_bytes_max: self.prefix_mib.saturating_mul(1 << 20),
+            draft_rows_max: self.draft_rows,
             ..BatchLimits::default()
         }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{Executor, Run, Segment};
 use crate::cache::HeadCache;
-use crate::kernel::{Dot, HeadScales, Kernel};
+use crate::kernel::{Dot, HeadScales, Kernel, prefetch};
 use crate::matrix::{GROUP, TILE_ROWS};
 use crate::pool::Parts;
 use crate::program::{Op, Reach, SoftCap, ValueId};
@@ -206,7 +206,11 @@ fn answer(
         s.queries.extend_from_slice(&queries.q[at..at + per_kv * n]);
     }
     s.scores.resize(count * stride, 0);
-    for tile in start / TILE_ROWS..range.end.div_ceil(TILE_ROWS) {
+    let tiles = start / TILE_ROWS..range.end.div_ceil(TILE_ROWS);
+    for tile in tiles.clone() {
+        if tile + 1 < tiles.end {
+            prefetch(cache.key_tile(tile + 1));
+        }
         let d = Dot {
             w: cache.key_tile(tile).as_ptr(),
             stride: TILE_ROWS * GROUP,
@@ -255,23 +259,28 @@ fn answer(
         s.shares.push(Share::new(sums.total, highest, op.frac));
     }
 
-    for block in cache.value_blocks() {
+    for block in cache.value_rows() {
         s.sums.resize(2 * count * block.rows, 0);
-        let d = Dot {
-            w: block.bytes[start / GROUP * block.rows * GROUP..].as_ptr(),
-            stride: block.rows * GROUP,
-            groups: (range.end - start).div_ceil(GROUP),
-            rows_16: block.rows / 16,
-            x: s.planes.as_ptr(),
-            x_stride: stride,
-            m: 2 * count,
-            out: s.sums.as_mut_ptr(),
-            out_stride: block.rows,
-            accumulate: false,
-        };
-        // SAFETY: the kernel runs here. The block has a group for every 4 positions of the capacity, a plane has one for
-        // each from `start` on, and `sums` has a row for every plane.
-        unsafe { (f.dot)(d) };
+        for tile in tiles.clone() {
+            if tile + 1 < tiles.end {
+                prefetch(cache.value_tile(tile + 1, block));
+            }
+            let d = Dot {
+                w: cache.value_tile(tile, block).as_ptr(),
+                stride: block.rows * GROUP,
+                groups: (range.end - tile * TILE_ROWS).min(TILE_ROWS).div_ceil(GROUP),
+                rows_16: block.rows / 16,
+                x: s.planes[tile * TILE_ROWS - start..].as_ptr(),
+                x_stride: stride,
+                m: 2 * count,
+                out: s.sums.as_mut_ptr(),
+                out_stride: block.rows,
+                accumulate: tile * TILE_ROWS > start,
+            };
+            // SAFETY: the kernel runs here. A value tile has a group for every 4 of its 64 positions, a plane has whole tiles from `start` on, and
+            // `sums` has a row for every plane.
+            unsafe { (f.dot)(d) };
+        }
         let channels = block.rows.min(n - block.first);
         for i in 0..count {
             let (token, head) = (i / per_kv, task.kv * per_kv + i % per_kv);

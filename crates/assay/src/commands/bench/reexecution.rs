@@ -38,7 +38,9 @@ pub struct Generator {
 impl Generator {
     pub fn new(artifact: &Arc<Artifact>, engine: EngineArgs, folder: &Path) -> Result<Generator> {
         let home = Home::open(Some(folder))?;
-        let provider = engine.provider(&home, vec![Arc::clone(artifact)], BatchLimits::default())?;
+        // Every answer is executed as a whole, as whoever checks it does.
+        let limits = BatchLimits { prefix_bytes_max: 0, draft_rows_max: 0, ..BatchLimits::default() };
+        let provider = engine.provider(&home, vec![Arc::clone(artifact)], limits)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let (artifact, threads, last) = (Arc::clone(artifact), engine.pool().threads(), Mutex::default());
         Ok(Generator { provider, artifact, runtime, threads, last })
