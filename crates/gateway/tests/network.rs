@@ -183,6 +183,8 @@ async fn what_breaks_off_or_lies_costs_nothing() {
     for (manner, before) in [
         (Manner::BreaksOff, "Hel"),
         (Manner::OtherText, "Hello"),
+        (Manner::Padded, "Hello"),
+        (Manner::CutsShort, "Hello"),
         (Manner::OtherRequest, "Hello"),
         (Manner::OtherKey, "Hello"),
     ] {
@@ -340,7 +342,14 @@ async fn who_finds_everyone_busy_waits_and_is_refused_in_the_end() {
 
 #[tokio::test]
 async fn another_provider_goes_on_where_one_breaks_off() {
-    for manner in [Manner::BreaksOff, Manner::OtherText, Manner::OtherRequest, Manner::OtherKey] {
+    for manner in [
+        Manner::BreaksOff,
+        Manner::OtherText,
+        Manner::Padded,
+        Manner::CutsShort,
+        Manner::OtherRequest,
+        Manner::OtherKey,
+    ] {
         let good = Provider::start(Manner::Honest, PRICE).await;
         let bad = Provider::before(&good, manner, PRICE).await;
         let books = Books::with(1_000_000, Limits::default()).await;

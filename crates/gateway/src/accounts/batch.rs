@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::limits::{Used, admit};
 use super::script::{Row, Statement, Value, marks};
 use super::store::{CHARGE_COLUMNS, CHARGE_COLUMNS_COUNT, Engine, KEY_COLUMNS_COUNT, KEY_STATE_COLUMNS};
-use super::store::{charge_of, key_of, random_id};
+use super::store::{charge_of, key_of, timely_id};
 use super::{
     AccountsError, Answered, Ask, Attempt, Charge, Hold, HoldId, Key, KeyName, MicroUsd, RETRY_WINDOW_MS,
     Refused, Reserved, Retried, Settled,
@@ -371,7 +371,7 @@ impl Books {
         *moved = moved.saturating_sub(amount);
         (state.used, state.changed) = (after, true);
         let hold = HoldRow {
-            id: random_id(),
+            id: timely_id(ask.now_ms),
             key: state.key.id.clone(),
             account: state.key.account.clone(),
             amount,

@@ -321,6 +321,9 @@ impl Telling {
         if record.receipt.receipt.provider != provider {
             return Err("its receipt is another provider's".into());
         }
+        if !is_as_long_as_asked(record) {
+            return Err("its record ends where its request does not end it".into());
+        }
         let (text, told) = (&record.transcript.text, self.told.text());
         let same = match record.transcript.stop {
             StopReason::Cancelled => told.starts_with(text.as_str()),
@@ -331,6 +334,18 @@ impl Telling {
         }
         agreed(self.paying.as_ref(), &record.receipt, fee)
     }
+}
+
+/// Whether an answer has no more tokens than were asked for, and says that it ended for what can have ended it. Whether the model would have gone on, only
+/// its execution shows.
+fn is_as_long_as_asked(record: &AnswerRecord) -> bool {
+    let (most, tokens) = (record.request.max_tokens as usize, record.transcript.output_ids.len());
+    let ends = match record.transcript.stop {
+        StopReason::Length => most != 0 && tokens == most,
+        StopReason::StopString(which) => usize::from(which) < record.request.stop.len(),
+        StopReason::EndToken | StopReason::Window | StopReason::Cancelled => true,
+    };
+    ends && (most == 0 || tokens <= most)
 }
 
 /// Whether a receipt asks for what was offered and signed for.

@@ -56,6 +56,10 @@ pub enum Manner {
     Another,
     /// Signs another text than it told.
     OtherText,
+    /// Writes more tokens than it was asked for.
+    Padded,
+    /// Ends for the number of its tokens, and has fewer than it was asked for.
+    CutsShort,
     /// Signs for another request.
     OtherRequest,
     /// Has another key sign.
@@ -242,7 +246,12 @@ impl Inference for Shared {
                     let nonce = order.nonce.unwrap_or(Nonce::from_bytes([9; 32]));
                     let [begins, ends] = if manner == Manner::Another { ["Go", "od"] } else { ["Hel", "lo"] };
                     let whole = format!("{begins}{ends}");
-                    let said = Said { text: &whole, ids: vec![2; 5], stop: StopReason::EndToken };
+                    let (tokens, stop) = match manner {
+                        Manner::Padded => (order.request.max_tokens as usize + 1, StopReason::EndToken),
+                        Manner::CutsShort => (5, StopReason::Length),
+                        _ => (5, StopReason::EndToken),
+                    };
+                    let said = Said { text: &whole, ids: vec![2; tokens], stop };
                     let record = node.record(manner, order.request, nonce, sequence, said);
                     let record = Arc::new(record);
                     let (stop, usage) = (record.transcript.stop, record.transcript.usage());
