@@ -270,7 +270,7 @@ mod tests {
         assert_eq!(unsealer.open(&sealed).unwrap().0, b"hello");
         assert!(Unsealer::draw(PROVIDER).open(&sealed).is_err());
         // The same key under another provider's name.
-        let other = Unsealer { info: info(NodeAddress::ZERO), ..unsealer };
+        let other = Unsealer { info: info(NodeAddress::ZERO), remembered: Mutex::default(), ..unsealer };
         assert!(other.open(&sealed).is_err());
         let unsealer = Unsealer::draw(PROVIDER);
         let (sealed, _) = seal(&unsealer, b"hello");
