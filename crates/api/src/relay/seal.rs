@@ -9,7 +9,7 @@
 //! cut short unseen.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use assay_core::id::{NodeAddress, SealingKey};
@@ -55,7 +55,10 @@ pub(crate) struct Exchange {
 
 /// A sender's exchanges that are under way, one with each provider.
 #[derive(Default)]
-pub(super) struct Exchanges(Mutex<HashMap<(NodeAddress, SealingKey), (Instant, Arc<Exchange>)>>);
+pub(super) struct Exchanges(Mutex<HashMap<(NodeAddress, SealingKey), Timed>>);
+
+/// An exchange, and until when it is used.
+type Timed = (Instant, Arc<Exchange>);
 
 /// A provider's key pair for orders. It lives as long as the process: what was sealed to it cannot be read any more afterwards.
 pub(crate) struct Unsealer {
@@ -132,7 +135,7 @@ impl Exchanges {
     pub(super) fn with(&self, provider: NodeAddress, key: SealingKey) -> Result<Arc<Exchange>, SealError> {
         let now = Instant::now();
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let lasts = |(until, _): &(Instant, Arc<Exchange>)| now < *until;
+        let lasts = |(until, _): &Timed| now < *until;
         if let Some((_, exchange)) = all.get(&(provider, key)).filter(|found| lasts(found)) {
             return Ok(Arc::clone(exchange));
         }
@@ -190,7 +193,7 @@ impl Unsealer {
             .map_err(|_| SealError)
     }
 
-    fn remembered(&self) -> std::sync::MutexGuard<'_, HashMap<[u8; ENCAPSULATED_BYTES], Arc<ReaderContext>>> {
+    fn remembered(&self) -> MutexGuard<'_, HashMap<[u8; ENCAPSULATED_BYTES], Arc<ReaderContext>>> {
         self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
