@@ -9,7 +9,9 @@
 //!
 //! It refuses to know who pays: credits come with the id of a payment that somebody else has checked.
 
+mod advance;
 mod batch;
+mod books;
 mod callers;
 mod limits;
 mod script;
@@ -491,9 +493,11 @@ impl Accounts {
         Ok(settled)
     }
 
-    /// Releases holds whose time is over: their gateway is gone. Says how many. Lets go of answers that cannot be asked for again.
+    /// Releases holds whose time is over: their gateway is gone. Says how many. Gives back what was set aside for requests that did not come, and lets go
+    /// of answers that cannot be asked for again.
     pub async fn expire(&self, now_ms: i64) -> Result<u64, AccountsError> {
         self.store.forget(now_ms.saturating_sub(RETRY_WINDOW_MS)).await?;
+        self.end_advances(now_ms).await?;
         let mut count = 0;
         for hold in self.store.over(now_ms).await? {
             if let Settled::Now(_) = self.release(hold).await? {
@@ -501,6 +505,18 @@ impl Accounts {
             }
         }
         Ok(count)
+    }
+
+    /// Gives back what is set aside for requests to come. To be called when none come any more; without it, that ends by itself after about an hour.
+    pub async fn close(&self) -> Result<(), AccountsError> {
+        self.end_advances(i64::MAX).await
+    }
+
+    async fn end_advances(&self, now_ms: i64) -> Result<(), AccountsError> {
+        for advance in self.writer.idle(now_ms) {
+            self.settle(Deed::Release { hold: advance }).await?;
+        }
+        Ok(())
     }
 
     async fn settle(&self, deed: Deed) -> Result<Settled, AccountsError> {

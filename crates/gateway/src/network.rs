@@ -292,6 +292,15 @@ impl Network {
             tracing::warn!(code = e.code(), reason = %e, "holds that are over could not be released");
         }
     }
+
+    /// Gives back what is set aside for requests to come. To be called when none come any more.
+    pub async fn close(&self) {
+        if let Some(accounts) = &self.inner.accounts
+            && let Err(e) = accounts.close().await
+        {
+            tracing::warn!(code = e.code(), reason = %e, "what is set aside for keys could not be given back");
+        }
+    }
 }
 
 /// What a request asks of the network.

@@ -140,6 +140,16 @@ async fn two_gateways_never_spend_a_balance_twice(url: String) {
 
 /// Random reservations, ends, expiries and credits from many tasks at once, over two gateways.
 async fn no_unit_is_lost(url: String) {
+    at_random(url, 1).await;
+}
+
+/// The same of large accounts, which SQLite's gateways give advances of.
+async fn no_unit_of_much_is_lost(url: String) {
+    at_random(url, 1_000_003).await;
+}
+
+/// Amounts are multiples of the unit.
+async fn at_random(url: String, unit: u64) {
     let gateways = Arc::new([open(&url).await, open(&url).await]);
     let mut secrets = Vec::new();
     for account in ["a", "b", "c"] {
@@ -168,12 +178,12 @@ async fn no_unit_is_lost(url: String) {
                         // Two tasks bring the same payment: it counts once.
                         let payment = format!("payment {} {step}", task / 2);
                         books
-                            .credit(account, MicroUsd(1 + task / 2 * 100 + step), &payment, "", NOW)
+                            .credit(account, MicroUsd((1 + task / 2 * 100 + step) * unit), &payment, "", NOW)
                             .await
                             .unwrap();
                     }
                     1 | 2 => {
-                        let mut asked = ask(secret, 1, draw(80));
+                        let mut asked = ask(secret, 1, draw(80) * unit);
                         asked.expires_ms = NOW + draw(3) as i64;
                         match held(books, asked).await {
                             Ok(hold) => holds.push(hold),
@@ -183,7 +193,13 @@ async fn no_unit_is_lost(url: String) {
                     3 => {
                         if let Some(hold) = holds.pop() {
                             books
-                                .charge(hold.id, MicroUsd(draw(100)), answered("r"), Retried::Known, NOW)
+                                .charge(
+                                    hold.id,
+                                    MicroUsd(draw(100) * unit),
+                                    answered("r"),
+                                    Retried::Known,
+                                    NOW,
+                                )
                                 .await
                                 .unwrap();
                         }
@@ -207,6 +223,17 @@ async fn no_unit_is_lost(url: String) {
     }
     for account in ["a", "b", "c"] {
         agree(&gateways[0], account).await;
+    }
+    // Whatever still runs ends with its time, and then nothing is set aside.
+    for books in gateways.iter() {
+        books.close().await.unwrap();
+    }
+    for books in gateways.iter() {
+        books.expire(NOW + 24 * 60 * MINUTE).await.unwrap();
+    }
+    for account in ["a", "b", "c"] {
+        let sums = gateways[0].books(account).await.unwrap();
+        assert!(sums.agree() && sums.held == MicroUsd(0), "{account}: {sums:?}");
     }
 }
 
@@ -385,6 +412,89 @@ async fn what_others_change_counts_at_once(url: String) {
     agree(&books, "a").await;
 }
 
+/// Two gateways that both set more aside than their requests need: together they hold no more than there is, and all of it can be had.
+async fn nobody_spends_what_another_gateway_was_advanced(url: String) {
+    const ALL: u64 = 20_000_000;
+    let gateways = [open(&url).await, open(&url).await];
+    let secrets = [
+        key(&gateways[0], "a", ALL, Limits::default()).await,
+        key(&gateways[1], "a", 0, Limits::default()).await,
+    ];
+    let tasks = (0..240).map(|i| {
+        let (books, secret) = (gateways[i % 2].clone(), secrets[i % 3 % 2]);
+        tokio::spawn(async move { held(&books, ask(secret, 1, 100_000)).await })
+    });
+    let mut holds = Vec::new();
+    for (i, task) in tasks.collect::<Vec<_>>().into_iter().enumerate() {
+        match task.await.unwrap() {
+            Ok(hold) => holds.push((gateways[i % 2].clone(), hold)),
+            Err(refused) => assert!(matches!(refused, Refused::Balance { .. }), "{refused}"),
+        }
+    }
+    agree(&gateways[0], "a").await;
+    // What one gateway has set aside for requests to come, the other one does not have before it is given back.
+    assert!((195..=200).contains(&holds.len()), "{}", holds.len());
+    for books in &gateways {
+        books.close().await.unwrap();
+    }
+    while let Ok(hold) = held(&gateways[0], ask(secrets[0], 1, 100_000)).await {
+        holds.push((gateways[0].clone(), hold));
+    }
+    assert_eq!(holds.len(), 200);
+    for (i, (books, hold)) in holds.into_iter().enumerate() {
+        let settled = match i % 3 {
+            0 => books.release(hold.id).await.unwrap(),
+            _ => books.charge(hold.id, MicroUsd(99_999), answered("r"), Retried::Known, NOW).await.unwrap(),
+        };
+        assert_eq!(settled, Settled::Now(MicroUsd(if i % 3 == 0 { 0 } else { 99_999 })));
+    }
+    for books in &gateways {
+        books.close().await.unwrap();
+    }
+    let sums = gateways[1].books("a").await.unwrap();
+    assert_eq!((sums.charged, sums.held), (MicroUsd(133 * 99_999), MicroUsd(0)));
+    assert!(sums.agree());
+}
+
+async fn what_others_change_counts_at_once_beside_an_advance(url: String) {
+    let (books, others) = (open(&url).await, open(&url).await);
+    let secret = key(&books, "a", 100_000_000, Limits::default()).await;
+    let id = books.keys(Some("a")).await.unwrap()[0].id.clone();
+    let mut running = Vec::new();
+    for _ in 0..3 {
+        running.push(held(&books, ask(secret, 1, 1_000)).await.unwrap());
+    }
+    let limited = |limits| others.limit(&id, limits);
+    limited(Limits { at_once: Some(3), ..Limits::default() }).await.unwrap();
+    assert_eq!(held(&books, ask(secret, 1, 1)).await.unwrap_err(), Refused::AtOnce { most: 3 });
+    books.charge(running.pop().unwrap().id, MicroUsd(7), answered("r"), Retried::Known, NOW).await.unwrap();
+    running.push(held(&books, ask(secret, 1, 1_000)).await.unwrap());
+    assert_eq!(held(&books, ask(secret, 1, 1)).await.unwrap_err(), Refused::AtOnce { most: 3 });
+    // 7 are charged and 3000 set aside: nothing counts that is only there for requests to come.
+    limited(Limits { per_day: Some(MicroUsd(3_107)), ..Limits::default() }).await.unwrap();
+    let spent = Refused::PerDay {
+        most: MicroUsd(3_107),
+        spent: MicroUsd(3_007),
+        needed: MicroUsd(101),
+        wait_ms: 86_400_000 - NOW.rem_euclid(86_400_000).unsigned_abs(),
+    };
+    assert_eq!(held(&books, ask(secret, 1, 101)).await.unwrap_err(), spent);
+    running.push(held(&books, ask(secret, 1, 100)).await.unwrap());
+    limited(Limits::default()).await.unwrap();
+    running.push(held(&books, ask(secret, 1, 1_000)).await.unwrap());
+    running.push(held(&books, ask(secret, 1, 1_000)).await.unwrap());
+    others.revoke(&id, NOW).await.unwrap();
+    assert_eq!(held(&books, ask(secret, 1, 1)).await.unwrap_err(), Refused::Revoked);
+    // What had begun goes on, and is charged.
+    for hold in running {
+        let charged = books.charge(hold.id, MicroUsd(10), answered("r"), Retried::Known, NOW).await.unwrap();
+        assert_eq!(charged, Settled::Now(MicroUsd(10)));
+    }
+    books.close().await.unwrap();
+    let sums = others.books("a").await.unwrap();
+    assert_eq!((sums.charged, sums.held, sums.agree()), (MicroUsd(67), MicroUsd(0), true));
+}
+
 macro_rules! laws {
     ($($law:ident),* $(,)?) => {
         mod sqlite {
@@ -411,6 +521,9 @@ laws! {
     an_answer_costs_what_it_costs,
     two_gateways_never_spend_a_balance_twice,
     no_unit_is_lost,
+    no_unit_of_much_is_lost,
+    nobody_spends_what_another_gateway_was_advanced,
+    what_others_change_counts_at_once_beside_an_advance,
     a_retried_request_is_charged_once,
     what_was_told_is_kept_for_a_while,
     keys_are_limited_and_revoked,
@@ -446,6 +559,79 @@ async fn a_file_that_is_busy_is_waited_for_and_its_journal_stays_short() {
     let journal = std::fs::metadata(path.with_extension("sqlite-wal")).unwrap().len();
     assert!(journal < 64 << 20, "{journal} bytes");
     agree(&books, "a").await;
+}
+
+/// A key of a large account begins most requests without a word to the file; its money is set aside there all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_advance_spares_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("books.sqlite");
+    let url = format!("sqlite:{}", path.display());
+    let books = open(&url).await;
+    let secret = key(&books, "a", 100_000_000, Limits::default()).await;
+    let first = held(&books, ask(secret, 1, 1_000)).await.unwrap();
+    let watching = rusqlite::Connection::open(&path).unwrap();
+    let version = || watching.query_one("PRAGMA data_version", [], |row| row.get::<_, i64>(0)).unwrap();
+    let before = version();
+    let second = held(&books, ask(secret, 2, 1_000)).await.unwrap();
+    let third = held(&books, ask(secret, 3, 1_000)).await.unwrap();
+    assert_eq!(version(), before);
+    let aside = books.books("a").await.unwrap();
+    assert!(aside.agree() && aside.held >= MicroUsd(3_000), "{aside:?}");
+    // More than is left of it, a time after it and another day need another one; who asks again may have been answered.
+    held(&books, ask(secret, 4, 50_000_000)).await.unwrap();
+    for asked in [
+        Ask { now_ms: NOW + 10 * MINUTE, expires_ms: NOW + 70 * MINUTE, ..ask(secret, 5, 1) },
+        Ask { now_ms: NOW + 1440 * MINUTE, expires_ms: NOW + 1500 * MINUTE, ..ask(secret, 6, 1) },
+        Ask { attempt: Attempt::Again, ..ask(secret, 7, 1) },
+    ] {
+        let before = version();
+        held(&books, asked).await.unwrap();
+        assert_ne!(version(), before);
+    }
+    // Each ends once, and is charged no more than it was given.
+    let charge =
+        |hold: &Hold| books.charge(hold.id.clone(), MicroUsd(5_000), answered("r"), Retried::Known, NOW);
+    assert_eq!(charge(&first).await.unwrap(), Settled::Now(MicroUsd(1_000)));
+    assert_eq!(charge(&first).await.unwrap(), Settled::Before(MicroUsd(1_000)));
+    assert_eq!(books.release(second.id.clone()).await.unwrap(), Settled::Now(MicroUsd(0)));
+    assert_eq!(charge(&second).await.unwrap(), Settled::Before(MicroUsd(0)));
+    agree(&books, "a").await;
+    // A gateway that dies has charged what it has charged; what it had set aside comes back with its time.
+    drop((books, third));
+    let books = open(&url).await;
+    let left = books.books("a").await.unwrap();
+    assert!(left.agree() && left.held > MicroUsd(0) && left.charged == MicroUsd(1_000), "{left:?}");
+    books.expire(NOW + 48 * 60 * MINUTE).await.unwrap();
+    let left = books.books("a").await.unwrap();
+    assert_eq!((left.balance, left.held), (MicroUsd(99_999_000), MicroUsd(0)));
+}
+
+/// Where the file cannot be written, nothing has happened, and what is remembered of advances is what the file has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_could_not_be_written_has_not_happened() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("books.sqlite");
+    let books = open(&format!("sqlite:{}", path.display())).await;
+    let secret = key(&books, "a", 100_000_000, Limits::default()).await;
+    let other = key(&books, "a", 0, Limits::default()).await;
+    let hold = held(&books, ask(secret, 1, 1_000)).await.unwrap();
+    let running = held(&books, ask(secret, 2, 1_000)).await.unwrap();
+    let breaking = rusqlite::Connection::open(&path).unwrap();
+    breaking.execute_batch("ALTER TABLE charges RENAME TO away").unwrap();
+    let charge =
+        |hold: &Hold| books.charge(hold.id.clone(), MicroUsd(600), answered("r"), Retried::Known, NOW);
+    assert_eq!(charge(&hold).await.unwrap_err().code(), "accounts_database");
+    breaking.execute_batch("ALTER TABLE away RENAME TO charges; ALTER TABLE holds RENAME TO away").unwrap();
+    assert!(books.reserve(ask(other, 3, 1_000)).await.is_err());
+    breaking.execute_batch("ALTER TABLE away RENAME TO holds").unwrap();
+    agree(&books, "a").await;
+    assert_eq!(charge(&running).await.unwrap(), Settled::Now(MicroUsd(600)));
+    let late = held(&books, ask(other, 4, 1_000)).await.unwrap();
+    assert_eq!(books.release(late.id).await.unwrap(), Settled::Now(MicroUsd(0)));
+    books.close().await.unwrap();
+    let sums = books.books("a").await.unwrap();
+    assert_eq!((sums.charged, sums.held, sums.agree()), (MicroUsd(600), MicroUsd(0), true));
 }
 
 /// Whoever reads the file learns no secret.

@@ -201,6 +201,7 @@ impl Gateway {
                 () = depositing => {}
                 () = settling => {}
             }
+            network.close().await;
             note!("Stopped.");
             Ok(())
         })

@@ -1,16 +1,18 @@
 //! SQLite's side of what requests do: one connection, which does a whole transaction by itself, and what it knows of the rows.
 //!
 //! Invariant: what is remembered is what the tables say. A transaction begins by asking SQLite whether any other connection, of this process or another, has
-//! committed since the last one; if so, nothing is remembered. Nothing is remembered of a transaction that failed, either.
+//! committed since the last one; if so, all is read again. Nothing is remembered of a transaction that failed, either. Of advances, which are this process's own,
+//! parts are remembered in any case, and their holds are read again.
 
 use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode};
 
-use super::batch::{Books, Deed, FORGOTTEN_MAX, HOLD_COLUMNS, Outcome, answered, forgetting, key_column};
+use super::batch::{Deed, FORGOTTEN_MAX, Outcome, answered, forgetting, key_column};
+use super::books::{Books, HOLD_COLUMNS};
 use super::script::{Row, Statement, run_here};
 use super::store::{Engine, KEY_STATE_COLUMNS, Store};
-use super::{AccountsError, Attempt, KeyName};
+use super::{AccountsError, Ask, Attempt, Hold, HoldId, KeyName};
 
 /// Keys and holds that are remembered at most.
 const REMEMBERED_MAX: usize = 16 << 10;
@@ -44,6 +46,8 @@ pub(super) struct Sqlite {
     /// Nothing after a failure: what was begun ended with the connection.
     connection: Option<Connection>,
     books: Books,
+    /// Whether what is remembered is what the tables say.
+    is_sure: bool,
     /// By which SQLite says whether others have written.
     version: i64,
     /// Since the last checkpoint.
@@ -57,7 +61,31 @@ impl Sqlite {
         let connection = Some(store.here()?);
         // With the first answer those go that an earlier process kept.
         let told = FORGET;
-        Ok(Sqlite { store, connection, books: Books::default(), version: 0, deeds: 0, told })
+        Ok(Sqlite {
+            store,
+            connection,
+            books: Books::advancing(),
+            is_sure: false,
+            version: 0,
+            deeds: 0,
+            told,
+        })
+    }
+
+    /// Begins a request without writing anything, if its key has an advance, and nobody else has written.
+    pub(super) fn part(&mut self, ask: &Ask) -> Option<Hold> {
+        let connection = self.connection.as_ref().filter(|_| self.is_sure)?;
+        if version(connection).ok()? != self.version {
+            return None;
+        }
+        let part = self.books.part(ask)?;
+        self.books.over(true);
+        Some(part)
+    }
+
+    /// Advances that nobody has used for a while.
+    pub(super) fn idle(&self, now_ms: i64) -> Vec<HoldId> {
+        self.books.idle(now_ms)
     }
 
     /// Does deeds in one transaction. If it fails nothing of it has happened. Nothing, where another program writes and is not waited for.
@@ -66,8 +94,6 @@ impl Sqlite {
         deeds: &[Deed],
         patience: Patience,
     ) -> Option<Result<Vec<Outcome>, AccountsError>> {
-        // Whatever goes wrong, what is remembered may not be what the tables say.
-        let books = std::mem::take(&mut self.books);
         let connection = match self.connection.take().map_or_else(|| self.store.here(), Ok) {
             Ok(connection) => connection,
             Err(e) => return Some(Err(e)),
@@ -86,10 +112,12 @@ impl Sqlite {
             Err(e) => return Some(Err(e)),
             Ok(_) => {}
         }
-        let decided = self.decide(&connection, books, deeds);
-        Some(decided.map(|(books, outcomes)| {
-            (self.books, self.connection) = (books, Some(connection));
-            outcomes
+        // Whatever goes wrong, what is remembered may not be what the tables say.
+        let was_sure = std::mem::take(&mut self.is_sure);
+        let decided = self.decide(&connection, was_sure, deeds);
+        self.books.over(decided.is_ok());
+        Some(decided.inspect(|_| {
+            (self.is_sure, self.connection) = (true, Some(connection));
         }))
     }
 
@@ -97,18 +125,19 @@ impl Sqlite {
     fn decide(
         &mut self,
         connection: &Connection,
-        mut books: Books,
+        is_sure: bool,
         deeds: &[Deed],
-    ) -> Result<(Books, Vec<Outcome>), AccountsError> {
+    ) -> Result<Vec<Outcome>, AccountsError> {
         let run = |statement| run_here(connection, statement);
-        let version = run(Statement::new("PRAGMA data_version"))?;
-        let version = version.first().map_or(Ok(0), |row| row.number(0))?;
-        if version != self.version || books.rows() > REMEMBERED_MAX {
-            books = Books::default();
+        let (version, books) = (version(connection)?, &mut self.books);
+        if !is_sure || version != self.version || books.rows() > REMEMBERED_MAX {
             self.version = version;
+            for id in books.forget() {
+                read_advance(&run, books, id)?;
+            }
         }
         for (at, deed) in deeds.iter().enumerate() {
-            read(&run, &mut books, at, deed)?;
+            read(&run, books, at, deed)?;
         }
         let outcomes = books.decide(deeds);
         let told = books.told();
@@ -124,7 +153,7 @@ impl Sqlite {
         }
         run(Statement::new("COMMIT"))?;
         self.deeds += deeds.len();
-        Ok((books, outcomes))
+        Ok(outcomes)
     }
 
     /// Whether the journal is long.
@@ -142,6 +171,12 @@ impl Sqlite {
             }
         }
     }
+}
+
+/// By which SQLite says whether others have written.
+fn version(connection: &Connection) -> Result<i64, AccountsError> {
+    let found = run_here(connection, Statement::new("PRAGMA data_version"))?;
+    found.first().map_or(Ok(0), |row| row.number(0))
 }
 
 type Rows = Result<Vec<Row>, AccountsError>;
@@ -180,6 +215,20 @@ fn read(
                 None => Ok(()),
             }
         }
+    }
+}
+
+/// Reads what there is of an advance.
+fn read_advance(
+    run: &impl Fn(Statement) -> Rows,
+    books: &mut Books,
+    id: String,
+) -> Result<(), AccountsError> {
+    let found = run(Statement::new("SELECT amount FROM holds WHERE id = ?").with([id.as_str()]))?;
+    books.advanced(&id, found.first())?;
+    match books.holder(&HoldId(id)) {
+        Some(key) => read_key(run, books, &key),
+        None => Ok(()),
     }
 }
 

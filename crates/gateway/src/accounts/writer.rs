@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex as SyncMutex, PoisonError};
 
 use tokio::sync::{Mutex, mpsc, oneshot};
 
-use super::AccountsError;
 use super::batch::{Asked, Deed, Outcome};
 use super::script::run;
 use super::sqlite::{Patience, Sqlite};
 use super::store::{Engine, Store};
+use super::{AccountsError, HoldId, Reserved};
 
 /// Requests that may wait to be written.
 const WAITING_MAX: usize = 4096;
@@ -73,14 +73,23 @@ impl Writer {
         told.await.map_err(|_| AccountsError::Closed)?
     }
 
+    /// Advances that nobody has used for a while; none where somebody is at it just now.
+    pub(super) fn idle(&self, now_ms: i64) -> Vec<HoldId> {
+        // Who writes may wait for another transaction, which may need this very thread.
+        let here = self.here.as_ref().and_then(|here| here.try_lock().ok());
+        here.map(|sqlite| sqlite.idle(now_ms)).unwrap_or_default()
+    }
+
     /// Does a deed here and now, if nobody else is at it or waits.
     fn at_once(&self, deed: &Deed) -> Option<Result<Outcome, AccountsError>> {
         let here = self.here.as_ref()?;
-        if self.work.capacity() < WAITING_MAX {
-            return None;
-        }
         let mut sqlite = here.try_lock().ok()?;
-        if sqlite.is_due() {
+        if let Deed::Reserve(ask) = deed
+            && let Some(part) = sqlite.part(ask)
+        {
+            return Some(Ok(Outcome::Reserved(Ok(Reserved::Held(part)))));
+        }
+        if self.work.capacity() < WAITING_MAX || sqlite.is_due() {
             return None;
         }
         let outcomes = sqlite.write(std::slice::from_ref(deed), Patience::None)?;
