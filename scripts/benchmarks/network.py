@@ -46,8 +46,8 @@ import venv
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
-ASSAY = TARGET / "release/assay"
-WIRE = TARGET / "release/examples/wire"
+ASSAY = TARGET / "dist/assay"
+WIRE = TARGET / "dist/examples/wire"
 PARTS = ["gateway", "replay", "faults", "verification"]
 CONNECTIONS = [1, 32, 256]
 # Requests a second of all connections together, where waiting is measured.
@@ -110,7 +110,7 @@ class Running:
 
 def build():
     both = ["-p", "assay", "--bin", "assay", "-p", "assay-gateway", "--example", "wire"]
-    subprocess.run(["cargo", "build", "--release", "--quiet", "--locked", *both], cwd=ROOT, check=True)
+    subprocess.run(["cargo", "build", "--profile", "dist", "--quiet", "--locked", *both], cwd=ROOT, check=True)
 
 
 def assay(home, *args):
