@@ -48,6 +48,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 ASSAY = TARGET / "dist/assay"
 WIRE = TARGET / "dist/examples/wire"
+DOLLARS_PER_GAS = 0.05 / 1e6
 PARTS = ["gateway", "replay", "faults", "verification"]
 CONNECTIONS = [1, 32, 256]
 # Requests a second of all connections together, where waiting is measured.
@@ -371,17 +372,18 @@ def faults_part(args, folder):
     providers = 10
     sizes = ["--providers", providers, "--auditors", 4, "--hosts", 3, "--epoch", args.epoch_seconds, "--audit-rate", 10, "--load", args.load]
     found = devnet(folder, *sizes, *options, "--for", seconds, "--quiet-for", 120)
-    gained = lambda line: line["profit"] / 1e6
+    gas = lambda line: line["gas"] * DOLLARS_PER_GAS
+    gained = lambda line: line["profit"] / 1e6 - gas(line)
     by = {}
     for line in found["lines"]:
         if not (kind := line["fault"]):
             continue
         others = [gained(l) for l in found["lines"] if l["part"] == line["part"] and not l["fault"]]
         by[kind] = {
-            "profit": gained(line), "honest": statistics.mean(others), "over_honest": gained(line) - statistics.mean(others),
+            "tokens": line["profit"] / 1e6, "gas": gas(line), "profit": gained(line), "honest": statistics.mean(others), "over_honest": gained(line) - statistics.mean(others),
             "struck": line["struck"], "struck_after_s": line["struck_after_s"], "epochs_posted": line["epochs_posted"],
         }
-    honest = [{"name": l["name"], "profit": gained(l)} for l in found["lines"] if not l["fault"]]
+    honest = [{"name": l["name"], "tokens": l["profit"] / 1e6, "gas": gas(l), "profit": gained(l)} for l in found["lines"] if not l["fault"]]
     result = {"providers": providers, "epochs": args.epochs, "epoch_seconds": args.epoch_seconds, "load": args.load, "requests": found["requests"], "by_fault": by, "honest": honest}
     say(json.dumps(result))
     return result
@@ -461,13 +463,14 @@ def report(out, found):
         lines += [
             "## What faults earn", "",
             f"{it['epochs']} epochs of {it['epoch_seconds']} s in one network of {it['providers']} providers, 4 auditors and 3 hosts, {it['load']} requests a second "
-            f"({it['requests']['answered']} of {it['requests']['sent']} answered), one audit in ten. In dollars; a provider stakes 20, an auditor 100, a host 60.", "",
-            "| fault | gained | honest of its kind | less than those | struck |", "|---|---|---|---|---|",
+            f"({it['requests']['answered']} of {it['requests']['sent']} answered), one audit in ten. In dollars; a provider stakes 20, an auditor 100, a host 60. "
+            f"*Gained* is what it has more in tokens, less the gas of its transactions at {100e6 * DOLLARS_PER_GAS:.0f} cents a million, the price of docs/economics.md, 10. Machines and what is at stake cost more, and are not counted.", "",
+            "| fault | tokens | gas | gained | honest of its kind | less than those | struck |", "|---|---|---|---|---|---|---|",
         ]
         for kind, f in it["by_fault"].items():
             struck = f"{f['struck_after_s']} s after its first batch" if f["struck"] and f["struck_after_s"] is not None else ("yes" if f["struck"] else "no")
-            lines.append(f"| {kind} | {f['profit']:+.4f} | {f['honest']:+.4f} | {f['over_honest']:+.4f} | {struck} |")
-        lines += ["", "Honest members: " + ", ".join(f"{h['name']} {h['profit']:+.4f}" for h in it["honest"]) + ".", ""]
+            lines.append(f"| {kind} | {f['tokens']:+.4f} | {-f['gas']:+.4f} | {f['profit']:+.4f} | {f['honest']:+.4f} | {f['over_honest']:+.4f} | {struck} |")
+        lines += ["", "Honest members: " + ", ".join(f"{h['name']} {h['profit']:+.4f} (gas {h['gas']:.4f})" for h in it["honest"]) + ".", ""]
     if it := found["parts"].get("verification"):
         lines += [
             "## What verification costs", "",

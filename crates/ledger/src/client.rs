@@ -184,6 +184,13 @@ impl Client {
         Ok(found.map_err(|e| self.failed(e))?.map(|block| block.header))
     }
 
+    /// The gas that each transaction of a block has used, with its sender. Nothing of a block that the node does not have.
+    pub async fn gas(&self, block: u64) -> Result<Vec<(Address, u64)>, ClientError> {
+        let found = self.provider.get_block_receipts(BlockId::number(block)).await;
+        let receipts = found.map_err(|e| self.failed(e))?.unwrap_or_default();
+        Ok(receipts.into_iter().map(|receipt| (receipt.from, receipt.gas_used)).collect())
+    }
+
     /// The newest block's header.
     pub async fn latest(&self) -> Result<Header, ClientError> {
         let newest = BlockId::Number(BlockNumberOrTag::Latest);

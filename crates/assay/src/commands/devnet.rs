@@ -173,6 +173,7 @@ impl Up {
         let check = cheats.then(load::Check::new).transpose()?;
         let mut chaos = self.chaos.map(Chaos::new);
         let used = network.used();
+        let begun = report::open(&network.state).await?.client().head().await?;
         let asking = load::run(load::Clients::of(&network.state, check), self.load, asked.clone());
         let over = async {
             match self.seconds {
@@ -202,14 +203,16 @@ impl Up {
             Some(chaos) => Some(chaos.suffered(&network, &asked).await),
             None => None,
         };
+        let gas = report::gas(&network.state, begun).await;
         let used_since = network.used();
         network.stop().await;
         stopped?;
-        let mut found = found?;
+        let (mut found, gas) = (found?, gas?);
         found.requests = Some(asked.now());
         found.chaos = suffered.transpose()?;
         let refuted = asked.now().refuted;
         for line in &mut found.lines {
+            line.gas = Some(gas.get(&line.account).copied().unwrap_or_default());
             line.refuted = refuted.get(&node_address(line.account).to_string()).copied().unwrap_or_default();
         }
         for (line, (before, after)) in found.lines.iter_mut().zip(used.into_iter().zip(used_since)) {

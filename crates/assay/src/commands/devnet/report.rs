@@ -38,6 +38,8 @@ pub struct Line {
     pub struck_after_s: Option<u64>,
     pub epochs_posted: u64,
     pub disputes_lost: u64,
+    /// Gas that its transactions have used since everyone was started, at the end.
+    pub gas: Option<u64>,
     /// Its answers that do not hold when their clients execute them again, as they do in a network with cheats.
     pub refuted: u64,
     /// Seconds of processor time that its process has used since everyone was started.
@@ -149,6 +151,7 @@ async fn line(ledger: &Ledger, member: &Member, logged: &Logged) -> Result<Line>
         struck_after_s,
         epochs_posted: logged.posted.get(&account).map_or(0, |p| p.len() as u64),
         disputes_lost: logged.lost.get(&account).copied().unwrap_or_default(),
+        gas: None,
         refuted: 0,
         processor_s: None,
     })
@@ -177,9 +180,25 @@ pub async fn read(state: &State) -> Result<Found> {
     Ok(Found { lines, requests: None, chaos: None, epoch, supply, held, vault_total, vault_tokens })
 }
 
+/// Gas that each account's transactions have used after a block.
+pub async fn gas(state: &State, after: u64) -> Result<BTreeMap<Address, u64>> {
+    let ledger = open(state).await?;
+    let mut used: BTreeMap<Address, u64> = BTreeMap::new();
+    for block in after + 1..=ledger.client().head().await? {
+        for (sender, gas) in ledger.client().gas(block).await? {
+            *used.entry(sender).or_default() += gas;
+        }
+    }
+    Ok(used)
+}
+
 fn dollars(units: i128) -> String {
     let amount = Amount(units.unsigned_abs());
     if units < 0 { format!("-{amount}") } else { format!("+{amount}") }
+}
+
+fn millions(gas: u64) -> String {
+    format!("{}.{} M", gas / 1_000_000, gas % 1_000_000 / 100_000)
 }
 
 impl Found {
@@ -191,7 +210,7 @@ impl Found {
     pub fn table(&self) -> Table {
         let mut table = Table::new();
         table.load_style(presets::UTF8_BORDERS_ONLY);
-        table.set_header(["who", "fault", "has", "gained", "epochs", ""]);
+        table.set_header(["who", "fault", "has", "gained", "gas", "epochs", ""]);
         for line in &self.lines {
             let colour = if line.profit < 0 { Color::Red } else { Color::Green };
             let note = [
@@ -208,6 +227,7 @@ impl Found {
                 Cell::new(line.fault.map(Kind::name).unwrap_or_default()),
                 Cell::new(line.has).set_alignment(CellAlignment::Right),
                 Cell::new(dollars(line.profit)).set_alignment(CellAlignment::Right).fg(colour),
+                Cell::new(line.gas.map(millions).unwrap_or_default()).set_alignment(CellAlignment::Right),
                 Cell::new(line.epochs_posted).set_alignment(CellAlignment::Right),
                 Cell::new(note.join("; ")).fg(Color::Red),
             ]);
