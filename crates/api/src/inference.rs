@@ -11,6 +11,7 @@ use assay_core::payment::Payment;
 use assay_core::price::Price;
 use assay_core::receipt::Domain;
 use assay_core::request::{Prompt, Request};
+use assay_core::text::TextOpening;
 use assay_core::transcript::{StopReason, Usage};
 use borsh::{BorshDeserialize, BorshSerialize};
 use serde::{Deserialize, Serialize};
@@ -74,6 +75,12 @@ pub trait Inference: Send + Sync + 'static {
     fn owner(&self, caller: &Caller) -> impl Future<Output = Result<Owner, Refusal>> + Send {
         let _ = caller;
         std::future::ready(Ok(Owner::default()))
+    }
+
+    /// What a model's root says of text, for who knows the root alone.
+    fn text(&self, model: ModelRoot) -> impl Future<Output = Option<TextOpening>> + Send {
+        let _ = model;
+        std::future::ready(None)
     }
 
     /// Models of which not everything is here yet. One that can be asked already is among [`Inference::models`] too.

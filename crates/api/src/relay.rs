@@ -37,6 +37,8 @@ pub const ORDER_BYTES_MAX: usize = 17 << 20;
 pub const FRAME_BYTES_MAX: usize = 40 << 20;
 /// Most bytes of an offer as JSON.
 pub const OFFER_JSON_BYTES_MAX: usize = 4 << 20;
+/// Most bytes of what is shown of a model's text, as JSON: a template, all of which may be escaped.
+pub const TEXT_JSON_BYTES_MAX: usize = 2 << 20;
 /// Longest time that an order may be taken after it was sealed, in seconds.
 pub const ORDER_S_MAX: u64 = 3600;
 

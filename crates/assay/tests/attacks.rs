@@ -26,7 +26,9 @@ const STRUCK: [&str; 7] = [
     "swapped-token",
 ];
 /// Providers that only their clients refute: no contract reads templates or rules of ending, and no daemon looks for a receipt that is left out.
-const REFUTED: [&str; 3] = ["hidden-system-prompt", "early-stop", "left-out-receipt"];
+const REFUTED: [&str; 2] = ["hidden-system-prompt", "left-out-receipt"];
+/// Their gateway takes none of their answers.
+const UNPAID: [&str; 1] = ["early-stop"];
 /// Looks at a network, 3 seconds apart.
 const LOOKS_MAX: usize = 200;
 
@@ -72,8 +74,8 @@ fn number(line: &Value, name: &str) -> i64 {
 
 #[test]
 fn who_cheats_is_struck_or_refuted_and_nobody_else_is() {
-    let providers = (STRUCK.len() + REFUTED.len() + 1).to_string();
-    let faults = [&STRUCK[..], &REFUTED].concat();
+    let providers = (STRUCK.len() + REFUTED.len() + UNPAID.len() + 1).to_string();
+    let faults = [&STRUCK[..], &REFUTED, &UNPAID].concat();
     let is_struck = |line: &Value| line["struck"] == true || STRUCK.iter().all(|kind| line["fault"] != *kind);
     let (lines, said) = play(&["--providers", &providers, "--auditors", "2"], &faults, is_struck);
     for (fault, line) in lines {
@@ -81,6 +83,8 @@ fn who_cheats_is_struck_or_refuted_and_nobody_else_is() {
         assert_eq!(line["struck"], cheats, "{line}\n{said}");
         assert_eq!(line["disputes_lost"], 0, "{line}\n{said}");
         assert!(!cheats || number(&line, "profit") < 0, "{line}\n{said}");
+        let is_paid = !UNPAID.contains(&fault.as_str());
+        assert!(is_paid || number(&line, "profit") == 0, "{line}\n{said}");
         let refuted = cheats || REFUTED.contains(&fault.as_str());
         assert_eq!(number(&line, "refuted") > 0, refuted, "{line}\n{said}");
     }

@@ -12,7 +12,7 @@ use harness::{command, stderr, stdout};
 #[test]
 fn what_is_killed_held_cut_off_full_or_wrong_loses_nothing_and_nobody() {
     let from = |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_owned());
-    let (seconds, seed) = (from("ASSAY_CHAOS_SECONDS", "60"), from("ASSAY_CHAOS_SEED", "1"));
+    let (seconds, seed) = (from("ASSAY_CHAOS_SECONDS", "120"), from("ASSAY_CHAOS_SEED", "1"));
     let home = tempfile::tempdir().unwrap();
     let mut up = command(home.path());
     up.args(["devnet", "up", "--providers", "3", "--auditors", "2", "--hosts", "2", "--epoch", "30"]);

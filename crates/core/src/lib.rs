@@ -30,5 +30,6 @@ pub mod price;
 pub mod receipt;
 pub mod request;
 pub mod signature;
+pub mod text;
 pub mod transcript;
 pub mod verdict;

@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use assay_core::canonical::{Canonical, CanonicalError};
 use assay_core::id::{Hash, ModelRoot};
+pub use assay_core::text::{END_TOKENS_MAX, TEMPLATE_BYTES_MAX, TextModel};
 use borsh::{BorshDeserialize, BorshSerialize};
 
 use crate::constants::{Constants, Reads};
@@ -45,10 +46,6 @@ pub const MAGIC: [u8; 8] = *b"ASSAY\0\0\x02";
 pub const PROFILE: &str = "int8-v1";
 /// Most bytes of a tokenizer.
 pub const TOKENIZER_BYTES_MAX: usize = 64 << 20;
-/// Most bytes of a chat template.
-pub const TEMPLATE_BYTES_MAX: usize = 256 << 10;
-/// Most ids that end an answer.
-pub const END_TOKENS_MAX: usize = 64;
 const HEADER: usize = 48;
 /// Constants begin at a multiple of this: the tile of the hub.
 const GRID: usize = 16 << 10;
@@ -68,25 +65,6 @@ pub struct Manifest {
 
 impl Canonical for Manifest {
     const TAG: &'static str = "assay/manifest/1";
-}
-
-/// How text becomes ids, beside the tokenizer itself.
-#[derive(Clone, Debug, PartialEq, Eq, BorshSerialize, BorshDeserialize)]
-pub struct TextModel {
-    /// Beginning of a sequence.
-    pub bos: Option<u32>,
-    /// Whether text prompts begin with it.
-    pub add_bos: bool,
-    /// Ids that end an answer.
-    pub end_tokens: Vec<u32>,
-    /// Jinja template that renders a conversation.
-    pub chat_template: String,
-    /// Whether the template came with the model; otherwise it joins the messages.
-    pub has_chat_template: bool,
-}
-
-impl Canonical for TextModel {
-    const TAG: &'static str = "assay/text/1";
 }
 
 /// Where an artifact came from. Anyone can check it by importing the same sources; nothing depends on it.

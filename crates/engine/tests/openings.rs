@@ -221,6 +221,7 @@ fn every_item_of_a_model_opens() {
 fn the_built_in_model_opens() {
     let a = Artifact::from_bytes("stories", MODEL).unwrap();
     let tree = ModelTree::new(&a, a.text(), a.tokenizer_json());
+    assert_eq!(tree.open_text(a.text()).unwrap().verified(a.root()), Ok(a.text().clone()));
     let root = "0x322eee2d0188e754f50fe57131fd1d4cbab3bdfdc23d74e0cf0f8bdedb27d092".parse().unwrap();
     assert_eq!(tree.root(), root);
     let items = items(a.program().program());

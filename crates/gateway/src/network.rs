@@ -52,6 +52,8 @@ use crate::routing::{BUSY_MS, Outcome, Routing, Want};
 
 /// Clocks of providers and gateways may differ by this much, in seconds.
 const SKEW_S: u64 = 60;
+/// Models of which one provider is asked at once what ends their answers; it is asked for others the next time.
+const SHOWN_AT_ONCE: usize = 8;
 /// Pieces of text that may wait for a slow client.
 const PIECES: usize = 64;
 /// Characters of a prompt's beginning by which requests are recognised as alike.
@@ -105,6 +107,8 @@ struct Inner {
     records: Mutex<Records>,
     /// Where records that differ are kept.
     differing: Option<PathBuf>,
+    /// Ids that end an answer of a model, as its root has them.
+    ends: Mutex<BTreeMap<ModelRoot, Arc<[u32]>>>,
     queue: Arc<Queue>,
     metrics: Metrics,
     options: NetworkOptions,
@@ -141,12 +145,38 @@ impl Inner {
         let signed = self.client.offer(endpoint).await.map_err(|e| e.to_string())?;
         let offer = signed.verified(now_s(), SKEW_S).map_err(|e| e.to_string())?;
         let provider = offer.provider;
+        self.learn(endpoint, &offer).await;
         self.endpoints
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(provider, endpoint.trim_end_matches('/').to_owned());
         self.routing().offered(offer);
         Ok(provider)
+    }
+
+    /// Has a provider show what ends the answers of its models, where nobody has shown it before.
+    async fn learn(&self, endpoint: &str, offer: &Offer) {
+        let unknown = offer.models.iter().filter(|m| m.dimensions.is_none() && self.ends(m.root).is_none());
+        let shown = unknown.take(SHOWN_AT_ONCE).map(|model| async move {
+            let opening = self.client.text(endpoint, model.root).await.map_err(|e| e.to_string())?;
+            let text = opening.verified(model.root).map_err(|e| e.to_string())?;
+            Ok::<_, String>((model.root, text.end_tokens.into()))
+        });
+        for shown in futures_util::future::join_all(shown).await {
+            match shown {
+                Ok((root, ends)) => {
+                    self.ends.lock().unwrap_or_else(PoisonError::into_inner).insert(root, ends);
+                }
+                Err(reason) => {
+                    tracing::info!(endpoint, reason, "does not show what ends its model's answers")
+                }
+            }
+        }
+    }
+
+    /// The ids that end a model's answers, if somebody has shown them.
+    fn ends(&self, model: ModelRoot) -> Option<Arc<[u32]>> {
+        self.ends.lock().unwrap_or_else(PoisonError::into_inner).get(&model).cloned()
     }
 
     fn records(&self) -> std::sync::MutexGuard<'_, Records> {
@@ -235,6 +265,7 @@ impl Network {
             payer: None,
             records: Mutex::default(),
             differing: None,
+            ends: Mutex::default(),
             queue,
             metrics,
             options,
@@ -264,7 +295,14 @@ impl Network {
             read.err().map(|reason| (endpoint.clone(), reason))
         });
         let failed = futures_util::future::join_all(reads).await;
-        self.inner.routing().forget(now_s());
+        let offered: BTreeSet<ModelRoot> = {
+            let mut routing = self.inner.routing();
+            routing.forget(now_s());
+            routing.offers().flat_map(|offer| &offer.models).map(|model| model.root).collect()
+        };
+        let mut ends = self.inner.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        ends.retain(|root, _| offered.contains(root));
+        drop(ends);
         failed.into_iter().flatten().collect()
     }
 

@@ -17,7 +17,7 @@ use assay_gateway::accounts::{Accounts, Limits, MicroUsd, Period, Secret};
 use assay_gateway::network::{Network, NetworkOptions};
 use assay_gateway::queue::QueueOptions;
 use books::Books;
-use providers::{MODEL, Manner, Provider};
+use providers::{Manner, Provider, model};
 
 /// 100 dollars for a million tokens: 10 read and 5 written cost 1500 millionths.
 const PRICE: Option<&str> = Some("100/100");
@@ -62,7 +62,7 @@ impl Gateway {
     fn order(&self, class: Class) -> Order {
         let messages = vec![Message::text(Role::User, "hi")];
         let request = Request {
-            model: MODEL,
+            model: model(),
             prompt: Prompt::Chat { messages, tools: vec![] },
             sampling: Sampling::GREEDY,
             max_tokens: 8,

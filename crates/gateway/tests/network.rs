@@ -15,7 +15,7 @@ use assay_gateway::accounts::{Accounts, Limits, Period, Secret};
 use assay_gateway::network::{Network, NetworkOptions};
 use assay_gateway::queue::QueueOptions;
 use books::Books;
-use providers::{MODEL, Manner, Provider};
+use providers::{Manner, Provider, model};
 
 /// 100 dollars for a million tokens: 10 read and 5 written cost 1500 millionths.
 const PRICE: Option<&str> = Some("100/100");
@@ -32,7 +32,7 @@ const QUICK: NetworkOptions = NetworkOptions {
 fn order(text: &str, caller: Caller) -> Order {
     let prompt = Prompt::Chat { messages: vec![Message::text(Role::User, text)], tools: vec![] };
     let request = Request {
-        model: MODEL,
+        model: model(),
         prompt,
         sampling: Sampling::GREEDY,
         max_tokens: 8,
@@ -135,7 +135,7 @@ async fn an_answer_is_given_and_charged() {
     assert_eq!((charges[0].answer.prompt_tokens, charges[0].answer.completion_tokens), (10, 5));
     assert!(network.receipt(receipt).await.unwrap().is_some());
     let cards = network.models();
-    assert_eq!((cards.len(), cards[0].id.as_str(), cards[0].root), (1, "org/model", MODEL));
+    assert_eq!((cards.len(), cards[0].id.as_str(), cards[0].root), (1, "org/model", model()));
 }
 
 #[tokio::test]
@@ -185,6 +185,8 @@ async fn what_breaks_off_or_lies_costs_nothing() {
         (Manner::OtherText, "Hello"),
         (Manner::Padded, "Hello"),
         (Manner::CutsShort, "Hello"),
+        (Manner::EndsEarly, "Hello"),
+        (Manner::GoesOn, "Hello"),
         (Manner::OtherRequest, "Hello"),
         (Manner::OtherKey, "Hello"),
     ] {
@@ -195,6 +197,22 @@ async fn what_breaks_off_or_lies_costs_nothing() {
         assert_eq!(told, Told::Cut(before.into(), "provider_lost"), "{manner:?}");
         assert_eq!(books.settled().await, (1_000_000, 0, 0), "{manner:?}");
     }
+}
+
+/// Which ids end an answer stands under the model's root: any provider can show it, and what none of them shows is not known.
+#[tokio::test]
+async fn where_an_answer_ends_is_shown_by_any_provider_of_its_model() {
+    let hides = Provider::start(Manner::EndsEarlyAndHides, PRICE).await;
+    let alone = network(None, &[&hides]).await;
+    assert!(is_whole(&told(&alone, order("hi", Caller::default())).await));
+    let shows = Provider::start(Manner::Busy, PRICE).await;
+    let both = network(None, &[&hides, &shows]).await;
+    let cut = told(&both, order("hi", Caller::default())).await.unwrap();
+    assert_eq!(cut, Told::Cut("Hello".into(), "provider_lost"));
+    // Another one goes on with it.
+    shows.node.becomes(Manner::Honest);
+    let honest = network(None, &[&hides, &shows]).await;
+    assert!(is_whole(&told(&honest, order("hi", Caller::default())).await));
 }
 
 #[tokio::test]
@@ -382,5 +400,5 @@ async fn a_provider_that_was_started_again_is_asked_with_its_new_key() {
     provider.comes_back().await;
     assert!(is_whole(&told(&network, order("hi", Caller::default())).await));
     let prompt = Prompt::Text("x".into());
-    assert_eq!(network.count_tokens(MODEL, prompt).await, Ok(10));
+    assert_eq!(network.count_tokens(model(), prompt).await, Ok(10));
 }

@@ -25,6 +25,7 @@ use assay_core::payment;
 use assay_core::price::{self, Price};
 use assay_core::receipt::{Domain, Receipt, receipt_id};
 use assay_core::request::{Guide, Prompt, Request, Tool, sampler_seed};
+use assay_core::text::TextOpening;
 use assay_core::transcript::{NonceSource, Transcript};
 use assay_engine::artifact::Artifact;
 use assay_engine::batch::{Answer, Event as EngineEvent, Job, SubmitError};
@@ -548,6 +549,11 @@ impl Inference for Provider {
         let ids = ids.map_err(internal)?;
         let ids = ids.map_err(|e| Refusal::Invalid { param: "messages".into(), message: e.to_string() })?;
         Ok(u32::try_from(ids.len()).unwrap_or(u32::MAX))
+    }
+
+    async fn text(&self, model: ModelRoot) -> Option<TextOpening> {
+        let model = self.model(model).ok()?;
+        tokio::task::spawn_blocking(move || model.show_text()).await.ok()?
     }
 
     async fn receipt(&self, id: ReceiptId) -> Result<Option<Record>, Refusal> {

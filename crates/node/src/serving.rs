@@ -9,11 +9,13 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use assay_core::text::TextOpening;
 use assay_engine::artifact::Artifact;
+use assay_engine::artifact::tree::ModelTree;
 use assay_engine::batch::{BatchLimits, Batcher, Event, Job, JobId, Load, Spared, Stepped, SubmitError};
 use assay_engine::constants::Constants as _;
 use assay_engine::forward::Executor;
@@ -87,6 +89,8 @@ pub struct ServedModel {
     kernel: Kernel,
     limits: BatchLimits,
     standing: watch::Sender<Standing>,
+    /// What its root says of text, once somebody has asked.
+    shown: OnceLock<Option<TextOpening>>,
     /// The furthest operation that a pass has come to.
     reached: Arc<AtomicUsize>,
 }
@@ -179,8 +183,21 @@ impl ServedModel {
             kernel,
             limits,
             standing,
+            shown: OnceLock::new(),
             reached,
         })
+    }
+
+    /// What the model's root says of text, with the way to it: hashes the whole model when it is asked first. Nothing while the model arrives.
+    pub fn show_text(&self) -> Option<TextOpening> {
+        if *self.standing.borrow() != Standing::Whole {
+            return None;
+        }
+        let show = || {
+            let (text, tokenizer) = (self.artifact.text(), self.artifact.tokenizer_json());
+            ModelTree::new(&*self.artifact, text, tokenizer).open_text(text)
+        };
+        self.shown.get_or_init(show).clone()
     }
 
     /// What is known of its content.

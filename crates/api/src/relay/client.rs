@@ -4,12 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use assay_core::canonical::Canonical as _;
-use assay_core::id::{NodeAddress, SealingKey};
+use assay_core::id::{ModelRoot, NodeAddress, SealingKey};
 use assay_core::offer::SignedOffer;
 use assay_core::payment::Payment;
+use assay_core::text::TextOpening;
+use serde::de::DeserializeOwned;
 
 use super::seal::{Exchanges, Frames, SALT_BYTES, STOP_BYTES, Sent};
-use super::{FRAME_BYTES_MAX, Frame, OFFER_JSON_BYTES_MAX, ORDER_S_MAX, RelayOrder, STOP, Work};
+use super::{
+    FRAME_BYTES_MAX, Frame, OFFER_JSON_BYTES_MAX, ORDER_S_MAX, RelayOrder, STOP, TEXT_JSON_BYTES_MAX, Work,
+};
 use crate::server::now_s;
 use crate::traces;
 
@@ -149,11 +153,25 @@ impl RelayClient {
 
     /// A provider's offer, not yet verified.
     pub async fn offer(&self, endpoint: &str) -> Result<SignedOffer, RelayError> {
+        self.get(endpoint, "/v1/offer", OFFER_JSON_BYTES_MAX).await
+    }
+
+    /// What a provider shows of a model's text, not yet verified.
+    pub async fn text(&self, endpoint: &str, root: ModelRoot) -> Result<TextOpening, RelayError> {
+        self.get(endpoint, &format!("/v1/texts/{root}"), TEXT_JSON_BYTES_MAX).await
+    }
+
+    async fn get<T: DeserializeOwned>(
+        &self,
+        endpoint: &str,
+        path: &str,
+        most: usize,
+    ) -> Result<T, RelayError> {
         let endpoint = endpoint.trim_end_matches('/').to_owned();
-        let sent = self.http.get(format!("{endpoint}/v1/offer")).timeout(OFFER).send().await;
+        let sent = self.http.get(format!("{endpoint}{path}")).timeout(OFFER).send().await;
         let mut response =
             sent.map_err(|e| RelayError::Unreachable { endpoint: endpoint.clone(), reason: reason(&e) })?;
-        let bytes = bounded(&endpoint, &mut response, OFFER_JSON_BYTES_MAX).await?;
+        let bytes = bounded(&endpoint, &mut response, most).await?;
         if !response.status().is_success() {
             return Err(status(endpoint, response.status().as_u16(), &bytes));
         }

@@ -12,7 +12,7 @@ use assay_core::offer::{Offer, OfferedModel, SignedOffer};
 use assay_core::receipt::Domain;
 use assay_core::transcript::Usage;
 use axum::body::{Body, Bytes, to_bytes};
-use axum::extract::{Request, State};
+use axum::extract::{Path, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -101,12 +101,13 @@ impl<I: Inference> Relay<I> {
         Relay { inference, provider, unsealer: Unsealer::draw(provider), sign, options, taken, stops }
     }
 
-    /// `GET /v1/offer`, `POST /v1/orders` and `POST /v1/orders/stop`.
+    /// `GET /v1/offer`, `GET /v1/texts/ROOT`, `POST /v1/orders` and `POST /v1/orders/stop`.
     pub fn routes(self) -> Router {
         Router::new()
             .route("/v1/offer", get(offer::<I>))
             .route(ORDERS, post(take::<I>))
             .route(STOP, post(stop::<I>))
+            .route("/v1/texts/{root}", get(text::<I>))
             .with_state(Arc::new(self))
     }
 
@@ -177,6 +178,17 @@ async fn offer<I: Inference>(State(relay): State<Shared<I>>) -> Response {
     match relay.offer() {
         Some(signed) => Json(signed).into_response(),
         None => refused(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "the node's key cannot sign"),
+    }
+}
+
+async fn text<I: Inference>(State(relay): State<Shared<I>>, Path(root): Path<String>) -> Response {
+    let opening = match root.parse() {
+        Ok(root) => relay.inference.text(root).await,
+        Err(_) => None,
+    };
+    match opening {
+        Some(opening) => Json(opening).into_response(),
+        None => refused(StatusCode::NOT_FOUND, "text_unknown", "no model with this root is here as a whole"),
     }
 }
 

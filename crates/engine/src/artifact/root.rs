@@ -25,6 +25,7 @@ use assay_core::canonical::Canonical;
 use assay_core::id::{Hash, ModelRoot};
 use assay_core::keccak::keccak256;
 use assay_core::merkle;
+pub(super) use assay_core::text::component;
 
 use super::{PROFILE, TextModel};
 use crate::constants::Constants;
@@ -133,14 +134,6 @@ pub(super) fn component_leaves(
         ("tokenizer", keccak256(&[tokenizer])),
     ];
     parts.into_iter().chain(tensors.map(|t| ("tensor", t))).map(|(name, hash)| component(name, &hash))
-}
-
-/// One leaf of the root.
-pub(super) fn component(name: &str, hash: &Hash) -> Hash {
-    let mut bytes = vec![name.len() as u8];
-    bytes.extend_from_slice(name.as_bytes());
-    bytes.extend_from_slice(hash.as_bytes());
-    merkle::leaf(&bytes)
 }
 
 /// What a program says, leaf after leaf: its numbers, then every tensor's declaration, then every operation.

@@ -4,6 +4,7 @@
 //! opening reads a single tile. It keeps no content: who opens passes the same constants again.
 
 use assay_core::id::{Hash, ModelRoot};
+use assay_core::text::TextOpening;
 
 use super::TextModel;
 use super::opening::{Item, ModelOpening, Part, Way};
@@ -49,6 +50,11 @@ impl ModelTree {
     /// The leaf hashes of the model root, in order.
     pub fn leaves(&self) -> &[Hash] {
         &self.components
+    }
+
+    /// Opens what the model says of text. `text` is what the tree was made with.
+    pub fn open_text(&self, text: &TextModel) -> Option<TextOpening> {
+        TextOpening::of(text, &self.components)
     }
 
     /// Opens an item; `None` if the model has none such. `c` is what the tree was made of: openings of anything else

@@ -11,7 +11,7 @@ use assay_core::id::{NodeAddress, ReceiptId};
 use assay_core::payment;
 use assay_core::receipt::SignedReceipt;
 use assay_core::request::Request;
-use assay_core::transcript::StopReason;
+use assay_core::transcript::{StopReason, Transcript};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
@@ -324,6 +324,10 @@ impl Telling {
         if !is_as_long_as_asked(record) {
             return Err("its record ends where its request does not end it".into());
         }
+        let ends = self.inner.ends(self.request.model);
+        if ends.is_some_and(|ends| !is_ended_as_its_model_does(&record.transcript, &ends)) {
+            return Err("its record ends, or goes on, where its model does not".into());
+        }
         let (text, told) = (&record.transcript.text, self.told.text());
         let same = match record.transcript.stop {
             StopReason::Cancelled => told.starts_with(text.as_str()),
@@ -346,6 +350,18 @@ fn is_as_long_as_asked(record: &AnswerRecord) -> bool {
         StopReason::EndToken | StopReason::Window | StopReason::Cancelled => true,
     };
     ends && (most == 0 || tokens <= most)
+}
+
+/// Whether the first id that ends an answer is its last one, if it says that it ended for that; and whether it has none otherwise.
+fn is_ended_as_its_model_does(transcript: &Transcript, ends: &[u32]) -> bool {
+    let ids = &transcript.output_ids;
+    let first = ids.iter().position(|id| ends.contains(id));
+    match transcript.stop {
+        StopReason::EndToken => first.is_some_and(|at| at + 1 == ids.len()),
+        StopReason::Length | StopReason::StopString(_) | StopReason::Window | StopReason::Cancelled => {
+            first.is_none()
+        }
+    }
 }
 
 /// Whether a receipt asks for what was offered and signed for.

@@ -12,20 +12,44 @@ use assay_api::{
     EmbeddingOrder, Event, Generation, Inference, Load, ModelCard, Order, Refusal, ServerOptions, Stop, Task,
 };
 use assay_core::answer::{AnswerRecord, Format};
+use assay_core::canonical::Canonical as _;
 use assay_core::consent::Consent;
 use assay_core::digest::ExecutionDigests;
 use assay_core::embedding::{EmbeddingRecord, Record};
 use assay_core::id::{ChannelId, Hash, ModelRoot, NodeAddress, Nonce, ReceiptId, SignatureBytes};
+use assay_core::merkle;
 use assay_core::price::Price;
 use assay_core::receipt::{Domain, Receipt, SignedReceipt, receipt_id};
 use assay_core::request::{Prompt, Request};
+use assay_core::text::{TextModel, TextOpening, component};
 use assay_core::transcript::{NonceSource, StopReason, Transcript};
 use axum::serve::ListenerExt as _;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
 
-pub const MODEL: ModelRoot = ModelRoot::from_bytes([0xab; 32]);
+/// What ends the model's answers.
+const END: u32 = 9;
+
+fn opening() -> (ModelRoot, TextOpening) {
+    let text = TextModel {
+        bos: None,
+        add_bos: false,
+        end_tokens: vec![END],
+        chat_template: String::new(),
+        has_chat_template: true,
+    };
+    let other = |name: &str| component(name, &Hash::ZERO);
+    let leaves =
+        [other("profile"), other("program"), component("text", &text.canonical_hash()), other("tokenizer")];
+    let root = ModelRoot::from_bytes(*merkle::root(leaves).as_bytes());
+    (root, TextOpening::of(&text, &leaves).unwrap())
+}
+
+/// What all of them offer.
+pub fn model() -> ModelRoot {
+    opening().0
+}
 
 /// What a provider does with every request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +84,12 @@ pub enum Manner {
     Padded,
     /// Ends for the number of its tokens, and has fewer than it was asked for.
     CutsShort,
+    /// Ends where the model does not end it.
+    EndsEarly,
+    /// The same, and does not show what its model's root says of that.
+    EndsEarlyAndHides,
+    /// Goes on where the model ends it.
+    GoesOn,
     /// Signs for another request.
     OtherRequest,
     /// Has another key sign.
@@ -162,7 +192,7 @@ impl Inference for Shared {
     fn models(&self) -> Vec<ModelCard> {
         vec![ModelCard {
             id: "org/model".into(),
-            root: MODEL,
+            root: model(),
             created: 1,
             owned_by: "test".into(),
             context_length: 1000,
@@ -251,7 +281,16 @@ impl Inference for Shared {
                         Manner::CutsShort => (5, StopReason::Length),
                         _ => (5, StopReason::EndToken),
                     };
-                    let said = Said { text: &whole, ids: vec![2; tokens], stop };
+                    let mut ids = vec![2; tokens];
+                    if stop == StopReason::EndToken {
+                        ids[tokens - 1] = END;
+                    }
+                    match manner {
+                        Manner::EndsEarly | Manner::EndsEarlyAndHides => ids[tokens - 1] = 2,
+                        Manner::GoesOn => ids[1] = END,
+                        _ => {}
+                    }
+                    let said = Said { text: &whole, ids, stop };
                     let record = node.record(manner, order.request, nonce, sequence, said);
                     let record = Arc::new(record);
                     let (stop, usage) = (record.transcript.stop, record.transcript.usage());
@@ -285,6 +324,11 @@ impl Inference for Shared {
 
     async fn receipt(&self, _: ReceiptId) -> Result<Option<Record>, Refusal> {
         Ok(None)
+    }
+
+    async fn text(&self, _: ModelRoot) -> Option<TextOpening> {
+        let hides = *self.0.manner.lock().unwrap() == Manner::EndsEarlyAndHides;
+        (!hides).then(|| opening().1)
     }
 
     fn load(&self) -> Load {

@@ -15,6 +15,7 @@ use assay_core::embedding::{EmbeddingRecord, Record};
 use assay_core::id::{ChannelId, ModelRoot, ReceiptId};
 use assay_core::receipt::{Domain, receipt_id};
 use assay_core::request::{Prompt, Request};
+use assay_core::text::TextOpening;
 use assay_node::key::NodeKey;
 use assay_node::provider::Provider;
 use assay_node::store::Sequence;
@@ -187,6 +188,10 @@ impl Inference for Told {
 
     async fn receipt(&self, id: ReceiptId) -> Result<Option<Record>, Refusal> {
         self.0.provider.receipt(id).await
+    }
+
+    async fn text(&self, model: ModelRoot) -> Option<TextOpening> {
+        self.0.provider.text(model).await
     }
 
     fn load(&self) -> Load {
