@@ -35,6 +35,7 @@ use assay_core::keccak::keccak256;
 use assay_core::offer::{Offer, OfferedModel};
 use assay_core::price::Price;
 use assay_core::request::Prompt;
+use prometheus_client::registry::Registry;
 use tokio::sync::mpsc;
 
 use self::attempt::{Candidate, Nothing, Question, Whole, race};
@@ -107,6 +108,8 @@ struct Inner {
     differing: Option<PathBuf>,
     queue: Arc<Queue>,
     metrics: Metrics,
+    /// What daemons beside it count.
+    beside: Vec<Registry>,
     options: NetworkOptions,
     started: Instant,
 }
@@ -237,6 +240,7 @@ impl Network {
             differing: None,
             queue,
             metrics,
+            beside: Vec::new(),
             options,
             started: Instant::now(),
         };
@@ -254,6 +258,12 @@ impl Network {
     /// Answers also who sends no key and pays by a signature, and who sends neither where a provider wants nothing.
     pub fn calling(mut self, callers: Arc<Callers>) -> Network {
         Arc::get_mut(&mut self.inner).expect("nothing runs yet").callers = Some(callers);
+        self
+    }
+
+    /// Shows among its own metrics what a daemon beside it counts.
+    pub fn beside(mut self, registry: Registry) -> Network {
+        Arc::get_mut(&mut self.inner).expect("nothing runs yet").beside.push(registry);
         self
     }
 
@@ -541,7 +551,7 @@ impl Inference for Network {
                 held.answered();
                 let fee = candidate.price.map_or(0, |p| p.fee(record.transcript.tokens(), 0));
                 if let Some(paying) = whole.paying {
-                    paying.settle(fee);
+                    paying.settle(fee, &record.receipt);
                 }
                 if let Some(purse) = purse {
                     let told = || {
