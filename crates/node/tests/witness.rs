@@ -185,7 +185,7 @@ async fn an_honest_provider_is_compared_once_and_never_accused() {
     assert_eq!(holder.compared(), 5);
     drop(living);
     e.node.ask("evm_revert", json!([before])).await;
-    e.node.advance(1_800).await;
+    e.node.advance(3_600).await;
     let epoch = e.ledger.epoch().await.unwrap();
     {
         let store = provider.store();
