@@ -130,8 +130,8 @@ pub struct Witness {
     taken: Arc<AtomicU64>,
     /// The epoch in which old receipts were let go of last.
     forgot_in: u64,
-    /// Providers that could not be asked in this round.
-    unreached: BTreeSet<Address>,
+    /// Providers that could not be asked in this round, and why.
+    unreached: BTreeMap<Address, (&'static str, String)>,
 }
 
 impl Witness {
@@ -161,7 +161,7 @@ impl Witness {
             over: BTreeSet::new(),
             taken: Arc::default(),
             forgot_in: 0,
-            unreached: BTreeSet::new(),
+            unreached: BTreeMap::new(),
         })
     }
 
@@ -279,7 +279,13 @@ impl Witness {
             self.forgot_in = epoch;
             self.book.forget_before(epoch.saturating_sub(EPOCHS_BACK))?;
             self.book.forget_vain_before(epoch.saturating_sub(VAIN_EPOCHS))?;
-            self.over.retain(|id| id.epoch.saturating_add(EPOCHS_BACK) >= epoch);
+            let is_old = |of: u64| of.saturating_add(EPOCHS_BACK) < epoch;
+            self.over.retain(|id| !is_old(id.epoch));
+            self.held.retain(|id, _| !is_old(id.epoch));
+            let demands = self.docket.entries().demands.keys();
+            for id in demands.filter(|id| is_old(id.epoch)).copied().collect::<Vec<_>>() {
+                self.docket.forget_demand(&id);
+            }
         }
         let account = self.sender.account();
         let vault = self.ledger.view(block, at.vault, &Vault::balanceOfCall { account }).await?;
@@ -446,14 +452,18 @@ impl Witness {
     /// Forgets what is over: final, and compared or its provider's stake lost.
     fn tidy(&mut self, view: &View) -> Result<(), BookError> {
         for batch in view.batches.iter().filter(|batch| batch.phase == Phase::Final) {
-            let done = self.held.get(&batch.id).is_some_and(|held| held.left.is_empty());
-            let open = view.demands.iter().any(|(id, _)| id.provider == batch.id.provider);
-            if (done && batch.found.is_none() || batch.struck)
+            let BatchId { epoch, provider } = batch.id;
+            let left = self.held.get(&batch.id).is_none_or(|held| !held.left.is_empty());
+            // What was found in this round is not in the view.
+            let found = self.book.found(provider)?.iter().any(|(_, omission)| omission.epoch == epoch);
+            let open = view.demands.iter().any(|(id, _)| (id.provider, id.epoch) == (provider, epoch));
+            let over = batch.struck || (!left && !found);
+            if over
                 && !open
                 && let Some(held) = self.held.remove(&batch.id)
             {
                 let end = held.batch.first.saturating_add(held.batch.count.into());
-                self.book.forget(batch.id.provider, held.batch.first..end)?;
+                self.book.forget(provider, held.batch.first..end)?;
                 self.over.insert(batch.id);
             }
         }

@@ -160,6 +160,31 @@ async fn a_receipt_that_is_left_out_is_proved_and_its_provider_struck() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_comes_after_everything_is_settled_proves_it_all_the_same() {
+    let e = Economy::new(parameters()).await;
+    let provider = Provider::new(&e, "provider", STAKE).await;
+    let holder = Holder::new(&e).await;
+    let given = served(&e, &provider, 0..2).await;
+    posted(&e, &provider).await;
+    for _ in 0..4 {
+        e.node.advance(3_600).await;
+        provider.steps(&e).await;
+    }
+    assert_eq!(provider.count("settled"), 1, "{:?}", provider.events);
+    let living = provider.live(&e).await;
+    let mut witness = holder.live(&e).await;
+    witness.take(&[given[0].clone(), another(&provider, &given[1])]);
+    // What is found is not forgotten by the end of the round that finds it.
+    assert_eq!(witness.round().await.unwrap(), 1);
+    assert_eq!((holder.count("left_out"), holder.compared()), (1, 1), "{:?}", holder.events);
+    assert_eq!(witness.round().await.unwrap(), 1);
+    drop((witness, living));
+    holder.steps(&e).await;
+    assert_eq!(holder.count("proved_left_out"), 1, "{:?}", holder.events);
+    assert!(e.node_of(provider.account).await.struck);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_honest_provider_is_compared_once_and_never_accused() {
     let e = Economy::new(parameters()).await;
     let provider = Provider::new(&e, "provider", STAKE).await;

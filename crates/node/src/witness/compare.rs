@@ -4,6 +4,7 @@
 
 use alloy_eips::BlockId;
 use alloy_primitives::B256;
+use assay_api::audits::AuditError;
 use assay_api::leaves::{LeavesRequest, NUMBERS_MAX, PostedLeaf};
 use assay_core::id::Hash;
 use assay_core::merkle::{self, Proof};
@@ -38,10 +39,11 @@ impl Witness {
     pub(super) async fn compare(&mut self, id: BatchId) -> Result<Option<Event>, Undone> {
         let provider = id.provider;
         let Some(held) = self.held.get(&id) else { return Ok(None) };
-        if self.unreached.contains(&provider) {
+        let (batch, left) = (held.batch.clone(), held.left.clone());
+        if let Some((code, reason)) = self.unreached.get(&provider).cloned() {
+            self.not_shown(id, left.first().copied(), code, reason);
             return Ok(None);
         }
-        let (batch, left) = (held.batch.clone(), held.left.clone());
         let endpoint = self.ledger.node(provider).await?.map(|node| node.endpoint).unwrap_or_default();
         if endpoint.is_empty() {
             let first = left.first().copied();
@@ -57,7 +59,9 @@ impl Witness {
             match self.http.ask(&endpoint, &request).await {
                 Ok(leaves) => receipts += self.see(id, &batch, &numbers, leaves)?,
                 Err(e) => {
-                    self.unreached.insert(provider);
+                    if let AuditError::Unreachable { .. } = e {
+                        self.unreached.insert(provider, (e.code(), e.to_string()));
+                    }
                     self.not_shown(id, some.first().copied(), e.code(), e.to_string());
                     break;
                 }
