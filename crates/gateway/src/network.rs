@@ -97,7 +97,7 @@ pub struct Network {
 struct Inner {
     client: RelayClient,
     routing: Mutex<Routing>,
-    endpoints: Mutex<BTreeMap<NodeAddress, String>>,
+    endpoints: Arc<Mutex<BTreeMap<NodeAddress, String>>>,
     accounts: Option<Accounts>,
     /// How somebody without an account pays.
     callers: Option<Arc<Callers>>,
@@ -232,7 +232,7 @@ impl Network {
         let inner = Inner {
             client: RelayClient::new(),
             routing: Mutex::default(),
-            endpoints: Mutex::default(),
+            endpoints: Arc::default(),
             accounts,
             callers: None,
             payer: None,
@@ -265,6 +265,12 @@ impl Network {
     pub fn beside(mut self, registry: Registry) -> Network {
         Arc::get_mut(&mut self.inner).expect("nothing runs yet").beside.push(registry);
         self
+    }
+
+    /// Where providers are reached, as far as it is known when that is asked.
+    pub fn endpoints(&self) -> impl Fn(NodeAddress) -> Option<String> + Send + Sync + 'static {
+        let endpoints = Arc::clone(&self.inner.endpoints);
+        move |provider| endpoints.lock().unwrap_or_else(PoisonError::into_inner).get(&provider).cloned()
     }
 
     /// Reads the offers of endpoints, all at the same time. Which of them gave none, and why.

@@ -52,6 +52,9 @@ const VAIN_EPOCHS: u64 = 256;
 /// How the purposes of its transactions begin, by which it knows its own.
 const PURPOSE: &str = "objection: ";
 
+/// Where a provider is reached, if whoever asks it for answers knows.
+pub type Endpoints = Arc<dyn Fn(Address) -> Option<String> + Send + Sync>;
+
 /// Why there is no witness, or a round ended early. The next one tries again.
 #[derive(Debug, thiserror::Error)]
 pub enum WitnessError {
@@ -121,6 +124,7 @@ pub struct Witness {
     book: Arc<Book>,
     docket: Docket,
     http: LeavesClient,
+    endpoints: Endpoints,
     listener: Listener,
     metrics: Metrics,
     held: BTreeMap<BatchId, Held>,
@@ -155,6 +159,7 @@ impl Witness {
             book,
             docket,
             http: LeavesClient::new(),
+            endpoints: Arc::new(|_| None),
             listener,
             metrics,
             held: BTreeMap::new(),
@@ -163,6 +168,12 @@ impl Witness {
             forgot_in: 0,
             unreached: BTreeMap::new(),
         })
+    }
+
+    /// Asks providers where they are reached for answers, and those of whom that is not known where the ledger says.
+    pub fn asking(mut self, endpoints: Endpoints) -> Witness {
+        self.endpoints = endpoints;
+        self
     }
 
     /// What it counts, for whoever shows it.

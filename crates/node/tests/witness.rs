@@ -25,11 +25,11 @@ use assay_ledger::contracts::{b256, node_address};
 use assay_ledger::epochs::{Leaf, leaf_hash};
 use assay_ledger::ledger::Phase;
 use assay_node::store::ReceiptStore;
-use assay_node::witness::{Event, Witness};
+use assay_node::witness::{Endpoints, Event, Witness};
 use axum::Router;
 use axum::routing::post;
 use chains::{DOLLAR, parameters, policy};
-use economy::{Economy, Provider};
+use economy::{Economy, Front, Provider};
 use serde_json::json;
 
 const STAKE: u64 = 20;
@@ -273,6 +273,25 @@ async fn who_shows_garbage_is_asked_on_the_ledger_and_what_is_right_there_costs_
     assert_eq!((holder.count("in_vain"), holder.count("demanded")), (1, 1), "{:?}", holder.events);
     assert!(!holder.accuses(), "{:?}", holder.events);
     assert_eq!(e.vault(holder.account).await, purse - bond);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_provider_is_asked_where_its_gateway_reaches_it() {
+    let e = Economy::new(parameters()).await;
+    let provider = Provider::new(&e, "provider", STAKE).await;
+    let holder = Holder::new(&e).await;
+    let given = served(&e, &provider, 0..2).await;
+    holder.take(&e, &given).await;
+    posted(&e, &provider).await;
+    let living = provider.live(&e).await;
+    let elsewhere = Front::new().await;
+    elsewhere.put(Some(living.settlement.routes()));
+    provider.front.put(Some(garbage()));
+    let (url, account) = (elsewhere.url.clone(), provider.account);
+    let known: Endpoints = Arc::new(move |of| (of == account).then(|| url.clone()));
+    assert_eq!(holder.live(&e).await.asking(known).round().await.unwrap(), 1);
+    assert_eq!((holder.compared(), holder.count("not_shown")), (2, 0), "{:?}", holder.events);
+    elsewhere.put(None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -44,10 +44,13 @@ impl Witness {
             self.not_shown(id, left.first().copied(), code, reason);
             return Ok(None);
         }
-        let endpoint = self.ledger.node(provider).await?.map(|node| node.endpoint).unwrap_or_default();
+        let endpoint = match (self.endpoints)(provider) {
+            Some(known) => known,
+            None => self.ledger.node(provider).await?.map(|node| node.endpoint).unwrap_or_default(),
+        };
         if endpoint.is_empty() {
             let first = left.first().copied();
-            self.not_shown(id, first, "provider_unreachable", "the ledger names no endpoint".into());
+            self.not_shown(id, first, "provider_unreachable", "nobody names an endpoint of it".into());
             return Ok(None);
         }
         let mut receipts = 0;

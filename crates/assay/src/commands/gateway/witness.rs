@@ -6,9 +6,10 @@ use std::time::Duration;
 use anyhow::Result;
 use assay_gateway::lanes::payer::Payer;
 use assay_gateway::network::Network;
+use assay_ledger::contracts::node_address;
 use assay_ledger::ledger::Ledger;
 use assay_ledger::sender::Sender;
-use assay_node::witness::{Event, Listener, WAITING_MAX, Witness};
+use assay_node::witness::{Endpoints, Event, Listener, WAITING_MAX, Witness};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::home::Home;
@@ -40,7 +41,9 @@ pub async fn start(
     every: Duration,
 ) -> Result<(Working, Network)> {
     let folder = home.path().join("gateway").join("receipts");
-    let witness = Witness::open(ledger, sender, folder, listener()).await?;
+    let known = network.endpoints();
+    let endpoints: Endpoints = Arc::new(move |provider| known(node_address(provider)));
+    let witness = Witness::open(ledger, sender, folder, listener()).await?.asking(endpoints);
     let network = network.beside(witness.metrics());
     let (keeper, given) = mpsc::channel(WAITING_MAX);
     payer.give(keeper);
