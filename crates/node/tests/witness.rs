@@ -13,19 +13,19 @@ mod honest;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use alloy_primitives::Address;
+use alloy_primitives::{Address, B256};
 use alloy_signer::SignerSync as _;
 use alloy_signer_local::PrivateKeySigner;
 use assay_api::audits::AuditError;
 use assay_api::leaves::{LeavesClient, LeavesRequest};
-use assay_core::id::{SignatureBytes, TranscriptRoot};
-use assay_core::receipt::SignedReceipt;
+use assay_core::id::{ChannelId, DigestRoot, ModelRoot, Nonce, RequestHash, SignatureBytes, TranscriptRoot};
+use assay_core::receipt::{Domain, Receipt, SignedReceipt};
 use assay_ledger::amount::Amount;
 use assay_ledger::contracts::{b256, node_address};
 use assay_ledger::epochs::{Leaf, leaf_hash};
 use assay_ledger::ledger::Phase;
 use assay_node::store::ReceiptStore;
-use assay_node::witness::{Endpoints, Event, Witness};
+use assay_node::witness::{Book, Endpoints, Event, Witness};
 use axum::Router;
 use axum::routing::post;
 use chains::{DOLLAR, parameters, policy};
@@ -223,7 +223,7 @@ async fn an_honest_provider_is_compared_once_and_never_accused() {
     // One that was never posted is nobody's loss but its provider's.
     let mut unposted = given[0].clone();
     unposted.receipt.sequence = 1_000;
-    unposted.receipt.client_nonce = assay_core::id::Nonce::from_bytes([9; 32]);
+    unposted.receipt.client_nonce = Nonce::from_bytes([9; 32]);
     holder.take(&e, &[sign(&provider, unposted)]).await;
     let living = provider.live(&e).await;
     holder.steps(&e).await;
@@ -374,4 +374,67 @@ async fn leaves_are_shown_of_posted_batches_alone() {
     assert_eq!(asked(provider.account, epoch + 1, &[first]).await, Err(404));
     assert_eq!(asked(e.payer.account(), epoch, &[first]).await, Err(400));
     assert_eq!(asked(provider.account, epoch, &[first, first]).await, Err(400));
+}
+
+/// A receipt that its provider has signed.
+fn signed(key: &PrivateKeySigner, sequence: u64, epoch: u64) -> SignedReceipt {
+    let receipt = Receipt {
+        provider: node_address(key.address()),
+        sequence,
+        model_root: ModelRoot::from_bytes([1; 32]),
+        request_hash: RequestHash::from_bytes([2; 32]),
+        transcript_root: TranscriptRoot::from_bytes([3; 32]),
+        digest_root: DigestRoot::from_bytes([4; 32]),
+        prompt_tokens: 5,
+        completion_tokens: 6,
+        fee_micro_usd: 7,
+        payer_channel: ChannelId::ZERO,
+        client_nonce: Nonce::from_bytes(chains::hash(&sequence.to_string()).0),
+        epoch,
+    };
+    let domain = Domain::DEVELOPMENT;
+    let signature = key.sign_hash_sync(&b256(&receipt.signing_hash(&domain))).unwrap();
+    SignedReceipt { receipt, domain, signature: SignatureBytes::from_bytes(signature.as_bytes()) }
+}
+
+#[test]
+fn a_book_keeps_what_it_took_and_chooses_the_same_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("deep/book.redb");
+    let open = || Book::open(&path, Domain::DEVELOPMENT).unwrap();
+    let [one, other] = [1u8, 2].map(|n| PrivateKeySigner::from_bytes(&B256::repeat_byte(n)).unwrap());
+    let (root, later) = (B256::repeat_byte(7), B256::repeat_byte(8));
+    let of = one.address();
+    // The largest number hides nobody behind it.
+    let mut given: Vec<_> = (0..40).map(|n| signed(&one, n, n / 10)).collect();
+    given.extend([signed(&one, u64::MAX, 3), signed(&other, 5, 0), signed(&other, u64::MAX, 3)]);
+    let chosen = {
+        let book = open();
+        let taken = book.take(&given).unwrap();
+        assert_eq!((taken.kept, taken.refused, taken.conflicting.len()), (43, 0, 0));
+        assert_eq!(book.take(&given).unwrap().kept, 0);
+        assert_eq!(book.providers().unwrap(), [of, other.address()].into());
+        let chosen = book.left(of, 10..30, root, 5).unwrap();
+        assert!(chosen.len() == 5 && chosen.iter().all(|n| (10..30).contains(n)), "{chosen:?}");
+        book.mark(of, &chosen[..2], root).unwrap();
+        chosen
+    };
+    let book = open();
+    assert_eq!(book.receipt(of, 12).unwrap().as_ref(), Some(&given[12]));
+    // Of the same choice what is left; of another root all of it.
+    assert_eq!(book.left(of, 10..30, root, 5).unwrap(), chosen[2..]);
+    assert_eq!(book.left(of, 10..30, later, 5).unwrap(), chosen);
+    assert_eq!(book.left(of, 10..30, root, 99).unwrap().len(), 18);
+    book.forget(of, 10..30).unwrap();
+    assert_eq!((book.count().unwrap(), book.left(of, 0..50, root, 99).unwrap().len()), (23, 20));
+    book.forget_before(1).unwrap();
+    assert_eq!(book.count().unwrap(), 12);
+    // What was let go of is taken again, and conflicts with nothing.
+    let taken = book.take(&given[..1]).unwrap();
+    assert_eq!((taken.kept, taken.conflicting.len()), (1, 0));
+    // Who chooses otherwise chooses other ones.
+    let elsewhere = Book::open(&folder.path().join("other.redb"), Domain::DEVELOPMENT).unwrap();
+    elsewhere.take(&given).unwrap();
+    let all = |book: &Book| book.left(of, 30..40, root, 99).unwrap();
+    assert!(all(&book).len() == 10 && all(&book) != all(&elsewhere));
 }
