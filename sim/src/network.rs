@@ -23,6 +23,7 @@ mod moves;
 mod provider;
 mod settling;
 mod wire;
+mod witness;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -69,6 +70,8 @@ pub enum Mutant {
     DefendsNothing,
     /// An auditor that is right stops picking in the middle of a dispute.
     PicksNoFurther,
+    /// A gateway does not compare what it was given with what was posted.
+    ComparesNothing,
 }
 
 /// What is played.
@@ -241,7 +244,8 @@ impl<'a> World<'a> {
         let mut random = Random::stream(seed, "who", &[]);
         let mut chain = Chain::new();
         let clients = clients::all(seed);
-        let providers = provider::all(&mut chain, &options, &mut random);
+        let leaves_out = Random::stream(seed, "leaves out", &[]).below(4) == 0;
+        let providers = provider::all(&mut chain, &options, &mut random, leaves_out);
         let auditors = auditor::all(&mut chain, &options, &mut random);
         let hosts = hosts::all(&mut chain, &options, &mut random);
         let accusers = accusers::all(&mut chain, &options, &mut random);

@@ -86,9 +86,9 @@ fn nothing_is_lost_where_nothing_goes_wrong() {
 /// Each planted bug is found by the invariant that is about it, says its seed, and is found again at the same event.
 #[test]
 fn every_planted_bug_is_found_and_replays() {
-    let bugs: [(Mutant, &[&str]); 12] = [
+    let bugs: [(Mutant, &[&str]); 13] = [
         (Mutant::ForgetsTill, &["paid_is_claimed"]),
-        (Mutant::SaysBeforeStoring, &["receipts_kept"]),
+        (Mutant::SaysBeforeStoring, &["receipts_kept", "honest_unharmed"]),
         (Mutant::PostsTwice, &["nothing_refused"]),
         (Mutant::RevealsWrong, &["nothing_refused", "honest_unharmed"]),
         (Mutant::DisputesNothing, &["cheats_are_struck"]),
@@ -99,6 +99,7 @@ fn every_planted_bug_is_found_and_replays() {
         (Mutant::DefendsWrong, &["honest_unharmed"]),
         (Mutant::DefendsNothing, &["honest_unharmed"]),
         (Mutant::PicksNoFurther, &["honest_unharmed", "cheats_are_struck"]),
+        (Mutant::ComparesNothing, &["omissions_are_struck"]),
     ];
     for (mutant, names) in bugs {
         let options = Options { mutant: Some(mutant), ..Options::default() };

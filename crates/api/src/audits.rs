@@ -276,28 +276,41 @@ impl AuditClient {
             AuditRequest { provider, auditor, epoch, wanted, key: unsealer.public(), time_s: now_s() };
         let signature = sign(&request.canonical_hash()).ok_or(AuditError::Signing)?;
         let body = SignedAuditRequest { request, signature }.to_canonical_bytes();
-        let unreachable = |e: reqwest::Error| AuditError::Unreachable {
-            endpoint: endpoint.clone(),
-            reason: e.without_url().to_string(),
-        };
-        let sent = self.http.post(format!("{endpoint}/v1/audits")).body(body).send().await;
-        let mut response = sent.map_err(unreachable)?;
-        let status = response.status();
-        let most = if status.is_success() { AUDIT_ANSWER_BYTES_MAX } else { REFUSAL_BYTES_MAX };
-        let mut bytes = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
-            if bytes.len() + chunk.len() > most {
-                return Err(AuditError::Malformed { endpoint, reason: format!("more than {most} bytes") });
-            }
-            bytes.extend_from_slice(&chunk);
-        }
-        if !status.is_success() {
-            let said = serde_json::from_slice::<serde_json::Value>(&bytes).unwrap_or_default();
-            let message = said["error"]["message"].as_str().unwrap_or_default().chars().take(500).collect();
-            return Err(AuditError::Refused { endpoint, status: status.as_u16(), message });
-        }
+        let bytes = post(&self.http, &endpoint, "/v1/audits", body, AUDIT_ANSWER_BYTES_MAX).await?;
         let malformed = |reason: String| AuditError::Malformed { endpoint: endpoint.clone(), reason };
         let (answer, _) = unsealer.open(&bytes).map_err(|e| malformed(e.to_string()))?;
         AuditAnswer::from_canonical_bytes(&answer).map_err(|e| malformed(e.to_string()))
     }
+}
+
+/// What an endpoint without a slash at its end answers to a body, of at most so many bytes.
+pub(crate) async fn post(
+    http: &reqwest::Client,
+    endpoint: &str,
+    path: &str,
+    body: Vec<u8>,
+    bytes_max: usize,
+) -> Result<Vec<u8>, AuditError> {
+    let endpoint = endpoint.to_owned();
+    let unreachable = |e: reqwest::Error| AuditError::Unreachable {
+        endpoint: endpoint.clone(),
+        reason: e.without_url().to_string(),
+    };
+    let sent = http.post(format!("{endpoint}{path}")).body(body).send().await;
+    let mut response = sent.map_err(unreachable)?;
+    let status = response.status();
+    let most = if status.is_success() { bytes_max } else { REFUSAL_BYTES_MAX };
+    let mut bytes = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
+        if bytes.len() + chunk.len() > most {
+            return Err(AuditError::Malformed { endpoint, reason: format!("more than {most} bytes") });
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    if !status.is_success() {
+        let said = serde_json::from_slice::<serde_json::Value>(&bytes).unwrap_or_default();
+        let message = said["error"]["message"].as_str().unwrap_or_default().chars().take(500).collect();
+        return Err(AuditError::Refused { endpoint, status: status.as_u16(), message });
+    }
+    Ok(bytes)
 }

@@ -11,6 +11,7 @@ mod dialect;
 mod embeddings;
 mod files;
 mod inference;
+pub mod leaves;
 mod messages;
 mod metrics;
 mod ollama;

@@ -15,8 +15,8 @@ use std::time::Duration;
 use harness::{command, stdout};
 use serde_json::Value;
 
-/// Providers whose receipts a referee refutes: they lose their stake.
-const STRUCK: [&str; 7] = [
+/// Providers whose receipts a referee refutes, or that leave out a receipt, which their gateway shows: they lose their stake.
+const STRUCK: [&str; 8] = [
     "hidden-cheat",
     "four-bit-weights",
     "wrong-rotary-table",
@@ -24,9 +24,10 @@ const STRUCK: [&str; 7] = [
     "other-temperature",
     "other-seed",
     "swapped-token",
+    "left-out-receipt",
 ];
-/// Providers that only their clients refute: no contract reads templates or rules of ending, and no daemon looks for a receipt that is left out.
-const REFUTED: [&str; 2] = ["hidden-system-prompt", "left-out-receipt"];
+/// Providers that only their clients refute: no contract reads templates.
+const REFUTED: [&str; 1] = ["hidden-system-prompt"];
 /// Their gateway takes none of their answers.
 const UNPAID: [&str; 1] = ["early-stop"];
 /// Looks at a network, 3 seconds apart.

@@ -351,6 +351,29 @@ async fn what_is_receipted_is_charged_and_paid_to_the_unit() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_paid_for_is_given_to_who_keeps_it_and_no_request_waits_for_that() {
+    let market = market().await;
+    let shop = shop(&market.ledger, market.homes[0].path()).await;
+    let gateway = market.gateway(&shop.url).await;
+    let (keeper, mut given) = tokio::sync::mpsc::channel(2);
+    gateway.payer.upgrade().unwrap().give(keeper);
+    // One more than there is room for.
+    for i in 0..3 {
+        fee(&gateway.network, order(&gateway.network, &format!("Answer {i}"), 3)).await.unwrap();
+    }
+    let mut text = String::new();
+    gateway.network.metrics(&mut text);
+    assert!(text.contains("assay_gateway_receipts_dropped_total 1\n"), "{text}");
+    let signed = shop.provider.store().from_sequence(0, 9).unwrap();
+    for record in signed.iter().take(2) {
+        assert_eq!(given.recv().await.as_ref(), Some(record.receipt()));
+    }
+    gateway.dies().await;
+    assert_eq!(given.recv().await, None);
+    shop.serving.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_auditors_may_not_see_has_a_price_of_its_own_or_is_not_answered() {
     let market = market().await;
     let shop = shop(&market.ledger, market.homes[0].path()).await;

@@ -35,6 +35,7 @@ use assay_core::keccak::keccak256;
 use assay_core::offer::{Offer, OfferedModel};
 use assay_core::price::Price;
 use assay_core::request::Prompt;
+use prometheus_client::registry::Registry;
 use tokio::sync::mpsc;
 
 use self::attempt::{Candidate, Nothing, Question, Whole, race};
@@ -98,7 +99,7 @@ pub struct Network {
 struct Inner {
     client: RelayClient,
     routing: Mutex<Routing>,
-    endpoints: Mutex<BTreeMap<NodeAddress, String>>,
+    endpoints: Arc<Mutex<BTreeMap<NodeAddress, String>>>,
     accounts: Option<Accounts>,
     /// How somebody without an account pays.
     callers: Option<Arc<Callers>>,
@@ -111,6 +112,8 @@ struct Inner {
     ends: Mutex<BTreeMap<ModelRoot, Arc<[u32]>>>,
     queue: Arc<Queue>,
     metrics: Metrics,
+    /// What daemons beside it count.
+    beside: Vec<Registry>,
     options: NetworkOptions,
     started: Instant,
 }
@@ -259,7 +262,7 @@ impl Network {
         let inner = Inner {
             client: RelayClient::new(),
             routing: Mutex::default(),
-            endpoints: Mutex::default(),
+            endpoints: Arc::default(),
             accounts,
             callers: None,
             payer: None,
@@ -268,6 +271,7 @@ impl Network {
             ends: Mutex::default(),
             queue,
             metrics,
+            beside: Vec::new(),
             options,
             started: Instant::now(),
         };
@@ -286,6 +290,18 @@ impl Network {
     pub fn calling(mut self, callers: Arc<Callers>) -> Network {
         Arc::get_mut(&mut self.inner).expect("nothing runs yet").callers = Some(callers);
         self
+    }
+
+    /// Shows among its own metrics what a daemon beside it counts.
+    pub fn beside(mut self, registry: Registry) -> Network {
+        Arc::get_mut(&mut self.inner).expect("nothing runs yet").beside.push(registry);
+        self
+    }
+
+    /// Where providers are reached, as far as it is known when that is asked.
+    pub fn endpoints(&self) -> impl Fn(NodeAddress) -> Option<String> + Send + Sync + 'static {
+        let endpoints = Arc::clone(&self.inner.endpoints);
+        move |provider| endpoints.lock().unwrap_or_else(PoisonError::into_inner).get(&provider).cloned()
     }
 
     /// Reads the offers of endpoints, all at the same time. Which of them gave none, and why.
@@ -588,7 +604,7 @@ impl Inference for Network {
                 held.answered();
                 let fee = candidate.price.map_or(0, |p| p.fee(record.transcript.tokens(), 0));
                 if let Some(paying) = whole.paying {
-                    paying.settle(fee);
+                    paying.settle(fee, &record.receipt);
                 }
                 if let Some(purse) = purse {
                     let told = || {

@@ -33,6 +33,7 @@ mod progress;
 mod proofs;
 mod record;
 mod seal;
+mod shelf;
 mod state;
 mod storage;
 mod tree;
@@ -51,6 +52,7 @@ pub use progress::ProgressError;
 pub use proofs::{LeafOpening, LeafProof, ProofError, TallyProof};
 pub use record::{Leaf, leaf_hash};
 pub use seal::{RepairError, SealError, Terms};
+pub use shelf::Shelf;
 pub use state::{Entry, Identity, Posting, Progress};
 pub use storage::{Remedy, StorageError};
 

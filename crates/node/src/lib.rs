@@ -18,3 +18,4 @@ pub mod serving;
 pub mod settlement;
 pub mod store;
 pub mod till;
+pub mod witness;

@@ -11,6 +11,7 @@
 mod decide;
 mod desk;
 mod event;
+mod leaves;
 mod metrics;
 mod perform;
 mod read;
@@ -44,6 +45,7 @@ pub use self::decide::{
 };
 pub use self::desk::{AuditDesk, DeskError};
 pub use self::event::{Event, Listener};
+use self::leaves::LeavesDesk;
 use self::metrics::Metrics;
 use self::perform::name;
 pub use self::perform::take_back;
@@ -164,6 +166,7 @@ pub struct Settlement {
     docket: Docket,
     library: Arc<Library>,
     desk: Arc<AuditDesk>,
+    leaves: Arc<LeavesDesk>,
     options: SettlementOptions,
     listener: Listener,
     metrics: Metrics,
@@ -207,6 +210,7 @@ impl Settlement {
         let metrics = Metrics::default();
         let listener = metrics.counting(provider, listener);
         let desk = Arc::new(AuditDesk::new(&ledger, identity, Arc::clone(&store), Arc::clone(&listener)));
+        let leaves = Arc::new(LeavesDesk::new(&folder, identity));
         let options = SettlementOptions { folder, ..options };
         let fed = builder.next().unwrap_or(0);
         let mut settlement = Settlement {
@@ -219,6 +223,7 @@ impl Settlement {
             docket,
             library,
             desk,
+            leaves,
             options,
             listener,
             metrics,
@@ -233,6 +238,7 @@ impl Settlement {
         };
         settlement.opened(opened);
         settlement.restore().await?;
+        settlement.leaves.see(&settlement.builder);
         Ok(settlement)
     }
 
@@ -265,9 +271,9 @@ impl Settlement {
         self.metrics.registry()
     }
 
-    /// What auditors use: `POST /v1/audits`.
+    /// What auditors use, `POST /v1/audits`, and whoever holds receipts, `POST /v1/leaves`.
     pub fn routes(&self) -> Router {
-        self.desk.routes()
+        self.desk.routes().merge(self.leaves.routes())
     }
 
     /// Drives rounds on a thread of its own, `every` so often, until `stop` resolves. The routes are answered as long as the thread runs.
@@ -328,6 +334,7 @@ impl Settlement {
             }
         }
         self.tidy(&view)?;
+        self.leaves.see(&self.builder);
         let coins = self.ledger.client().coin(self.provider, BlockId::latest()).await?;
         self.metrics.read(&view, self.builder.waiting(), coins);
         Ok(done)

@@ -24,6 +24,7 @@ use super::chain::{Actor, Chain, TxId};
 use super::model;
 use super::provider::Refused;
 use super::wire::{Alarm, Ask, Message, Who};
+use super::witness::Witness;
 use super::{Held, Mutant, World};
 
 /// Lanes to one provider, and what is put into each, in millionths of a dollar.
@@ -82,6 +83,7 @@ pub(super) struct Gateway {
     /// What was told, in the commit of its charge.
     kept: BTreeMap<Ask, AnswerRecord>,
     instance: Hash,
+    pub(super) witness: Witness,
     // What is in its memory.
     routing: Routing,
     pub(super) struck: BTreeSet<NodeAddress>,
@@ -107,6 +109,7 @@ impl Gateway {
             books,
             kept: BTreeMap::new(),
             instance: keccak256(&[b"instance", &seed.to_be_bytes()]),
+            witness: Witness::new(seed),
             routing: Routing::default(),
             struck: BTreeSet::new(),
             lanes: BTreeMap::new(),
@@ -122,6 +125,7 @@ impl Gateway {
 
     /// It is killed. Names of attempts are drawn, so that none comes twice.
     pub(super) fn forget(&mut self) {
+        self.witness.forget();
         self.routing = Routing::default();
         self.struck.clear();
         self.lanes.clear();
@@ -182,6 +186,10 @@ impl World<'_> {
             }
             Message::Refused { attempt, why } => self.refused(attempt, *why),
             Message::Record { attempt, record } => self.recorded(attempt, from, *record),
+            Message::ShownLeaves { batch, leaves } => {
+                self.leaves_shown(batch, leaves);
+                Ok(())
+            }
             _ => Ok(()),
         }
     }
@@ -199,6 +207,7 @@ impl World<'_> {
             }
             Alarm::Silence { attempt } => self.failed(attempt, Outcome::Failed, "silence"),
             Alarm::Lane { attempt } => self.lane(attempt),
+            Alarm::Round => self.witness_round(),
             _ => Ok(()),
         }
     }
@@ -497,6 +506,7 @@ impl World<'_> {
         if let Some(lanes) = g.lanes.get_mut(&found.provider) {
             lanes.settle(taken.index, fee);
         }
+        g.witness.take(&record.receipt);
         g.attempts.remove(&attempt);
         let first_ms = now_ms.saturating_sub(found.began_ms);
         let tokens = record.transcript.usage().completion_tokens;
@@ -567,6 +577,7 @@ impl World<'_> {
     }
 
     pub(super) fn gateway_confirmed(&mut self, id: TxId) -> Held {
+        self.witness_confirmed(id);
         let refused = self.chain.txs[id].is_refused();
         let (chain, g) = (&mut self.chain, &mut self.gateway);
         let Some((provider, index)) = g.deposits.remove(&id) else { return Ok(()) };

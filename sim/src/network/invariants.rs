@@ -14,6 +14,7 @@
 //! | `struck_not_asked` | a gateway that has read that a provider lied does not ask it |
 //! | `cheats_are_struck` | who lied in a receipt that was drawn for an auditor that does its work is struck |
 //! | `cheats_are_struck_soon` | who lied in more receipts than chance could leave undrawn is struck |
+//! | `omissions_are_struck` | who gave the gateway a receipt and posted another one at its number is struck |
 //! | `outstanding_settles` | when faults are over for so many epochs, nothing is open |
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -224,6 +225,7 @@ impl World<'_> {
         self.check_kept()?;
         self.check_claimed()?;
         self.check_cheats()?;
+        self.check_omissions()?;
         self.check_settled()?;
         for (who, at) in self.honest() {
             let has = stake(&mut self.chain, at) + self.chain.balance(at);
@@ -245,6 +247,9 @@ impl World<'_> {
         for (ask, record) in self.clients.iter().flat_map(|client| &client.got) {
             let receipt = &record.receipt.receipt;
             let provider = self.providers.iter().find(|p| p.actor.node() == receipt.provider);
+            if provider.is_some_and(|p| p.plan == Plan::LeavesOut) {
+                continue;
+            }
             let shown = provider.and_then(|p| p.store.get(&receipt.sequence));
             if shown.is_none_or(|shown| shown.receipt != record.receipt) {
                 return Err(wrong("receipts_kept", format!("nobody can show the receipt of answer {ask}")));
@@ -310,7 +315,8 @@ impl World<'_> {
         let registry = self.chain.parts.at.registry;
         let rates = self.chain.p.rates.clone();
         for i in 0..self.providers.len() {
-            if self.providers[i].plan == Plan::Honest {
+            // Who leaves out receipts executes what it posts.
+            if matches!(self.providers[i].plan, Plan::Honest | Plan::LeavesOut) {
                 continue;
             }
             let node = self.providers[i].actor.address;
@@ -349,6 +355,27 @@ impl World<'_> {
                     "cheats_are_struck_soon",
                     format!("provider-{i} lied often and is not struck"),
                 ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Who gave a receipt that was accepted, and posted another one at its number, is struck.
+    fn check_omissions(&mut self) -> Held {
+        let registry = self.chain.parts.at.registry;
+        for i in 0..self.providers.len() {
+            let node = self.providers[i].actor.address;
+            if self.chain.read(registry, &Registry::isStruckCall { node }) {
+                continue;
+            }
+            for (epoch, first, count) in self.posted(i) {
+                let given = self.gateway.witness.given.range((node, first)..(node, first + count));
+                let posted = |number: &u64| self.providers[i].store.get(number).map(|record| &record.receipt);
+                let left_out = given.map(|((_, n), signed)| (n, signed)).find(|(n, s)| posted(n) != Some(*s));
+                if let Some((number, _)) = left_out {
+                    let what = format!("provider-{i} left {number} out of epoch {epoch}, and is not struck");
+                    return Err(wrong("omissions_are_struck", what));
+                }
             }
         }
         Ok(())

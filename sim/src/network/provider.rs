@@ -10,6 +10,7 @@ use assay_core::answer::AnswerRecord;
 use assay_core::id::{Nonce, SealingKey, SignatureBytes};
 use assay_core::offer::{Offer, OfferedModel, SignedOffer};
 use assay_core::payment::Payment;
+use assay_core::receipt::SignedReceipt;
 use assay_core::request::Request;
 use assay_ledger::audits::{assigned, is_drawn};
 use assay_ledger::contracts::Channels::{ChannelConfig, VoucherClaim};
@@ -38,6 +39,9 @@ pub(super) const STAKE: u64 = 40;
 /// How long an offer is valid, and after how long another one is made, in seconds.
 const OFFER_S: u64 = 7_200;
 const NEW_OFFER_S: u64 = 3_600;
+/// A client that there is not, and how many of its requests are tried for one that is cheap.
+const NOBODY: usize = 20;
+const TRIES: u64 = 16;
 
 /// What a provider is up to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +54,8 @@ pub(super) enum Plan {
     },
     /// It shows nothing of what it signed, to nobody.
     ShowsNothing,
+    /// It answers as it should, and keeps and posts the receipt of a request that nobody made in the place of the one that it gave.
+    LeavesOut,
 }
 
 /// Why an order was not taken.
@@ -160,7 +166,12 @@ pub(super) fn moves_max(random: &mut Random) -> usize {
 }
 
 /// All providers, enrolled and with their stakes.
-pub(super) fn all(chain: &mut Chain, options: &Options, random: &mut Random) -> Vec<Provider> {
+pub(super) fn all(
+    chain: &mut Chain,
+    options: &Options,
+    random: &mut Random,
+    leaves_out: bool,
+) -> Vec<Provider> {
     let mut plans = vec![Plan::Honest; 3];
     if options.liars {
         let mut liar = || {
@@ -174,6 +185,7 @@ pub(super) fn all(chain: &mut Chain, options: &Options, random: &mut Random) -> 
             2 => plans.extend([one, Plan::ShowsNothing]),
             _ => plans.extend([one, other]),
         }
+        plans.extend(leaves_out.then_some(Plan::LeavesOut));
     }
     let mut all = Vec::new();
     for (i, plan) in plans.into_iter().enumerate() {
@@ -284,6 +296,18 @@ impl Provider {
     }
 }
 
+/// A true record of a request that nobody made, with the number of one that was given, that costs no more; that one itself if there is none.
+fn in_place_of(actor: &Actor, given: &AnswerRecord) -> AnswerRecord {
+    let SignedReceipt { receipt, domain, .. } = &given.receipt;
+    let billing = Billing { channel: receipt.payer_channel, epoch: receipt.epoch, domain: *domain };
+    let other = |number: u64| {
+        let request = model::request(NOBODY, receipt.sequence.wrapping_mul(TRIES).wrapping_add(number), 3);
+        model::record(actor, receipt.sequence, By::Asked, &request, receipt.client_nonce, &billing)
+    };
+    let costs = |record: &AnswerRecord| record.receipt.receipt.fee_micro_usd;
+    (0..TRIES).map(other).find(|other| costs(other) <= costs(given)).unwrap_or_else(|| given.clone())
+}
+
 impl World<'_> {
     pub(super) fn provider_starts(&mut self, i: usize) {
         let mutant = self.options.mutant;
@@ -321,6 +345,10 @@ impl World<'_> {
                 Ok(())
             }
             Message::Audit { batch, wanted } => self.audited(i, from, batch, wanted),
+            Message::WantLeaves { batch, numbers } => {
+                self.leaves_wanted(i, from, batch, numbers);
+                Ok(())
+            }
             _ => Ok(()),
         }
     }
@@ -503,7 +531,8 @@ impl World<'_> {
         let fee = record.receipt.receipt.fee_micro_usd;
         let claim = voucher::claim(config, voucher.0, voucher.1.clone(), charged + u128::from(fee));
         p.claims.insert(*id, claim);
-        p.store.insert(*sequence, record.clone());
+        let kept = if p.plan == Plan::LeavesOut { in_place_of(&p.actor, record) } else { record.clone() };
+        p.store.insert(*sequence, kept);
         let (sequence, epoch) = (*sequence, record.receipt.receipt.epoch);
         self.tell(Who::Provider(i), || format!("stores sequence={sequence} fee={fee} epoch={epoch}"));
     }

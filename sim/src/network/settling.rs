@@ -178,7 +178,7 @@ impl World<'_> {
         let (by, moves_max) = match (p.plan, self.options.mutant) {
             (Plan::Honest, Some(Mutant::DefendsWrong)) => (By::Skims, usize::MAX),
             (Plan::Honest, Some(Mutant::DefendsNothing)) | (Plan::ShowsNothing, _) => (By::Asked, 0),
-            (Plan::Honest, _) => (By::Asked, usize::MAX),
+            (Plan::Honest | Plan::LeavesOut, _) => (By::Asked, usize::MAX),
             // Who executed another model than it says has no trace of that one: its daemon defends the receipt as any other.
             (Plan::Lies { by: By::Cheap, moves_max }, _) => (By::Asked, moves_max),
             (Plan::Lies { by, moves_max }, _) => (by, moves_max),

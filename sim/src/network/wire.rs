@@ -3,7 +3,7 @@
 use std::fmt;
 
 use assay_core::answer::AnswerRecord;
-use assay_core::id::Nonce;
+use assay_core::id::{Hash, Nonce};
 use assay_core::offer::SignedOffer;
 use assay_core::payment::Payment;
 use assay_core::request::Request;
@@ -64,6 +64,14 @@ pub(super) enum Wanted {
     Records(Vec<u64>),
 }
 
+/// A leaf of a batch, with its path.
+#[derive(Clone, Debug)]
+pub(super) struct ShownLeaf {
+    pub(super) sequence: u64,
+    pub(super) leaf: Hash,
+    pub(super) path: Vec<Hash>,
+}
+
 /// What somebody says to somebody.
 #[derive(Clone, Debug)]
 pub(super) enum Message {
@@ -117,6 +125,15 @@ pub(super) enum Message {
         batch: BatchId,
         records: Vec<(u64, Option<Box<AnswerRecord>>)>,
     },
+    /// What whoever holds receipts wants of a batch.
+    WantLeaves {
+        batch: BatchId,
+        numbers: Vec<u64>,
+    },
+    ShownLeaves {
+        batch: BatchId,
+        leaves: Vec<ShownLeaf>,
+    },
 }
 
 impl Message {
@@ -133,6 +150,8 @@ impl Message {
             Message::Audit { .. } => "audit",
             Message::Leaves { .. } => "leaves",
             Message::Records { .. } => "records",
+            Message::WantLeaves { .. } => "want-leaves",
+            Message::ShownLeaves { .. } => "shown-leaves",
         }
     }
 }

@@ -21,6 +21,7 @@ use clap::{Args, Subcommand};
 use tokio::net::TcpListener;
 
 mod lanes;
+mod witness;
 
 use super::keys::AccountsArgs;
 use super::ledger::connection::{KeyArgs, LedgerArgs, open_sender};
@@ -80,6 +81,9 @@ pub struct Gateway {
     /// Seconds that a request waits for a free channel before another provider is asked.
     #[arg(long, default_value_t = 5, value_name = "SECONDS", requires = "pay", value_parser = clap::value_parser!(u64).range(0..=3600))]
     lane_wait: u64,
+    /// Seconds between two looks at what paid providers post: a receipt that one gave and left out is proved to the ledger.
+    #[arg(long, default_value_t = 15, value_name = "SECONDS", requires = "pay", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    witness_every: u64,
     #[command(flatten)]
     accounts: AccountsArgs,
     #[command(flatten)]
@@ -129,12 +133,21 @@ impl Gateway {
             let differing = home.path().join("gateway").join("differing");
             let mut network = Network::new(accounts.clone(), options).keeping(differing);
             let (mut deposits, mut callers) = (None, None);
+            // Until the gateway ends.
+            let mut _witness = None;
             if self.pay || self.x402 {
                 let ledger = self.ledger.ledger(home).await?;
                 let sender = Arc::new(open_sender(home, ledger.client(), self.key.load(home)?).await?);
                 if self.pay {
                     let (payer, task) = self.payer(home, ledger.clone(), Arc::clone(&sender)).await?;
-                    network = network.paying(payer);
+                    let every = Duration::from_secs(self.witness_every);
+                    // It has a thread of its own, and so a connection of its own to the chain.
+                    let own = self.ledger.ledger(home).await?;
+                    let sender = Arc::clone(&sender);
+                    let (working, shown) =
+                        witness::start(home, own, sender, &payer, network, every).await?;
+                    _witness = Some(working);
+                    network = shown.paying(payer);
                     deposits = Some(task);
                 }
                 if let Some(accounts) = accounts.filter(|_| self.x402) {

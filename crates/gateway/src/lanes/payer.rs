@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use alloy_primitives::aliases::U40;
@@ -78,9 +78,13 @@ pub struct Payer {
     options: PayerOptions,
     providers: Mutex<HashMap<NodeAddress, Arc<Way>>>,
     errands: mpsc::Sender<Errand>,
+    /// Who keeps the receipts that were paid for.
+    given: OnceLock<mpsc::Sender<SignedReceipt>>,
     /// Deposits that arrived, and that did not.
     pub(crate) deposits: Counter,
     pub(crate) deposits_failed: Counter,
+    /// Receipts that nobody keeps.
+    pub(crate) receipts_dropped: Counter,
     started: Instant,
 }
 
@@ -183,13 +187,29 @@ impl Payer {
             options,
             providers: Mutex::default(),
             errands,
+            given: OnceLock::new(),
             deposits: Counter::default(),
             deposits_failed: Counter::default(),
+            receipts_dropped: Counter::default(),
             started: Instant::now(),
         };
         let payer = Arc::new(payer);
         let deposits = Deposits { payer: Arc::clone(&payer), errands: inbox };
         (payer, deposits)
+    }
+
+    /// Gives every receipt that is paid for from now on to `keeper`, who compares it with what its provider posts. No request waits for that: what the
+    /// keeper has no room for is dropped and counted. The first keeper stays.
+    pub fn give(&self, keeper: mpsc::Sender<SignedReceipt>) {
+        let _ = self.given.set(keeper);
+    }
+
+    fn given(&self, receipt: &SignedReceipt) {
+        if let Some(keeper) = self.given.get()
+            && keeper.try_send(receipt.clone()).is_err()
+        {
+            self.receipts_dropped.inc();
+        }
     }
 
     /// The domain that receipts must be signed in.
@@ -448,8 +468,9 @@ impl Paying {
     }
 
     /// The receipt was accepted: `fee` was charged, at most what the voucher was signed for.
-    pub fn settle(mut self, fee: u64) {
+    pub fn settle(mut self, fee: u64, receipt: &SignedReceipt) {
         self.ended = true;
+        self.payer.given(receipt);
         self.way.change(|lanes| lanes.settle(self.taken.index, fee));
     }
 }

@@ -147,6 +147,8 @@ impl Metrics {
         r.register("lane_deposits", "Deposits into channels that arrived", payer.deposits.clone());
         let failed = "Deposits into channels that did not arrive; they are tried again";
         r.register("lane_deposits_failed", failed, payer.deposits_failed.clone());
+        let dropped = "Receipts that came faster than they could be kept, and are compared with nothing";
+        r.register("receipts_dropped", dropped, payer.receipts_dropped.clone());
     }
 
     /// An attempt ended.
@@ -187,7 +189,9 @@ impl Metrics {
             self.lanes_waiting.set(gauge(seen.waiting));
         }
         // Writing to a string does not fail.
-        let _ = prometheus_client::encoding::text::encode_registry(text, &self.registry);
+        for registry in std::iter::once(&self.registry).chain(&inner.beside) {
+            let _ = prometheus_client::encoding::text::encode_registry(text, registry);
+        }
     }
 
     fn see_providers(&self, inner: &Inner) {

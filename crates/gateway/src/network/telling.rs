@@ -243,7 +243,7 @@ impl Telling {
         record: &AnswerRecord,
     ) -> Result<(), Refusal> {
         if let Some(paying) = self.paying.take() {
-            paying.settle(fee);
+            paying.settle(fee, &record.receipt);
         }
         if let Some(leg) = &self.leg {
             leg.concluded(fee);

@@ -243,6 +243,18 @@ impl<'a> Writer<'a> {
     }
 }
 
+/// Where a batch's file is read.
+pub(super) trait ReadAt {
+    /// Fills `into` from `at` on, or fails.
+    fn read_at(&self, name: &str, at: u64, into: &mut [u8]) -> std::io::Result<()>;
+}
+
+impl<D: Disk> ReadAt for D {
+    fn read_at(&self, name: &str, at: u64, into: &mut [u8]) -> std::io::Result<()> {
+        self.read(name, at, into)
+    }
+}
+
 /// Reads a batch's file.
 #[derive(Debug)]
 pub(super) struct Reader<'a, D> {
@@ -253,7 +265,7 @@ pub(super) struct Reader<'a, D> {
     layout: Layout,
 }
 
-impl<'a, D: Disk> Reader<'a, D> {
+impl<'a, D: ReadAt> Reader<'a, D> {
     pub(super) fn new(on: &'a D, identity: Hash, batch: &'a Batch) -> Self {
         let (file, layout) = (name(batch.epoch), Layout::of(batch.count));
         Reader { on, identity, batch, file, layout }
@@ -267,7 +279,7 @@ impl<'a, D: Disk> Reader<'a, D> {
     fn content(&self, block: u64) -> Result<([u64; SHARES_MAX], Vec<Option<Leaf>>), StorageError> {
         let leaves = self.layout.leaves(block);
         let mut bytes = vec![0; block_bytes(leaves)];
-        disk(self.on.read(&self.file, block * BLOCK_BYTES, &mut bytes), &self.file, "read")?;
+        disk(self.on.read_at(&self.file, block * BLOCK_BYTES, &mut bytes), &self.file, "read")?;
         let bad = || self.damaged(format!("block {block} is damaged"));
         let (content, hash) = bytes.split_last_chunk::<HASH_BYTES>().ok_or_else(bad)?;
         if block_hash(&self.identity, self.batch.epoch, block, content).as_bytes() != hash {
@@ -296,9 +308,22 @@ impl<'a, D: Disk> Reader<'a, D> {
         Block::of(leaves, &mut totals).ok_or_else(|| self.damaged(format!("block {block} is damaged")))
     }
 
+    /// The hash of the leaf at `index` and its proof under the receipts' root, without what totals need.
+    pub(super) fn leaf_proof(&self, index: u32) -> Result<(Hash, Proof), StorageError> {
+        let (_, leaves) = self.content(u64::from(index) / BLOCK_LEAVES as u64)?;
+        let hashes: Vec<Hash> = leaves.iter().map(|leaf| leaf_hash(leaf.as_ref())).collect();
+        let proof = self.path(Tree::Receipts, &hashes, index)?;
+        let leaf = hashes.get(index as usize % BLOCK_LEAVES).copied();
+        Ok((leaf.ok_or_else(|| self.damaged(format!("leaf {index} is not there")))?, proof))
+    }
+
     /// The proof for the leaf at `index`, which `block` has; it holds, or the file is damaged.
     pub(super) fn proof(&self, tree: Tree, block: &Block, index: u32) -> Result<Proof, StorageError> {
-        let hashes = block.leaf_hashes(tree);
+        self.path(tree, block.leaf_hashes(tree), index)
+    }
+
+    /// The proof for the leaf at `index`, from the hashes of its block.
+    fn path(&self, tree: Tree, hashes: &[Hash], index: u32) -> Result<Proof, StorageError> {
         let within = index as usize % BLOCK_LEAVES;
         let bad = || self.damaged(format!("the nodes above leaf {index} are damaged"));
         let mut path = merkle::prove(hashes, within).ok_or_else(bad)?.path;
@@ -307,7 +332,7 @@ impl<'a, D: Disk> Reader<'a, D> {
             if node ^ 1 < self.layout.width(level) {
                 let mut sibling = [0; HASH_BYTES];
                 let at = self.layout.node(tree, level, node ^ 1);
-                disk(self.on.read(&self.file, at, &mut sibling), &self.file, "read")?;
+                disk(self.on.read_at(&self.file, at, &mut sibling), &self.file, "read")?;
                 path.push(Hash::from_bytes(sibling));
             }
             node >>= 1;

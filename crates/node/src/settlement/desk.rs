@@ -261,7 +261,7 @@ impl AuditDesk {
     }
 }
 
-fn refused(status: StatusCode, code: &str, message: impl ToString) -> Response {
+pub(super) fn refused(status: StatusCode, code: &str, message: impl ToString) -> Response {
     (status, axum::Json(json!({"error": {"code": code, "message": message.to_string()}}))).into_response()
 }
 

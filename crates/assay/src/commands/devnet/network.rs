@@ -323,7 +323,7 @@ impl Network {
         let key = gateway.run(&["keys", "create", "devnet", "--credit", "1000", "--json"]).await?;
         let key: Value = serde_json::from_str(&key)?;
         let secret = key["secret"].as_str().context("the key has no secret")?.to_owned();
-        let args = ["gateway", "--listen", &plan.listen.to_string(), "--pay"];
+        let args = ["gateway", "--listen", &plan.listen.to_string(), "--pay", "--witness-every", "3"];
         processes.push((at, Process::start(gateway, &args, Some(plan.listen)).await?));
         spinner.finish_and_clear();
 
