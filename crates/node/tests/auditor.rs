@@ -28,12 +28,12 @@ use assay_ledger::amount::Amount;
 use assay_ledger::contracts::{Audits, b256, node_address};
 use assay_ledger::ledger::Phase;
 use assay_ledger::sender::Sender;
-use assay_node::auditor::{self, Auditor, AuditorOptions, TellError, check};
+use assay_node::auditor::{self, TellError, check};
 use assay_node::execution::{Library, Shown};
 use assay_verify::dispute::Party;
 use axum::body::{Body, to_bytes};
 use axum::http::Request;
-use chains::{DOLLAR, parameters, policy};
+use chains::{DOLLAR, parameters};
 use economy::{Checker, Economy, Living, Provider};
 use tower::ServiceExt as _;
 
@@ -343,20 +343,61 @@ async fn who_is_absent_is_shown_to_be_and_nothing_is_left_that_nobody_owns() {
     assert_eq!(stakes, 4 * each - penalties);
 }
 
+/// Moves of disputes and answers to accusations were late because rounds waited for what they had sent for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_round_waits_neither_for_a_provider_nor_for_an_execution() {
+    let (d, checkers) = drawn(&[("auditor", 1)], 1_000_000, 2).await;
+    let (e, checker) = (&d.e, &checkers[0]);
+    // Hashing a model does not end before it is let go.
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let (wait, asked) = (std::sync::Mutex::new(wait), std::sync::atomic::AtomicUsize::new(0));
+    let artifact = Arc::clone(&e.model.artifact);
+    let installed: assay_node::execution::Installed = Arc::new(move |_| {
+        // First it is asked whether there is one.
+        if asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 1 {
+            wait.lock().unwrap().recv().unwrap();
+        }
+        Some(Arc::clone(&artifact))
+    });
+    let kernel = assay_engine::kernel::Kernel::from_environment().unwrap();
+    let library = Arc::new(Library::new(installed, kernel, Arc::new(assay_engine::pool::Pool::new(1))));
+    // A provider that takes the question and never answers.
+    let mut living = checker.live_with(e, Arc::clone(&library)).await;
+    d.provider.front.put(Some(axum::Router::new().fallback(std::future::pending::<()>)));
+    for _ in 0..2 {
+        living.round().await.unwrap();
+    }
+    assert_eq!(checker.count("drawn"), 0, "{:?}", checker.events);
+    drop(living);
+    // One that answers: what it gave is executed, and that takes as long as it takes.
+    d.provider.front.put(Some(d.living.settlement.routes()));
+    let mut living = checker.live_with(e, Arc::clone(&library)).await;
+    living.round().await.unwrap();
+    while checker.count("drawn") == 0 {
+        living.attend(std::time::Duration::from_millis(20)).await;
+    }
+    for _ in 0..4 {
+        living.round().await.unwrap();
+        living.attend(std::time::Duration::from_millis(20)).await;
+    }
+    assert_eq!((checker.count("executed"), checker.count("committed")), (0, 0), "{:?}", checker.events);
+    go.send(()).unwrap();
+    while living.worked().await {}
+    living.round().await.unwrap();
+    assert_eq!((checker.count("executed"), checker.count("committed")), (3, 2), "{:?}", checker.events);
+    assert!(checker.failures().is_empty(), "{:?}", checker.failures());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_auditor_without_the_model_says_so_and_is_silent() {
     let (d, checkers) = drawn(&[("auditor", 1)], 1_000_000, 2).await;
     let (e, checker) = (&d.e, &checkers[0]);
     let kernel = assay_engine::kernel::Kernel::from_environment().unwrap();
     let library = Library::new(Arc::new(|_| None), kernel, Arc::new(assay_engine::pool::Pool::new(1)));
-    let sender = e.node.sender_in(&checker.folder, &checker.key, policy()).await;
-    let heard = Arc::clone(&checker.events);
-    let options = AuditorOptions { folder: checker.folder.join("auditor"), seats: 1, executed_at_once: 3 };
-    let listener: auditor::Listener = Arc::new(move |event| heard.lock().unwrap().push(event));
-    let opened = Auditor::open(e.ledger.clone(), sender, Arc::new(library), options, listener).await;
-    let mut living = opened.unwrap();
+    let mut living = checker.live_with(e, Arc::new(library)).await;
     for _ in 0..3 {
         living.round().await.unwrap();
+        while living.worked().await {}
     }
     assert_eq!(checker.count("model_missing"), 1, "said once: {:?}", checker.events);
     e.node.advance(3_600 - 60).await;

@@ -260,7 +260,7 @@ impl Auditor {
             let work = if members.is_empty() {
                 Work::default()
             } else {
-                self.journal.get(&id).cloned().unwrap_or_default()
+                self.journal.get(&id).cloned().unwrap_or_default().under(beacon)
             };
             let drawn = work.drawn.iter().flatten();
             let drawn =

@@ -24,7 +24,7 @@ pub const DEFAULT_LISTEN: &str = "127.0.0.1:11741";
 /// Lowest priority that a process can give itself.
 #[cfg(unix)]
 const NICEST: i32 = 19;
-/// Receipts that are executed before the ledger is looked at again.
+/// Receipts that are fetched and wait to be executed.
 const EXECUTED_AT_ONCE: usize = 16;
 
 /// Check what the lottery draws: execute receipts again, commit to what came out, dispute what is wrong, and collect the pay.
@@ -100,7 +100,7 @@ impl AuditorArgs {
                         Ok(_) => good.succeeded(),
                         Err(e) => tracing::warn!(code = e.code(), reason = %e, "a round ended early"),
                     }
-                    tokio::time::sleep(Duration::from_secs(self.every)).await;
+                    auditor.attend(Duration::from_secs(self.every)).await;
                 }
             };
             // What is under way is on disk, and goes on with the next start.

@@ -11,8 +11,8 @@ use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use super::told::Drawn;
 use super::work::Audit;
 use super::{
-    AccusationView, Auditor, AuditorError, BatchId, BatchView, Bonds, MemberPhase, MemberView, SeatsView,
-    View, WorkView,
+    AccusationView, Auditor, AuditorError, BatchId, BatchView, Bonds, MemberPhase, MemberView, Pressing,
+    SeatsView, View, WorkView,
 };
 use crate::disputes::{Standing, standing};
 use crate::execution::Verdict;
@@ -64,6 +64,21 @@ impl Auditor {
         })
     }
 
+    /// Reads what must not wait.
+    pub(super) async fn read_pressing(&mut self) -> Result<Pressing, AuditorError> {
+        let header = self.ledger.client().latest().await?;
+        let block = BlockId::from(header.hash);
+        let at = self.ledger.parts().at.vault;
+        let vault = self.ledger.view(block, at, &Vault::balanceOfCall { account: self.auditor }).await?;
+        Ok(Pressing {
+            now: header.timestamp,
+            vault: u128::try_from(vault).unwrap_or(u128::MAX),
+            accusation_bond: self.ledger.parameters().stakes.accusationBond.into(),
+            disputes: self.disputes().await?,
+            accusations: self.accusations(block).await?,
+        })
+    }
+
     /// A batch; nothing if there is none.
     async fn batch(
         &mut self,
@@ -99,6 +114,7 @@ impl Auditor {
             let members: Vec<u8> = mine.map(|(member, _)| member).collect();
             let panel = batch.panel;
             let work = if members.is_empty() { super::Work::default() } else { self.journal.read(id)? };
+            let work = work.under(beacon.value);
             let drawn = work.drawn.iter().flatten();
             let drawn =
                 drawn.map(|(s, members)| (*s, Drawn { leaf: None, members: members.clone() })).collect();
