@@ -10,6 +10,7 @@
 //!
 //! Executing takes the threads of the library's pool and no others, so that it can be kept out of the way of paid work.
 
+mod compared;
 mod decide;
 mod errands;
 mod event;
@@ -29,10 +30,10 @@ use alloy_eips::BlockId;
 use alloy_primitives::{Address, B256, U256};
 use assay_api::audits::{AuditClient, AuditError};
 use assay_core::answer::AnswerRecord;
-use assay_core::id::Hash;
+use assay_core::id::{Hash, ReceiptId};
 use assay_core::merkle;
 use assay_ledger::amount::Amount;
-use assay_ledger::audits::{SEATS_PER_CALL, commitment, digest_leaf};
+use assay_ledger::audits::{SEATS_PER_CALL, commitment, digest_leaf, digests_root, revealed_digests};
 use assay_ledger::client::ClientError;
 use assay_ledger::contracts::{Audits, Disputes, Objections, b256, node_address};
 use assay_ledger::docket::{DemandId, DemandKind, DisputeId, Docket};
@@ -43,8 +44,9 @@ use assay_verify::dispute::Party;
 use assay_verify::receipts::audit_digest;
 use prometheus_client::registry::Registry;
 
+pub use self::compared::{Other, Revealed};
 pub use self::decide::{
-    AccusationView, BatchId, BatchView, Bonds, DEMANDS_MAX, Duty, LAST_PART, MemberPhase, MemberView,
+    AccusationView, BatchId, BatchView, Bonds, DEMANDS_MAX, Doubt, Duty, LAST_PART, MemberPhase, MemberView,
     PATIENCE_PART, Pressing, Refused, SeatsView, UNHURRIED_MAX, View, WorkView, due, pressing,
 };
 use self::errands::Errands;
@@ -127,6 +129,8 @@ enum Undone {
     Told(#[from] TellError),
     #[error("the record of the receipt that signs {0} is not here")]
     Lost(B256),
+    #[error("what the journal has is not what was committed to")]
+    Changed,
 }
 
 impl Undone {
@@ -139,6 +143,7 @@ impl Undone {
             Undone::Ask(e) => e.code(),
             Undone::Told(e) => e.code(),
             Undone::Lost(_) => "record_lost",
+            Undone::Changed => "journal_changed",
         }
     }
 }
@@ -371,6 +376,13 @@ impl Auditor {
             }
             Duty::Acquit(id) => self.acquit(*id).await,
             Duty::Contest(id) => self.contest(*id).await,
+            Duty::Accuse(id, doubt) => self.accuse(*id, *doubt).await,
+            Duty::Lapse(id) => {
+                let audits = self.ledger.parts().at.audits;
+                let sent =
+                    self.sender.send("end an accusation", audits, &Audits::lapseCall { id: *id }).await;
+                Ok(once::<Audits::WrongPhase>(sent)?.then_some(Event::Lapsed))
+            }
         }
     }
 
@@ -400,8 +412,7 @@ impl Auditor {
 
     async fn commit(&mut self, id: BatchId, member: u8) -> Result<Option<Event>, Undone> {
         let digests = self.digests(id, member);
-        let root =
-            b256(&merkle::root(digests.iter().map(|(sequence, digest)| digest_leaf(*sequence, digest))));
+        let root = b256(&digests_root(digests.iter().map(|(sequence, digest)| (*sequence, digest))));
         let Some(audit) = self.audits.get_mut(&id) else { return Ok(None) };
         let kept = audit.work.commitments.get(&member).filter(|kept| kept.root == root).copied();
         let said = kept.unwrap_or_else(|| Commitment { root, salt: B256::from(secret::draw()) });
@@ -420,7 +431,13 @@ impl Auditor {
         let said = self.audits.get(&id).and_then(|audit| audit.work.commitments.get(&member)).copied();
         let Some(Commitment { root, salt }) = said else { return Ok(None) };
         let BatchId { epoch, provider } = id;
-        let call = Audits::revealCall { provider, epoch, member: U256::from(member), root, salt };
+        // What was committed to is what was executed: nothing is executed after that.
+        let own = self.digests(id, member);
+        let digests = revealed_digests(own.iter().map(|(sequence, digest)| (*sequence, digest)));
+        if b256(&digests_root(own.iter().map(|(sequence, digest)| (*sequence, digest)))) != root {
+            return Err(Undone::Changed);
+        }
+        let call = Audits::revealCall { provider, epoch, member: U256::from(member), digests, salt };
         let audits = self.ledger.parts().at.audits;
         let sent = self.sender.send(&format!("reveal for epoch {epoch}"), audits, &call).await;
         Ok(once::<Audits::WrongPhase>(sent)?.then_some(Event::Revealed { batch: id, member }))
@@ -521,7 +538,7 @@ impl Auditor {
             Some(record) => record,
             // What stands was not kept, and has to be asked for again before it can be disputed.
             None => {
-                self.fetch_again(batch, about.sequence, about.receiptHash);
+                self.fetch_again(batch, about.sequence, ReceiptId::from_bytes(about.receiptId.0));
                 return Ok(None);
             }
         };
@@ -529,6 +546,37 @@ impl Auditor {
         let disputes = self.ledger.parts().at.disputes;
         let sent = self.sender.send("contest a stated trace root", disputes, &call).await;
         Ok(once::<Audits::WrongPhase>(sent)?.then_some(Event::Contested))
+    }
+
+    /// Accuses another auditor of a digest, once there is all that is to be shown: the receipt's record, and its place under the posted root.
+    async fn accuse(&mut self, id: BatchId, doubt: Doubt) -> Result<Option<Event>, Undone> {
+        let Doubt { member, sequence, .. } = doubt;
+        let done = self.audits.get(&id).and_then(|audit| audit.work.done.get(&sequence)).cloned();
+        let Some(Done { receipt, trace: Some(trace), .. }) = done else { return Ok(None) };
+        // What stands was not kept, and leaves never are.
+        let kept = self.journal.kept(id, sequence)?.filter(|record| record.receipt.receipt.id() == receipt);
+        let Some(record) = kept else {
+            self.fetch_again(id, sequence, receipt);
+            return Ok(None);
+        };
+        let Some(proof) = self.audits.get(&id).and_then(|audit| audit.place_of(sequence)) else {
+            self.tell_again(id);
+            return Ok(None);
+        };
+        let Objections::Proof { index, count, path } = proof;
+        let call = Audits::accuseCall {
+            epoch: id.epoch,
+            member: U256::from(member),
+            receipt: (&record.receipt.receipt).into(),
+            proof: Audits::Proof { index, count, path },
+            consent: (&record.request.consent_proof()).into(),
+            traceRoot: b256(&trace),
+        };
+        let audits = self.ledger.parts().at.audits;
+        let sent =
+            self.sender.send(&format!("accuse member {member} of epoch {}", id.epoch), audits, &call).await;
+        let accused = once::<Audits::AlreadyAccused>(sent)?;
+        Ok(accused.then_some(Event::Accused { batch: id, member, sequence }))
     }
 
     /// Forgets what is over.
@@ -577,5 +625,7 @@ fn name(duty: &Duty) -> String {
         Duty::TimeOut(id) => format!("ending the dispute over {}", id.name),
         Duty::Acquit(id) => format!("answering accusation {id}"),
         Duty::Contest(id) => format!("contesting accusation {id}"),
+        Duty::Accuse(id, doubt) => format!("accusing member {} of epoch {}", doubt.member, id.epoch),
+        Duty::Lapse(id) => format!("ending accusation {id}"),
     }
 }

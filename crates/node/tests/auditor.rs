@@ -25,7 +25,8 @@ use assay_core::embedding::Record;
 use assay_core::id::{Hash, SealingKey, SignatureBytes};
 use assay_core::merkle;
 use assay_ledger::amount::Amount;
-use assay_ledger::contracts::{Audits, b256, node_address};
+use assay_ledger::audits::{assigned, commitment, digests_root, revealed_digests};
+use assay_ledger::contracts::{Audits, Epochs, b256, node_address};
 use assay_ledger::ledger::Phase;
 use assay_ledger::sender::Sender;
 use assay_node::auditor::{self, TellError, check};
@@ -47,7 +48,18 @@ struct Drawn {
 }
 
 async fn drawn(auditors: &[(&str, u64)], rate_ppm: u32, panel: u8) -> (Drawn, Vec<Checker>) {
+    drawn_twice(auditors, rate_ppm, panel, 0).await
+}
+
+/// The same, where so many receipts of a million are executed by two members.
+async fn drawn_twice(
+    auditors: &[(&str, u64)],
+    rate_ppm: u32,
+    panel: u8,
+    second_ppm: u32,
+) -> (Drawn, Vec<Checker>) {
     let mut p = parameters();
+    p.rates.secondPpm = second_ppm;
     p.rates.rateMinPpm = rate_ppm;
     p.rates.panelMin = panel;
     let e = Economy::new(p).await;
@@ -341,6 +353,111 @@ async fn who_is_absent_is_shown_to_be_and_nothing_is_left_that_nobody_owns() {
         d.e.node_of(checkers[0].account).await.stake + d.e.node_of(checkers[1].account).await.stake;
     let each = u128::from(d.e.ledger.parameters().stakes.seatStake);
     assert_eq!(stakes, 4 * each - penalties);
+}
+
+/// A lazy auditor: it makes up what it commits to, and reveals that.
+async fn made_up(d: &Drawn, checker: &Checker, member: u8, reveal: bool) {
+    let (sender, at) = (
+        d.e.node.sender_in(&checker.folder, &checker.key, chains::policy()).await,
+        d.e.ledger.parts().at.audits,
+    );
+    let batch = d.e.batch(d.provider.account, d.epoch).await;
+    let numbers = batch.first..batch.first + u64::from(batch.count);
+    let beacon =
+        d.e.ledger
+            .client()
+            .read(d.e.ledger.parts().at.epochs, &Epochs::beaconOfCall { epoch: d.epoch })
+            .await
+            .unwrap()
+            .value;
+    let second = d.e.ledger.parameters().rates.secondPpm;
+    let mine = numbers
+        .filter(|n| assigned(&beacon, d.provider.account, *n, batch.panel, second).unwrap().has(member));
+    let digests: Vec<(u64, Hash)> = mine.map(|n| (n, Hash::from_bytes([n as u8; 32]))).collect();
+    let own = || digests.iter().map(|(n, digest)| (*n, digest));
+    let (root, salt) = (b256(&digests_root(own())), B256::repeat_byte(9));
+    let (provider, epoch) = (d.provider.account, d.epoch);
+    if reveal {
+        let digests = revealed_digests(own());
+        let call = Audits::revealCall { provider, epoch, member: U256::from(member), digests, salt };
+        sender.send("reveal", at, &call).await.unwrap();
+    } else {
+        let commitment = commitment(checker.account, provider, epoch, member, root, salt);
+        let call = Audits::commitCall { provider, epoch, member: U256::from(member), commitment };
+        sender.send("commit", at, &call).await.unwrap();
+    }
+}
+
+/// A panel of two places, one for each of two auditors, and everything is executed twice.
+async fn two_on_a_panel() -> (Drawn, Vec<Checker>) {
+    // The beacon decides who sits where: of two draws one gives each a place.
+    for _ in 0..24 {
+        let (d, checkers) = drawn_twice(&[("auditor 0", 1), ("auditor 1", 1)], 1_000_000, 2, 1_000_000).await;
+        if on_panel(&d, 2).await.len() == 2 {
+            return (d, checkers);
+        }
+    }
+    panic!("one of 2^24 runs comes here");
+}
+
+async fn member_of(d: &Drawn, checker: &Checker) -> u8 {
+    let (provider, epoch) = (d.provider.account, d.epoch);
+    let at = d.e.ledger.parts().at.audits;
+    let call = Audits::auditorOfCall { provider, epoch, member: U256::ZERO };
+    u8::from(d.e.ledger.client().read(at, &call).await.unwrap() != checker.account)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_auditor_that_makes_its_digests_up_is_accused_by_who_executed_the_same_and_loses() {
+    let (mut d, checkers) = two_on_a_panel().await;
+    let (honest, lazy) = (&checkers[0], &checkers[1]);
+    let member = member_of(&d, lazy).await;
+    honest.rounds(&d.e).await;
+    made_up(&d, lazy, member, false).await;
+    d.e.node.advance(3_601).await;
+    honest.rounds(&d.e).await;
+    made_up(&d, lazy, member, true).await;
+    assert_eq!((honest.count("executed"), honest.count("revealed")), (3, 1), "{:?}", honest.events);
+    // Reveals are over. It is killed after every step, and accuses once.
+    d.e.node.advance(3_601).await;
+    let before = d.e.vault(honest.account).await;
+    for _ in 0..6 {
+        let mut living = honest.live(&d.e).await;
+        living.some(1).await.unwrap();
+        living.worked().await;
+    }
+    assert_eq!(honest.count("accused"), 0, "what is to be shown was not kept: {:?}", honest.events);
+    honest.rounds(&d.e).await;
+    assert_eq!(honest.count("accused"), 1, "{:?}", honest.events);
+    let bond = u128::from(d.e.ledger.parameters().stakes.accusationBond);
+    assert_eq!(before - d.e.vault(honest.account).await, bond);
+    let stake = d.e.node_of(lazy.account).await.stake;
+    d.e.node.advance(u64::from(d.e.ledger.parameters().times.answerSeconds) + 1).await;
+    honest.rounds(&d.e).await;
+    assert_eq!((honest.count("accused"), honest.count("lapsed")), (1, 1), "{:?}", honest.events);
+    let penalty = u128::from(d.e.ledger.parameters().stakes.lazinessPenalty);
+    assert_eq!(stake - d.e.node_of(lazy.account).await.stake, penalty);
+    assert!(d.e.vault(honest.account).await > before, "its bond is back, with the reporter's part");
+    assert!(honest.failures().is_empty(), "{:?}", honest.failures());
+    d.living.settlement.round().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn honest_auditors_accuse_nobody() {
+    let (mut d, checkers) = two_on_a_panel().await;
+    for _ in 0..4 {
+        for checker in &checkers {
+            checker.rounds(&d.e).await;
+        }
+        d.living.settlement.round().await.unwrap();
+        d.e.node.advance(3_601).await;
+    }
+    for checker in &checkers {
+        checker.rounds(&d.e).await;
+        let counts = ["executed", "revealed", "collected", "accused"].map(|kind| checker.count(kind));
+        assert_eq!(counts, [3, 1, 1, 0], "{:?}", checker.events);
+        assert!(checker.failures().is_empty(), "{:?}", checker.failures());
+    }
 }
 
 /// Moves of disputes and answers to accusations were late because rounds waited for what they had sent for.

@@ -202,6 +202,7 @@ fn audits(phase: Phase, member: MemberPhase, work: WorkView) -> auditor::View {
         demands: vec![],
         disputes: vec![],
         accusations: vec![],
+        accused: vec![],
     }
 }
 
@@ -380,6 +381,29 @@ fn what_ends_first_comes_first_and_nothing_comes_before_it() {
 
 fn due_moves(view: &View) -> Vec<DisputeId> {
     due(view).into_iter().filter_map(|d| if let Duty::Move(id, _) = d { Some(id) } else { None }).collect()
+}
+
+#[test]
+fn others_are_doubted_when_reveals_are_over_as_far_as_bonds_go() {
+    use auditor::{Doubt, Duty};
+    let doubt = |of: u8| Doubt { auditor: Address::repeat_byte(of), member: of, sequence: 3 };
+    let mut v = audits(
+        Phase::Objecting,
+        MemberPhase::Revealed,
+        WorkView { doubts: vec![doubt(4), doubt(5)], ..done() },
+    );
+    (v.vault, v.bonds.accusation) = (19, 10);
+    assert_eq!(auditor::due(&v), [Duty::Accuse(ID, doubt(4))], "it can pay for one");
+    v.batches[0].struck = true;
+    assert_eq!(auditor::due(&v), []);
+    v.batches[0].struck = false;
+    for phase in [Phase::Committing, Phase::Revealing] {
+        v.batches[0].phase = phase;
+        assert_eq!(auditor::due(&v), [], "{phase:?}");
+    }
+    v.batches.clear();
+    v.accused = vec![(B256::repeat_byte(7), NOW - 1), (B256::repeat_byte(8), NOW)];
+    assert_eq!(auditor::due(&v), [Duty::Lapse(B256::repeat_byte(7))], "the other one may still be answered");
 }
 
 #[test]

@@ -181,6 +181,10 @@ fn listener() -> Listener {
         Event::Moved { dispute } => tracing::info!(name = %dispute.name, "moved in a dispute"),
         Event::TimedOut { dispute } => tracing::info!(name = %dispute.name, "the other party was late"),
         Event::Ended { dispute, winner } => tracing::info!(name = %dispute.name, ?winner, "a dispute ended"),
+        Event::Accused { batch, member, sequence } => {
+            tracing::warn!(provider = %batch.provider, epoch = batch.epoch, member, sequence, "another auditor's digest is doubted")
+        }
+        Event::Lapsed => tracing::info!("an accusation was not answered: it was right"),
         Event::Acquitted => tracing::info!("a doubt was answered with the digest"),
         Event::Contested => tracing::info!("a stated trace root is contested"),
         Event::Failed { what, code, reason } => tracing::warn!(code, %reason, "{what} failed"),

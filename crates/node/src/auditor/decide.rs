@@ -51,6 +51,8 @@ pub struct View {
     pub disputes: Vec<DisputeView>,
     /// Accusations of it that are open.
     pub accusations: Vec<AccusationView>,
+    /// Accusations by it that nobody has answered, with the last second in which that is possible.
+    pub accused: Vec<(B256, u64)>,
 }
 
 /// What must not wait, as it was read.
@@ -170,6 +172,8 @@ pub struct WorkView {
     pub disputed: usize,
     /// Demands that were made for this batch, open or over.
     pub demanded: usize,
+    /// What others revealed and is to be doubted: of each auditor one digest, and none of whom this one has accused in this batch.
+    pub doubts: Vec<Doubt>,
 }
 
 /// What a provider has not given.
@@ -179,6 +183,17 @@ pub struct Refused {
     pub sequence: u64,
     /// What of it.
     pub kind: DemandKind,
+}
+
+/// Another auditor's digest of a receipt that was executed here, and is not what it must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Doubt {
+    /// Whose.
+    pub auditor: Address,
+    /// Its place on the panel.
+    pub member: u8,
+    /// Of which receipt.
+    pub sequence: u64,
 }
 
 /// An accusation of this auditor.
@@ -227,6 +242,10 @@ pub enum Duty {
     Acquit(B256),
     /// Say that the stated trace root is wrong.
     Contest(B256),
+    /// Say that another auditor's digest is not that of the own execution.
+    Accuse(BatchId, Doubt),
+    /// End an accusation that was not answered.
+    Lapse(B256),
 }
 
 impl Duty {
@@ -298,10 +317,17 @@ pub fn due(view: &View) -> Vec<Duty> {
             let wrong = batch.work.wrong.first().filter(|_| afford(view.bonds.dispute));
             duties.extend(wrong.map(|sequence| Duty::Open(batch.id, *sequence)));
         }
+        // Of who is struck the auditors' parts are all that is left, and nobody was hurt by a digest.
+        if batch.phase == Phase::Objecting && !batch.struck {
+            let doubts = batch.work.doubts.iter().filter(|_| afford(view.bonds.accusation));
+            duties.extend(doubts.map(|doubt| Duty::Accuse(batch.id, *doubt)));
+        }
     }
     let mut unhurried = Vec::new();
     let silent = view.demands.iter().filter(|(_, until)| view.now > *until);
     unhurried.extend(silent.map(|(id, _)| Duty::ProveSilence(*id)));
+    let unanswered = view.accused.iter().filter(|(_, until)| view.now > *until);
+    unhurried.extend(unanswered.map(|(id, _)| Duty::Lapse(*id)));
     for batch in &view.batches {
         unhurried.extend(
             demand(batch, view.now).filter(|_| afford(view.bonds.demand)).map(|r| Duty::Demand(batch.id, r)),

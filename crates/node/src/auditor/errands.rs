@@ -13,7 +13,7 @@ use alloy_signer::SignerSync as _;
 use alloy_signer_local::PrivateKeySigner;
 use assay_api::audits::{AuditAnswer, AuditClient, AuditError, AuditLeaf, Wanted};
 use assay_api::traces::Span;
-use assay_core::id::{Hash, SignatureBytes};
+use assay_core::id::{Hash, ReceiptId, SignatureBytes};
 use assay_ledger::contracts::{Epochs, node_address};
 use assay_ledger::ledger::Ledger;
 use tokio::sync::{Semaphore, watch};
@@ -39,8 +39,8 @@ pub(super) enum Brought {
     Leaves(Result<Vec<Option<AuditLeaf>>, Undone>),
     /// Records, for these sequence numbers.
     Records(Vec<u64>, Result<Vec<Vec<u8>>, Undone>),
-    /// The record of a receipt that was executed before, for a dispute over what has this name.
-    Again(u64, B256, Result<Vec<Vec<u8>>, Undone>),
+    /// The record of a receipt that was executed before, for a dispute.
+    Again(u64, ReceiptId, Result<Vec<Vec<u8>>, Undone>),
     /// What a record came to.
     Executed(u64, Box<Shown>, Result<Executed, ExecutionError>),
 }
@@ -164,11 +164,11 @@ impl Errands {
     }
 
     /// Asks for one record that was executed before, if that is not under way.
-    pub(super) fn again(&mut self, about: About, asker: Asker, sequence: u64, name: B256) {
+    pub(super) fn again(&mut self, about: About, asker: Asker, sequence: u64, receipt: ReceiptId) {
         if self.again.insert((about.id, sequence)) {
             self.under_way.spawn(async move {
                 let given = asker.records(about.id, vec![sequence]).await;
-                (about, Brought::Again(sequence, name, given))
+                (about, Brought::Again(sequence, receipt, given))
             });
         }
     }

@@ -186,19 +186,3 @@ fn bytes(path: &Path, most: u64) -> Result<Option<Vec<u8>>, JournalError> {
         Err(e) => Err(io(e)),
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn work_of_another_beacon_says_nothing() {
-        let (one, two) = (B256::repeat_byte(1), B256::repeat_byte(2));
-        let done = Work { disputed: vec![4], ..Work::default() };
-        // What was written before beacons were named is taken for the one that stands.
-        let work = done.clone().under(one);
-        assert_eq!(work, Work { beacon: Some(one), ..done });
-        assert_eq!(work.clone().under(one), work);
-        assert_eq!(work.under(two), Work { beacon: Some(two), ..Work::default() });
-    }
-}

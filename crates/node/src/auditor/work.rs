@@ -18,8 +18,7 @@ use assay_ledger::docket::DemandKind;
 
 use super::errands::{About, Asker, Brought};
 use super::told::{Draw, Drawn};
-use super::{Auditor, BatchId, Done, Event, Refused, Undone, Work};
-use crate::disputes;
+use super::{Auditor, BatchId, Done, Event, Refused, Revealed, Undone, Work};
 use crate::execution::{Executed, ExecutionError, LibraryError, Shown, Verdict};
 
 /// A batch that is audited.
@@ -40,6 +39,10 @@ pub(super) struct Audit {
     pub(super) refused: BTreeSet<u64>,
     /// Receipts whose model is not here.
     pub(super) lacking: BTreeMap<u64, ModelRoot>,
+    /// What others revealed, once that is over.
+    pub(super) revealed: Option<Revealed>,
+    /// Receipts about which nobody can be doubted.
+    pub(super) undoubted: BTreeSet<u64>,
     /// What is in the journal.
     pub(super) work: Work,
 }
@@ -84,6 +87,12 @@ impl Audit {
             (None, None) => return None,
         };
         Some((receipt, proof))
+    }
+
+    /// A receipt's place under the posted root, if all leaves are here or it was shown on the ledger.
+    pub(super) fn place_of(&self, sequence: u64) -> Option<Objections::Proof> {
+        let shown = self.receipts.get(&sequence).and_then(|(_, shown)| shown.clone());
+        shown.or_else(|| place_in(self.leaves.as_ref()?, self.batch.first, sequence))
     }
 
     /// The call that demands a record.
@@ -218,7 +227,7 @@ impl Auditor {
         let taken = match brought {
             Brought::Leaves(told) => self.take_leaves(id, told),
             Brought::Records(wanted, given) => self.take_records(id, wanted, given),
-            Brought::Again(sequence, name, given) => self.take_again(id, sequence, name, given),
+            Brought::Again(sequence, receipt, given) => self.take_again(id, sequence, receipt, given),
             Brought::Executed(sequence, record, executed) => {
                 self.take_executed(id, sequence, *record, executed)
             }
@@ -431,10 +440,18 @@ impl Auditor {
         Ok(())
     }
 
-    /// Asks for the record of a receipt that was executed once more, to keep it for a dispute over what has this name.
-    pub(super) fn fetch_again(&mut self, id: BatchId, sequence: u64, name: B256) {
+    /// Asks for the record of a receipt that was executed once more, to keep it for a dispute.
+    pub(super) fn fetch_again(&mut self, id: BatchId, sequence: u64, receipt: ReceiptId) {
         if let Some(about) = self.about(id) {
-            self.errands.again(about, self.asker(), sequence, name);
+            self.errands.again(about, self.asker(), sequence, receipt);
+        }
+    }
+
+    /// Asks for a batch's leaves once more.
+    pub(super) fn tell_again(&mut self, id: BatchId) {
+        let batch = self.audits.get(&id).map(|audit| audit.batch.clone());
+        if let (Some(about), Some(batch)) = (self.about(id).filter(|_| self.errands.may_ask(id)), batch) {
+            self.errands.leaves(about, self.asker(), batch);
         }
     }
 
@@ -442,15 +459,22 @@ impl Auditor {
         &mut self,
         id: BatchId,
         sequence: u64,
-        name: B256,
+        receipt: ReceiptId,
         given: Result<Vec<Vec<u8>>, Undone>,
     ) -> Result<(), Undone> {
         let record = given?.first().and_then(|bytes| Record::from_canonical_bytes(bytes).ok());
         match record {
-            Some(Record::Answer(record)) if disputes::name_of(&record) == name => {
+            Some(Record::Answer(record)) if record.receipt.receipt.id() == receipt => {
                 Ok(self.journal.keep(id, sequence, &record)?)
             }
-            _ => Err(Undone::Lost(name)),
+            // No dispute can be about it, and so no doubt.
+            Some(Record::Embedding(record)) if record.receipt.receipt.id() == receipt => {
+                if let Some(audit) = self.audits.get_mut(&id) {
+                    audit.undoubted.insert(sequence);
+                }
+                Ok(())
+            }
+            _ => Err(Undone::Lost(B256::from(*receipt.as_bytes()))),
         }
     }
 }
