@@ -55,6 +55,7 @@ contract Audits {
 
     uint256 public constant SEAT_TRIES = 32;
     uint256 public constant SEATS_PER_CALL = 64;
+    uint256 private constant LEAF_BYTES = 40;
     // phases of a member
     uint8 public constant COMMITTED = 1;
     uint8 public constant REVEALED = 2;
@@ -90,7 +91,8 @@ contract Audits {
     event SeatTaken(address indexed auditor, uint256 slot, uint48 since);
     event SeatLeft(address indexed auditor, uint256 slot, uint48 until);
     event Committed(address indexed provider, uint64 indexed epoch, uint256 member, address indexed auditor);
-    event Revealed(address indexed provider, uint64 indexed epoch, uint256 member, bytes32 root);
+    /// @param digests as they were revealed: whoever executed the same receipt compares
+    event Revealed(address indexed provider, uint64 indexed epoch, uint256 member, bytes32 root, bytes digests);
     event Penalised(address indexed provider, uint64 indexed epoch, uint256 member, address indexed auditor, uint256 taken);
     event Paid(address indexed provider, uint64 indexed epoch, uint256 member, address indexed auditor, uint256 amount);
     event Accused(bytes32 indexed id, address indexed auditor, address indexed accuser, Receipt receipt, bytes32 traceRoot);
@@ -198,19 +200,21 @@ contract Audits {
         emit Committed(provider, epoch, member, auditor);
     }
 
-    /// Reveals the root of a member's digests, in the window after the last commitment. Whoever knows root and salt may.
-    /// @param root over leaves `sequence (8) ‖ digest (32)`, in rising order of sequence numbers; the digest is that of protocol 11.3
-    function reveal(address provider, uint64 epoch, uint256 member, bytes32 root, bytes32 salt) external {
+    /// Reveals a member's digests, in the window after the last commitment. Whoever knows them and the salt may. They are logged, so that nobody
+    /// who sends them through another contract can hide them.
+    /// @param digests `sequence (8) ‖ digest (32)` of each receipt, in rising order of sequence numbers; the digest is that of protocol 11.3
+    function reveal(address provider, uint64 epoch, uint256 member, bytes calldata digests, bytes32 salt) external {
         (, uint64 fixedAt) = _epochs.fixedBeacon(epoch);
         uint256 from = uint256(fixedAt) + _commitSeconds;
         if (block.timestamp <= from) revert TooSoon(from);
         if (block.timestamp > from + _revealSeconds) revert TooLate(from + _revealSeconds);
         Member storage m = _members[memberKey(provider, epoch, member)];
         if (m.phase != COMMITTED) revert WrongPhase(m.phase);
+        bytes32 root = digestsRoot(digests);
         if (commitmentOf(m.auditor, provider, epoch, member, root, salt) != m.commitment) revert WrongReveal();
         m.root = root;
         m.phase = REVEALED;
-        emit Revealed(provider, epoch, member, root);
+        emit Revealed(provider, epoch, member, root, digests);
     }
 
     /// Penalises a member that has revealed nothing when its time was over. Its part of the fees goes to the treasury, of its
@@ -392,6 +396,22 @@ contract Audits {
     /// How many slots there are, empty ones included.
     function slotCount() external view returns (uint256) {
         return _seats.length;
+    }
+
+    /// The root over a member's digests: leaves of 40 bytes.
+    function digestsRoot(bytes calldata digests) public pure returns (bytes32) {
+        if (digests.length % LEAF_BYTES != 0) revert WrongReveal();
+        // Of one receipt one digest: a second one would be another to open.
+        uint64 last;
+        for (uint256 i = 0; i < digests.length; i += LEAF_BYTES) {
+            uint64 sequence;
+            assembly ("memory-safe") {
+                sequence := shr(192, calldataload(add(digests.offset, i)))
+            }
+            if (i != 0 && sequence <= last) revert WrongReveal();
+            last = sequence;
+        }
+        return Merkle.rootOver(Merkle.leavesOf(digests, LEAF_BYTES));
     }
 
     /// What a member commits to.

@@ -69,6 +69,24 @@ library Merkle {
         return seal(proof.count, hash);
     }
 
+    /// Hashes of leaves of `width` bytes each, which follow each other in `content`; bytes that are left over are not looked at.
+    function leavesOf(bytes calldata content, uint256 width) internal pure returns (bytes32[] memory hashes) {
+        uint256 count = content.length / width;
+        hashes = new bytes32[](count);
+        assembly ("memory-safe") {
+            // Behind what was allocated, and not allocated: one leaf after the other stands there.
+            let buffer := mload(0x40)
+            mstore8(buffer, 0)
+            let from := content.offset
+            let to := add(hashes, 0x20)
+            for { let end := add(to, shl(5, count)) } lt(to, end) { to := add(to, 0x20) } {
+                calldatacopy(add(buffer, 1), from, width)
+                mstore(to, keccak256(buffer, add(width, 1)))
+                from := add(from, width)
+            }
+        }
+    }
+
     /// The root over leaf hashes, which are overwritten.
     function rootOver(bytes32[] memory hashes) internal pure returns (bytes32) {
         uint64 count = uint64(hashes.length);

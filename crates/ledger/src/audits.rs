@@ -4,7 +4,9 @@
 //! Invariant: every function says what `Lottery` and `Audits` say; tests compare them, draw by draw. It refuses to read a chain: beacon,
 //! seats and batches are given.
 
-use alloy_primitives::{Address, B256, U256, keccak256};
+use std::collections::BTreeMap;
+
+use alloy_primitives::{Address, B256, Bytes, U256, keccak256};
 use alloy_sol_types::SolValue as _;
 use assay_core::id::Hash;
 use assay_core::merkle;
@@ -169,6 +171,32 @@ pub fn digest_leaf(sequence: u64, digest: &Hash) -> Hash {
 /// The root over a member's digests, which are in rising order of sequence numbers.
 pub fn digests_root<'a>(digests: impl IntoIterator<Item = (u64, &'a Hash)>) -> Hash {
     merkle::root(digests.into_iter().map(|(sequence, digest)| digest_leaf(sequence, digest)))
+}
+
+/// Bytes of a digest as it is revealed: sequence number and digest.
+const DIGEST_BYTES: usize = 40;
+
+/// A member's digests as they are revealed.
+pub fn revealed_digests<'a>(digests: impl IntoIterator<Item = (u64, &'a Hash)>) -> Bytes {
+    let one = |(sequence, digest): (u64, &Hash)| {
+        [sequence.to_be_bytes().as_slice(), digest.as_bytes().as_slice()].concat()
+    };
+    digests.into_iter().flat_map(one).collect()
+}
+
+/// The digests that a member revealed, by sequence number; nothing if these are not rising ones of 40 bytes each, which the contract does not take.
+pub fn read_digests(revealed: &[u8]) -> Option<BTreeMap<u64, Hash>> {
+    let (digests, rest) = revealed.as_chunks::<DIGEST_BYTES>();
+    let mut found: BTreeMap<u64, Hash> = BTreeMap::new();
+    for one in digests {
+        let (sequence, digest) = one.split_first_chunk::<8>()?;
+        let sequence = u64::from_be_bytes(*sequence);
+        if found.last_key_value().is_some_and(|(last, _)| *last >= sequence) {
+            return None;
+        }
+        found.insert(sequence, Hash::from_bytes(digest.try_into().ok()?));
+    }
+    rest.is_empty().then_some(found)
 }
 
 /// What a member commits to.

@@ -336,6 +336,40 @@ impl Ledger {
         Ok(events.into_iter().find(|event| event.index == id.index).map(|event| event.opening))
     }
 
+    /// What members of a batch's panel revealed, from a block on: their digests stand in the log.
+    pub async fn revealed(
+        &self,
+        provider: Address,
+        epoch: u64,
+        from: u64,
+    ) -> Result<Vec<Audits::Revealed>, ClientError> {
+        let filter = Filter::new()
+            .address(self.parts().at.audits)
+            .event_signature(Audits::Revealed::SIGNATURE_HASH)
+            .topic1(provider.into_word())
+            .topic2(B256::from(alloy_primitives::U256::from(epoch)));
+        let found = self.logs(filter, from).await?;
+        Ok(found.iter().filter_map(|log| Audits::Revealed::decode_log_data(&log.inner.data).ok()).collect())
+    }
+
+    /// Who has demanded something of a batch, from a block on.
+    pub async fn demanders(
+        &self,
+        provider: Address,
+        epoch: u64,
+        from: u64,
+    ) -> Result<BTreeSet<Address>, ClientError> {
+        let filter = Filter::new()
+            .address(self.parts().at.objections)
+            .event_signature(Objections::Demanded::SIGNATURE_HASH)
+            .topic1(provider.into_word())
+            .topic2(B256::from(alloy_primitives::U256::from(epoch)));
+        let found = self.logs(filter, from).await?;
+        let events =
+            found.iter().filter_map(|log| Objections::Demanded::decode_log_data(&log.inner.data).ok());
+        Ok(events.map(|event| event.from).collect())
+    }
+
     /// Logs from a block on, in their order.
     async fn logs(&self, filter: Filter, from: u64) -> Result<Vec<alloy_rpc_types_eth::Log>, ClientError> {
         let head = self.client().head().await?;

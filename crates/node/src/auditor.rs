@@ -5,9 +5,14 @@
 //! and repeated, by this process or the next one: what was committed to is on disk, with its salt, before it is sent; what is disputed is on disk before
 //! it is said; everything else is read from the ledger. It refuses to commit to what it did not execute, and to dispute what a contract cannot decide.
 //!
+//! No round waits for an execution or for a provider: these are errands (`errands`), whose results are taken in by the next round, or between two. And
+//! between any two duties it looks whether a move has to be made, so that no more than one transaction is ever in front of one.
+//!
 //! Executing takes the threads of the library's pool and no others, so that it can be kept out of the way of paid work.
 
+mod compared;
 mod decide;
+mod errands;
 mod event;
 mod journal;
 mod metrics;
@@ -16,18 +21,19 @@ mod shown;
 mod told;
 mod work;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use alloy_eips::BlockId;
 use alloy_primitives::{Address, B256, U256};
 use assay_api::audits::{AuditClient, AuditError};
 use assay_core::answer::AnswerRecord;
-use assay_core::id::Hash;
+use assay_core::id::{Hash, ReceiptId};
 use assay_core::merkle;
 use assay_ledger::amount::Amount;
-use assay_ledger::audits::{SEATS_PER_CALL, commitment, digest_leaf};
+use assay_ledger::audits::{SEATS_PER_CALL, commitment, digest_leaf, digests_root, revealed_digests};
 use assay_ledger::client::ClientError;
 use assay_ledger::contracts::{Audits, Disputes, Objections, b256, node_address};
 use assay_ledger::docket::{DemandId, DemandKind, DisputeId, Docket};
@@ -38,10 +44,12 @@ use assay_verify::dispute::Party;
 use assay_verify::receipts::audit_digest;
 use prometheus_client::registry::Registry;
 
+pub use self::compared::{Other, Revealed};
 pub use self::decide::{
-    AccusationView, BatchId, BatchView, Bonds, DEMANDS_MAX, Duty, LAST_PART, MemberPhase, MemberView,
-    PATIENCE_PART, Refused, SeatsView, View, WorkView, due,
+    AccusationView, BatchId, BatchView, Bonds, DEMANDS_MAX, Doubt, Duty, LAST_PART, MemberPhase, MemberView,
+    PATIENCE_PART, Pressing, Refused, SeatsView, UNHURRIED_MAX, View, WorkView, due, pressing,
 };
+use self::errands::Errands;
 pub use self::event::{Event, Listener};
 pub use self::journal::{Commitment, Done, Journal, JournalError, Work};
 use self::metrics::Metrics;
@@ -49,7 +57,7 @@ pub use self::told::{Draw, Drawn, TellError, check};
 use self::work::Audit;
 pub use self::work::place_in;
 use crate::disputes::{self, Case, MoveError};
-use crate::execution::{Library, LibraryError};
+use crate::execution::Library;
 use crate::secret;
 use crate::sending::{close, fix_beacon, once, once2, send_code};
 
@@ -60,7 +68,7 @@ pub struct AuditorOptions {
     pub folder: PathBuf,
     /// Seats that it should have at least.
     pub seats: u64,
-    /// Receipts that are executed in a round, before anything else is looked at again.
+    /// Receipts that are fetched and wait to be executed, one after the other.
     pub executed_at_once: usize,
 }
 
@@ -121,12 +129,8 @@ enum Undone {
     Told(#[from] TellError),
     #[error("the record of the receipt that signs {0} is not here")]
     Lost(B256),
-}
-
-impl From<LibraryError> for Undone {
-    fn from(error: LibraryError) -> Self {
-        Undone::Move(error.into())
-    }
+    #[error("what the journal has is not what was committed to")]
+    Changed,
 }
 
 impl Undone {
@@ -139,6 +143,7 @@ impl Undone {
             Undone::Ask(e) => e.code(),
             Undone::Told(e) => e.code(),
             Undone::Lost(_) => "record_lost",
+            Undone::Changed => "journal_changed",
         }
     }
 }
@@ -155,8 +160,11 @@ pub struct Auditor {
     options: AuditorOptions,
     listener: Listener,
     metrics: Metrics,
+    errands: Errands,
     /// Batches that are being audited.
     audits: BTreeMap<BatchId, Audit>,
+    /// Those with receipts to execute.
+    working: BTreeSet<BatchId>,
     /// Batches of which nothing is left to do.
     over: BTreeSet<BatchId>,
     /// Seats as they were counted last, and in which epoch.
@@ -199,7 +207,9 @@ impl Auditor {
             options,
             listener,
             metrics,
+            errands: Errands::new(),
             audits: BTreeMap::new(),
+            working: BTreeSet::new(),
             over: BTreeSet::new(),
             seats: None,
             ended: disputes::Ended::default(),
@@ -232,21 +242,68 @@ impl Auditor {
             }
         }
         self.docket.update().await?;
+        while let Some((about, brought)) = self.errands.brought() {
+            self.take_in(about, brought);
+        }
         let view = self.read().await?;
-        let mut done = 0;
-        for duty in due(&view).into_iter().take(most) {
-            match self.perform(&duty, &view).await {
+        let duties = due(&view);
+        self.working =
+            duties.iter().filter_map(|d| if let Duty::Work(id) = d { Some(*id) } else { None }).collect();
+        let mut duties = VecDeque::from(duties);
+        let (mut done, mut tried) = (0, 0);
+        while let Some(duty) = duties.pop_front().filter(|_| tried < most) {
+            tried += 1;
+            let sent = self.perform(&duty, &view).await;
+            // A transaction may have taken its time.
+            let late = !duty.is_pressing() && !matches!((&duty, &sent), (Duty::Work(_) | Duty::Lack(_), _));
+            match sent {
                 Ok(event) => {
                     done += usize::from(event.is_some());
                     event.into_iter().for_each(|event| self.say(event));
                 }
                 Err(e) => self.failed(&name(&duty), e.code(), &e),
             }
+            if late && !duties.is_empty() {
+                self.press(&mut duties).await?;
+            }
         }
         self.tidy(&view);
         let coins = self.ledger.client().coin(self.auditor, BlockId::latest()).await?;
         self.metrics.read(&view, coins);
         Ok(done)
+    }
+
+    /// Puts in front what must not wait any longer, if there is something.
+    async fn press(&mut self, duties: &mut VecDeque<Duty>) -> Result<(), AuditorError> {
+        self.docket.update().await?;
+        for duty in pressing(&self.read_pressing().await?).into_iter().rev() {
+            duties.push_front(duty);
+        }
+        Ok(())
+    }
+
+    /// Takes in what errands bring, as long as this time lasts, and sends them on.
+    pub async fn attend(&mut self, time: Duration) {
+        let over = tokio::time::sleep(time);
+        tokio::pin!(over);
+        loop {
+            tokio::select! {
+                () = &mut over => return,
+                some = self.worked() => if !some {
+                    return over.await;
+                },
+            }
+        }
+    }
+
+    /// Takes in what the next errand brings, and sends for more. Says whether one was under way.
+    pub async fn worked(&mut self) -> bool {
+        let Some((about, brought)) = self.errands.next().await else { return false };
+        // What could not be taken in is for the next round.
+        if self.take_in(about, brought) {
+            self.working.clone().into_iter().for_each(|id| self.go_on(id));
+        }
+        true
     }
 
     fn say(&self, event: Event) {
@@ -307,8 +364,9 @@ impl Auditor {
             Duty::Open(id, sequence) => self.open_dispute(*id, *sequence).await,
             Duty::Move(id, party) => {
                 let case = self.case(id).await?;
-                let model = self.library.model(case.record.receipt.receipt.model_root)?;
-                let moved = disputes::move_on(&self.ledger, &self.sender, case, model, *party).await?;
+                let library = Arc::clone(&self.library);
+                let _first = self.errands.before_all();
+                let moved = disputes::move_on(&self.ledger, &self.sender, case, library, *party).await?;
                 Ok(moved.then_some(Event::Moved { dispute: *id }))
             }
             Duty::TimeOut(id) => {
@@ -318,6 +376,13 @@ impl Auditor {
             }
             Duty::Acquit(id) => self.acquit(*id).await,
             Duty::Contest(id) => self.contest(*id).await,
+            Duty::Accuse(id, doubt) => self.accuse(*id, *doubt).await,
+            Duty::Lapse(id) => {
+                let audits = self.ledger.parts().at.audits;
+                let sent =
+                    self.sender.send("end an accusation", audits, &Audits::lapseCall { id: *id }).await;
+                Ok(once::<Audits::WrongPhase>(sent)?.then_some(Event::Lapsed))
+            }
         }
     }
 
@@ -347,8 +412,7 @@ impl Auditor {
 
     async fn commit(&mut self, id: BatchId, member: u8) -> Result<Option<Event>, Undone> {
         let digests = self.digests(id, member);
-        let root =
-            b256(&merkle::root(digests.iter().map(|(sequence, digest)| digest_leaf(*sequence, digest))));
+        let root = b256(&digests_root(digests.iter().map(|(sequence, digest)| (*sequence, digest))));
         let Some(audit) = self.audits.get_mut(&id) else { return Ok(None) };
         let kept = audit.work.commitments.get(&member).filter(|kept| kept.root == root).copied();
         let said = kept.unwrap_or_else(|| Commitment { root, salt: B256::from(secret::draw()) });
@@ -367,7 +431,13 @@ impl Auditor {
         let said = self.audits.get(&id).and_then(|audit| audit.work.commitments.get(&member)).copied();
         let Some(Commitment { root, salt }) = said else { return Ok(None) };
         let BatchId { epoch, provider } = id;
-        let call = Audits::revealCall { provider, epoch, member: U256::from(member), root, salt };
+        // What was committed to is what was executed: nothing is executed after that.
+        let own = self.digests(id, member);
+        let digests = revealed_digests(own.iter().map(|(sequence, digest)| (*sequence, digest)));
+        if b256(&digests_root(own.iter().map(|(sequence, digest)| (*sequence, digest)))) != root {
+            return Err(Undone::Changed);
+        }
+        let call = Audits::revealCall { provider, epoch, member: U256::from(member), digests, salt };
         let audits = self.ledger.parts().at.audits;
         let sent = self.sender.send(&format!("reveal for epoch {epoch}"), audits, &call).await;
         Ok(once::<Audits::WrongPhase>(sent)?.then_some(Event::Revealed { batch: id, member }))
@@ -467,12 +537,46 @@ impl Auditor {
         let record = match self.kept_as(about.receiptHash)? {
             Some(record) => record,
             // What stands was not kept, and has to be asked for again before it can be disputed.
-            None => self.fetch_again(batch, about.sequence).await?.ok_or(Undone::Lost(about.receiptHash))?,
+            None => {
+                self.fetch_again(batch, about.sequence, ReceiptId::from_bytes(about.receiptId.0));
+                return Ok(None);
+            }
         };
         let call = Disputes::contestCall { id, stated: (&record.receipt.receipt).into() };
         let disputes = self.ledger.parts().at.disputes;
         let sent = self.sender.send("contest a stated trace root", disputes, &call).await;
         Ok(once::<Audits::WrongPhase>(sent)?.then_some(Event::Contested))
+    }
+
+    /// Accuses another auditor of a digest, once there is all that is to be shown: the receipt's record, and its place under the posted root.
+    async fn accuse(&mut self, id: BatchId, doubt: Doubt) -> Result<Option<Event>, Undone> {
+        let Doubt { member, sequence, .. } = doubt;
+        let done = self.audits.get(&id).and_then(|audit| audit.work.done.get(&sequence)).cloned();
+        let Some(Done { receipt, trace: Some(trace), .. }) = done else { return Ok(None) };
+        // What stands was not kept, and leaves never are.
+        let kept = self.journal.kept(id, sequence)?.filter(|record| record.receipt.receipt.id() == receipt);
+        let Some(record) = kept else {
+            self.fetch_again(id, sequence, receipt);
+            return Ok(None);
+        };
+        let Some(proof) = self.audits.get(&id).and_then(|audit| audit.place_of(sequence)) else {
+            self.tell_again(id);
+            return Ok(None);
+        };
+        let Objections::Proof { index, count, path } = proof;
+        let call = Audits::accuseCall {
+            epoch: id.epoch,
+            member: U256::from(member),
+            receipt: (&record.receipt.receipt).into(),
+            proof: Audits::Proof { index, count, path },
+            consent: (&record.request.consent_proof()).into(),
+            traceRoot: b256(&trace),
+        };
+        let audits = self.ledger.parts().at.audits;
+        let sent =
+            self.sender.send(&format!("accuse member {member} of epoch {}", id.epoch), audits, &call).await;
+        let accused = once::<Audits::AlreadyAccused>(sent)?;
+        Ok(accused.then_some(Event::Accused { batch: id, member, sequence }))
     }
 
     /// Forgets what is over.
@@ -493,6 +597,7 @@ impl Auditor {
             let over = batch.phase == Phase::Final && settled;
             if drawn && batch.members.is_empty() || over {
                 self.over.insert(batch.id);
+                self.working.remove(&batch.id);
                 self.audits.remove(&batch.id);
             }
         }
@@ -520,5 +625,7 @@ fn name(duty: &Duty) -> String {
         Duty::TimeOut(id) => format!("ending the dispute over {}", id.name),
         Duty::Acquit(id) => format!("answering accusation {id}"),
         Duty::Contest(id) => format!("contesting accusation {id}"),
+        Duty::Accuse(id, doubt) => format!("accusing member {} of epoch {}", doubt.member, id.epoch),
+        Duty::Lapse(id) => format!("ending accusation {id}"),
     }
 }

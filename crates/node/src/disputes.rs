@@ -5,6 +5,7 @@
 //! to play over a record that is not the receipt's.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use alloy_primitives::{B256, Bytes};
 use assay_core::answer::AnswerRecord;
@@ -23,7 +24,7 @@ use assay_verify::dispute::parties::{Challenger, Defender, Player};
 use assay_verify::dispute::{Message, Party, Referee, Statement};
 use assay_verify::trace::NotExecutable;
 
-use crate::execution::{Executable, LibraryError};
+use crate::execution::{Executable, Library, LibraryError};
 
 /// Stages of `Walk.sol`, as the contract numbers them.
 mod stage {
@@ -235,12 +236,16 @@ pub async fn move_on(
     ledger: &Ledger,
     sender: &Sender,
     case: Case,
-    model: std::sync::Arc<Executable>,
+    library: Arc<Library>,
     party: Party,
 ) -> Result<bool, MoveError> {
     let said = ledger.said(&case.id, case.from).await?;
     let id = case.id;
-    let worked = tokio::task::spawn_blocking(move || next(&case, &model, &said, party)).await;
+    let worked = tokio::task::spawn_blocking(move || {
+        let model = library.model(case.record.receipt.receipt.model_root)?;
+        next(&case, &model, &said, party)
+    });
+    let worked = worked.await;
     let Some(message) = worked.expect("playing a dispute does not panic")? else { return Ok(false) };
     let disputes = ledger.parts().at.disputes;
     let DisputeId { name: receipt, challenger, defender } = id;

@@ -135,8 +135,11 @@ pub struct Library {
     installed: Installed,
     kernel: Kernel,
     pool: Arc<Pool>,
-    checked: Mutex<BTreeMap<ModelRoot, Arc<Executable>>>,
+    checked: Mutex<BTreeMap<ModelRoot, Slot>>,
 }
+
+/// One model, locked while it is hashed: who needs another one does not wait for that.
+type Slot = Arc<Mutex<Option<Arc<Executable>>>>;
 
 /// A model that was hashed.
 pub struct Executable {
@@ -153,12 +156,31 @@ impl Library {
         Library { installed, kernel, pool, checked: Mutex::default() }
     }
 
+    /// Whether a model is installed here, as far as is known without hashing it.
+    pub fn is_installed(&self, root: ModelRoot) -> bool {
+        let checked = self.checked.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&root);
+        checked || (self.installed)(root).is_some()
+    }
+
     /// A model. The first time it is hashed whole, which takes a while.
     pub fn model(&self, root: ModelRoot) -> Result<Arc<Executable>, LibraryError> {
-        let mut checked = self.checked.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = checked.get(&root) {
+        let slots = || self.checked.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = Arc::clone(slots().entry(root).or_default());
+        let mut model = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = model.as_ref() {
             return Ok(Arc::clone(known));
         }
+        match self.hashed(root) {
+            Ok(hashed) => Ok(Arc::clone(model.insert(Arc::new(hashed)))),
+            Err(e) => {
+                // What is not here leaves no trace: roots come from strangers.
+                slots().remove(&root);
+                Err(e)
+            }
+        }
+    }
+
+    fn hashed(&self, root: ModelRoot) -> Result<Executable, LibraryError> {
         let artifact = (self.installed)(root).ok_or(LibraryError::Missing { root })?;
         let tree = ModelTree::new(artifact.as_ref(), artifact.text(), artifact.tokenizer_json());
         if tree.root() != root {
@@ -166,11 +188,7 @@ impl Library {
         }
         let tokenizer = Tokenizer::new(artifact.text(), artifact.tokenizer_json());
         let tokenizer = tokenizer.map_err(|source| LibraryError::Text { root, source })?;
-        let model =
-            Executable { artifact, tokenizer, tree, kernel: self.kernel, pool: Arc::clone(&self.pool) };
-        let model = Arc::new(model);
-        checked.insert(root, Arc::clone(&model));
-        Ok(model)
+        Ok(Executable { artifact, tokenizer, tree, kernel: self.kernel, pool: Arc::clone(&self.pool) })
     }
 
     /// Executes a record again.

@@ -18,7 +18,7 @@ mod read;
 mod records;
 mod shares;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,7 +41,7 @@ use prometheus_client::registry::Registry;
 
 pub use self::decide::{
     BatchView, CLAIMS_AT_ONCE, ChannelView, DemandView, Described, DisputeView, Duty, EpochView, NodeView,
-    OwnView, View, beacon, due, in_dispute, party,
+    OwnView, View, beacon, due, in_dispute, in_disputes, party, pressing,
 };
 pub use self::desk::{AuditDesk, DeskError};
 pub use self::event::{Event, Listener};
@@ -323,14 +323,23 @@ impl Settlement {
             self.struck = true;
             (self.listener)(Event::Struck);
         }
-        let mut done = 0;
-        for duty in due(&view, &self.options.described).into_iter().take(most) {
+        let mut duties = VecDeque::from(due(&view, &self.options.described));
+        let (mut done, mut tried) = (0, 0);
+        while let Some(duty) = duties.pop_front().filter(|_| tried < most) {
+            tried += 1;
             match self.perform(&duty).await {
                 Ok(event) => {
                     done += usize::from(event.is_some());
                     event.into_iter().for_each(|event| (self.listener)(event));
                 }
                 Err(e) => self.failed(&name(&duty), e.code(), &e),
+            }
+            // A transaction may have taken its time, and a move may be due that was not.
+            if !duty.is_pressing() && !duties.is_empty() {
+                self.docket.update().await?;
+                for duty in self.read_pressing().await?.into_iter().rev() {
+                    duties.push_front(duty);
+                }
             }
         }
         self.tidy(&view)?;

@@ -25,15 +25,16 @@ use assay_core::embedding::Record;
 use assay_core::id::{Hash, SealingKey, SignatureBytes};
 use assay_core::merkle;
 use assay_ledger::amount::Amount;
-use assay_ledger::contracts::{Audits, b256, node_address};
+use assay_ledger::audits::{assigned, commitment, digests_root, revealed_digests};
+use assay_ledger::contracts::{Audits, Epochs, b256, node_address};
 use assay_ledger::ledger::Phase;
 use assay_ledger::sender::Sender;
-use assay_node::auditor::{self, Auditor, AuditorOptions, TellError, check};
+use assay_node::auditor::{self, TellError, check};
 use assay_node::execution::{Library, Shown};
 use assay_verify::dispute::Party;
 use axum::body::{Body, to_bytes};
 use axum::http::Request;
-use chains::{DOLLAR, parameters, policy};
+use chains::{DOLLAR, parameters};
 use economy::{Checker, Economy, Living, Provider};
 use tower::ServiceExt as _;
 
@@ -47,7 +48,18 @@ struct Drawn {
 }
 
 async fn drawn(auditors: &[(&str, u64)], rate_ppm: u32, panel: u8) -> (Drawn, Vec<Checker>) {
+    drawn_twice(auditors, rate_ppm, panel, 0).await
+}
+
+/// The same, where so many receipts of a million are executed by two members.
+async fn drawn_twice(
+    auditors: &[(&str, u64)],
+    rate_ppm: u32,
+    panel: u8,
+    second_ppm: u32,
+) -> (Drawn, Vec<Checker>) {
     let mut p = parameters();
+    p.rates.secondPpm = second_ppm;
     p.rates.rateMinPpm = rate_ppm;
     p.rates.panelMin = panel;
     let e = Economy::new(p).await;
@@ -343,20 +355,166 @@ async fn who_is_absent_is_shown_to_be_and_nothing_is_left_that_nobody_owns() {
     assert_eq!(stakes, 4 * each - penalties);
 }
 
+/// A lazy auditor: it makes up what it commits to, and reveals that.
+async fn made_up(d: &Drawn, checker: &Checker, member: u8, reveal: bool) {
+    let (sender, at) = (
+        d.e.node.sender_in(&checker.folder, &checker.key, chains::policy()).await,
+        d.e.ledger.parts().at.audits,
+    );
+    let batch = d.e.batch(d.provider.account, d.epoch).await;
+    let numbers = batch.first..batch.first + u64::from(batch.count);
+    let beacon =
+        d.e.ledger
+            .client()
+            .read(d.e.ledger.parts().at.epochs, &Epochs::beaconOfCall { epoch: d.epoch })
+            .await
+            .unwrap()
+            .value;
+    let second = d.e.ledger.parameters().rates.secondPpm;
+    let mine = numbers
+        .filter(|n| assigned(&beacon, d.provider.account, *n, batch.panel, second).unwrap().has(member));
+    let digests: Vec<(u64, Hash)> = mine.map(|n| (n, Hash::from_bytes([n as u8; 32]))).collect();
+    let own = || digests.iter().map(|(n, digest)| (*n, digest));
+    let (root, salt) = (b256(&digests_root(own())), B256::repeat_byte(9));
+    let (provider, epoch) = (d.provider.account, d.epoch);
+    if reveal {
+        let digests = revealed_digests(own());
+        let call = Audits::revealCall { provider, epoch, member: U256::from(member), digests, salt };
+        sender.send("reveal", at, &call).await.unwrap();
+    } else {
+        let commitment = commitment(checker.account, provider, epoch, member, root, salt);
+        let call = Audits::commitCall { provider, epoch, member: U256::from(member), commitment };
+        sender.send("commit", at, &call).await.unwrap();
+    }
+}
+
+/// A panel of two places, one for each of two auditors, and everything is executed twice.
+async fn two_on_a_panel() -> (Drawn, Vec<Checker>) {
+    // The beacon decides who sits where: of two draws one gives each a place.
+    for _ in 0..24 {
+        let (d, checkers) = drawn_twice(&[("auditor 0", 1), ("auditor 1", 1)], 1_000_000, 2, 1_000_000).await;
+        if on_panel(&d, 2).await.len() == 2 {
+            return (d, checkers);
+        }
+    }
+    panic!("one of 2^24 runs comes here");
+}
+
+async fn member_of(d: &Drawn, checker: &Checker) -> u8 {
+    let (provider, epoch) = (d.provider.account, d.epoch);
+    let at = d.e.ledger.parts().at.audits;
+    let call = Audits::auditorOfCall { provider, epoch, member: U256::ZERO };
+    u8::from(d.e.ledger.client().read(at, &call).await.unwrap() != checker.account)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_auditor_that_makes_its_digests_up_is_accused_by_who_executed_the_same_and_loses() {
+    let (mut d, checkers) = two_on_a_panel().await;
+    let (honest, lazy) = (&checkers[0], &checkers[1]);
+    let member = member_of(&d, lazy).await;
+    honest.rounds(&d.e).await;
+    made_up(&d, lazy, member, false).await;
+    d.e.node.advance(3_601).await;
+    honest.rounds(&d.e).await;
+    made_up(&d, lazy, member, true).await;
+    assert_eq!((honest.count("executed"), honest.count("revealed")), (3, 1), "{:?}", honest.events);
+    // Reveals are over. It is killed after every step, and accuses once.
+    d.e.node.advance(3_601).await;
+    let before = d.e.vault(honest.account).await;
+    for _ in 0..6 {
+        let mut living = honest.live(&d.e).await;
+        living.some(1).await.unwrap();
+        living.worked().await;
+    }
+    assert_eq!(honest.count("accused"), 0, "what is to be shown was not kept: {:?}", honest.events);
+    honest.rounds(&d.e).await;
+    assert_eq!(honest.count("accused"), 1, "{:?}", honest.events);
+    let bond = u128::from(d.e.ledger.parameters().stakes.accusationBond);
+    assert_eq!(before - d.e.vault(honest.account).await, bond);
+    let stake = d.e.node_of(lazy.account).await.stake;
+    d.e.node.advance(u64::from(d.e.ledger.parameters().times.answerSeconds) + 1).await;
+    honest.rounds(&d.e).await;
+    assert_eq!((honest.count("accused"), honest.count("lapsed")), (1, 1), "{:?}", honest.events);
+    let penalty = u128::from(d.e.ledger.parameters().stakes.lazinessPenalty);
+    assert_eq!(stake - d.e.node_of(lazy.account).await.stake, penalty);
+    assert!(d.e.vault(honest.account).await > before, "its bond is back, with the reporter's part");
+    assert!(honest.failures().is_empty(), "{:?}", honest.failures());
+    d.living.settlement.round().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn honest_auditors_accuse_nobody() {
+    let (mut d, checkers) = two_on_a_panel().await;
+    for _ in 0..4 {
+        for checker in &checkers {
+            checker.rounds(&d.e).await;
+        }
+        d.living.settlement.round().await.unwrap();
+        d.e.node.advance(3_601).await;
+    }
+    for checker in &checkers {
+        checker.rounds(&d.e).await;
+        let counts = ["executed", "revealed", "collected", "accused"].map(|kind| checker.count(kind));
+        assert_eq!(counts, [3, 1, 1, 0], "{:?}", checker.events);
+        assert!(checker.failures().is_empty(), "{:?}", checker.failures());
+    }
+}
+
+/// Moves of disputes and answers to accusations were late because rounds waited for what they had sent for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_round_waits_neither_for_a_provider_nor_for_an_execution() {
+    let (d, checkers) = drawn(&[("auditor", 1)], 1_000_000, 2).await;
+    let (e, checker) = (&d.e, &checkers[0]);
+    // Hashing a model does not end before it is let go.
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let (wait, asked) = (std::sync::Mutex::new(wait), std::sync::atomic::AtomicUsize::new(0));
+    let artifact = Arc::clone(&e.model.artifact);
+    let installed: assay_node::execution::Installed = Arc::new(move |_| {
+        // First it is asked whether there is one.
+        if asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 1 {
+            wait.lock().unwrap().recv().unwrap();
+        }
+        Some(Arc::clone(&artifact))
+    });
+    let kernel = assay_engine::kernel::Kernel::from_environment().unwrap();
+    let library = Arc::new(Library::new(installed, kernel, Arc::new(assay_engine::pool::Pool::new(1))));
+    // A provider that takes the question and never answers.
+    let mut living = checker.live_with(e, Arc::clone(&library)).await;
+    d.provider.front.put(Some(axum::Router::new().fallback(std::future::pending::<()>)));
+    for _ in 0..2 {
+        living.round().await.unwrap();
+    }
+    assert_eq!(checker.count("drawn"), 0, "{:?}", checker.events);
+    drop(living);
+    // One that answers: what it gave is executed, and that takes as long as it takes.
+    d.provider.front.put(Some(d.living.settlement.routes()));
+    let mut living = checker.live_with(e, Arc::clone(&library)).await;
+    living.round().await.unwrap();
+    while checker.count("drawn") == 0 {
+        living.attend(std::time::Duration::from_millis(20)).await;
+    }
+    for _ in 0..4 {
+        living.round().await.unwrap();
+        living.attend(std::time::Duration::from_millis(20)).await;
+    }
+    assert_eq!((checker.count("executed"), checker.count("committed")), (0, 0), "{:?}", checker.events);
+    go.send(()).unwrap();
+    while living.worked().await {}
+    living.round().await.unwrap();
+    assert_eq!((checker.count("executed"), checker.count("committed")), (3, 2), "{:?}", checker.events);
+    assert!(checker.failures().is_empty(), "{:?}", checker.failures());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_auditor_without_the_model_says_so_and_is_silent() {
     let (d, checkers) = drawn(&[("auditor", 1)], 1_000_000, 2).await;
     let (e, checker) = (&d.e, &checkers[0]);
     let kernel = assay_engine::kernel::Kernel::from_environment().unwrap();
     let library = Library::new(Arc::new(|_| None), kernel, Arc::new(assay_engine::pool::Pool::new(1)));
-    let sender = e.node.sender_in(&checker.folder, &checker.key, policy()).await;
-    let heard = Arc::clone(&checker.events);
-    let options = AuditorOptions { folder: checker.folder.join("auditor"), seats: 1, executed_at_once: 3 };
-    let listener: auditor::Listener = Arc::new(move |event| heard.lock().unwrap().push(event));
-    let opened = Auditor::open(e.ledger.clone(), sender, Arc::new(library), options, listener).await;
-    let mut living = opened.unwrap();
+    let mut living = checker.live_with(e, Arc::new(library)).await;
     for _ in 0..3 {
         living.round().await.unwrap();
+        while living.worked().await {}
     }
     assert_eq!(checker.count("model_missing"), 1, "said once: {:?}", checker.events);
     e.node.advance(3_600 - 60).await;

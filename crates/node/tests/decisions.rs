@@ -202,6 +202,7 @@ fn audits(phase: Phase, member: MemberPhase, work: WorkView) -> auditor::View {
         demands: vec![],
         disputes: vec![],
         accusations: vec![],
+        accused: vec![],
     }
 }
 
@@ -255,9 +256,9 @@ fn what_a_provider_refuses_is_demanded_after_a_while_and_committed_without_in_th
         auditor::due(v)
     };
     assert_eq!(at(&mut v, 199), [Duty::Work(ID)]);
-    assert_eq!(at(&mut v, 200), [Duty::Demand(ID, refused), Duty::Work(ID)]);
-    assert_eq!(at(&mut v, 699), [Duty::Demand(ID, refused), Duty::Work(ID)]);
-    assert_eq!(at(&mut v, 700), [Duty::Commit(ID, 1), Duty::Demand(ID, refused), Duty::Work(ID)]);
+    assert_eq!(at(&mut v, 200), [Duty::Work(ID), Duty::Demand(ID, refused)]);
+    assert_eq!(at(&mut v, 699), [Duty::Work(ID), Duty::Demand(ID, refused)]);
+    assert_eq!(at(&mut v, 700), [Duty::Commit(ID, 1), Duty::Work(ID), Duty::Demand(ID, refused)]);
     v.vault = 4;
     assert_eq!(at(&mut v, 200), [Duty::Work(ID)], "it cannot pay the bond");
     v.vault = 100;
@@ -328,6 +329,109 @@ fn a_batch_that_is_disputed_is_disputed_again_when_that_is_over_and_nobody_was_s
     v.batches[0].work.disputed = 0;
     v.disputes = vec![dispute(Standing::Turn { of: Party::Defender, until })];
     assert_eq!(auditor::due(&v), [Duty::Open(ID, 6)], "a batch without a dispute is not held by another's");
+}
+
+/// Honest auditors lost bonds because moves waited for what had more time.
+#[test]
+fn what_ends_first_comes_first_and_nothing_comes_before_it() {
+    use auditor::{Duty, Pressing};
+    let of = |name, of, until| {
+        let id = DisputeId { name: B256::repeat_byte(name), challenger: ME, defender: ID.provider };
+        DisputeView { id, party: Party::Challenger, standing: Standing::Turn { of, until } }
+    };
+    let (own, theirs) = (Party::Challenger, Party::Defender);
+    let disputes = vec![of(1, own, NOW + 9), of(2, theirs, NOW - 9), of(3, own, NOW), of(4, own, NOW - 1)];
+    let accusation =
+        |id, until, stated_is_own| AccusationView { id: B256::repeat_byte(id), until, stated_is_own };
+    let press = Pressing {
+        now: NOW,
+        vault: 15,
+        accusation_bond: 10,
+        disputes: disputes.clone(),
+        accusations: vec![
+            accusation(1, NOW + 2, false),
+            accusation(2, NOW + 1, false),
+            accusation(3, NOW, true),
+        ],
+    };
+    let id = |n: usize| disputes[n].id;
+    let expected = [
+        Duty::Move(id(2), own),
+        Duty::Move(id(0), own),
+        Duty::Acquit(B256::repeat_byte(3)),
+        Duty::Contest(B256::repeat_byte(2)),
+        Duty::TimeOut(id(1)),
+    ];
+    assert_eq!(auditor::pressing(&press), expected, "its bonds suffice for the earlier accusation");
+    assert!(expected.iter().all(Duty::is_pressing));
+    let mut v = audits(Phase::Revealing, MemberPhase::Committed, done());
+    (v.vault, v.bonds.accusation) = (press.vault, press.accusation_bond);
+    (v.disputes, v.accusations) = (press.disputes, press.accusations);
+    let due = auditor::due(&v);
+    assert_eq!(due[..5], expected);
+    assert_eq!(due[5..], [Duty::Reveal(ID, 1)]);
+    assert!(!due[5].is_pressing());
+    // A provider's answers and moves likewise.
+    let mut p = view();
+    p.disputes = disputes.iter().map(|d| DisputeView { party: theirs, ..*d }).collect();
+    p.disputes[0].standing = Standing::Turn { of: theirs, until: NOW + 1 };
+    assert_eq!(due_moves(&p), [disputes[0].id]);
+    assert_eq!(settlement::pressing(NOW, &p.demands, &p.disputes), self::due(&p)[..2]);
+}
+
+fn due_moves(view: &View) -> Vec<DisputeId> {
+    due(view).into_iter().filter_map(|d| if let Duty::Move(id, _) = d { Some(id) } else { None }).collect()
+}
+
+#[test]
+fn others_are_doubted_when_reveals_are_over_as_far_as_bonds_go() {
+    use auditor::{Doubt, Duty};
+    let doubt = |of: u8| Doubt { auditor: Address::repeat_byte(of), member: of, sequence: 3 };
+    let mut v = audits(
+        Phase::Objecting,
+        MemberPhase::Revealed,
+        WorkView { doubts: vec![doubt(4), doubt(5)], ..done() },
+    );
+    (v.vault, v.bonds.accusation) = (19, 10);
+    assert_eq!(auditor::due(&v), [Duty::Accuse(ID, doubt(4))], "it can pay for one");
+    v.batches[0].struck = true;
+    assert_eq!(auditor::due(&v), []);
+    v.batches[0].struck = false;
+    for phase in [Phase::Committing, Phase::Revealing] {
+        v.batches[0].phase = phase;
+        assert_eq!(auditor::due(&v), [], "{phase:?}");
+    }
+    v.batches.clear();
+    v.accused = vec![(B256::repeat_byte(7), NOW - 1), (B256::repeat_byte(8), NOW)];
+    assert_eq!(auditor::due(&v), [Duty::Lapse(B256::repeat_byte(7))], "the other one may still be answered");
+}
+
+#[test]
+fn what_can_wait_is_done_in_parts() {
+    use auditor::Duty;
+    let mut v = audits(Phase::Final, MemberPhase::Revealed, done());
+    let batch = v.batches[0].clone();
+    let many = auditor::UNHURRIED_MAX as u64 + 5;
+    v.batches =
+        (0..many).map(|epoch| auditor::BatchView { id: BatchId { epoch, ..ID }, ..batch.clone() }).collect();
+    v.batches.push(auditor::BatchView { phase: Phase::Revealing, ..batch });
+    v.batches.last_mut().unwrap().members[0].phase = MemberPhase::Committed;
+    let due = auditor::due(&v);
+    assert_eq!(due.len(), auditor::UNHURRIED_MAX + 1);
+    assert_eq!(due[0], Duty::Reveal(ID, 1), "what has an end comes first");
+    assert_eq!(due[1], Duty::Collect(BatchId { epoch: 0, ..ID }, 1));
+}
+
+/// After a reorganisation that brought another beacon, what was committed to under the first one is no use.
+#[test]
+fn a_commitment_that_is_not_known_here_is_replaced_as_long_as_there_is_time() {
+    use auditor::Duty;
+    let mut v = audits(Phase::Committing, MemberPhase::Committed, WorkView { left: 1, ..done() });
+    assert_eq!(auditor::due(&v), []);
+    v.batches[0].members[0].journalled = false;
+    assert_eq!(auditor::due(&v), [Duty::Work(ID)]);
+    v.batches[0].work.left = 0;
+    assert_eq!(auditor::due(&v), [Duty::Commit(ID, 1)]);
 }
 
 #[test]

@@ -185,6 +185,10 @@ async fn a_cheat_is_drawn_disputed_and_struck_and_its_payer_gets_the_fee_back() 
     for _ in 0..60 {
         let mut alive = auditor.live(&e).await;
         alive.some(1).await.unwrap();
+        // Leaves, records, and what one of them came to: what else was under way is lost.
+        for _ in 0..3 {
+            alive.worked().await;
+        }
         drop(alive);
         if e.node_of(cheat.account).await.struck {
             break;
@@ -262,6 +266,9 @@ async fn an_auditor_that_dies_between_commitment_and_reveal_reveals() {
     for _ in 0..20 {
         let mut alive = auditor.live(&e).await;
         alive.some(1).await.unwrap();
+        for _ in 0..3 {
+            alive.worked().await;
+        }
     }
     let panel = e.batch(provider.account, epoch).await.panel;
     assert_eq!(auditor.count("committed"), usize::from(panel), "{:?}", auditor.events);

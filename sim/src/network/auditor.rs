@@ -176,6 +176,7 @@ impl Audit {
             wrong: wrong.collect(),
             disputed: self.work.disputed.len(),
             demanded: self.work.demanded.len(),
+            doubts: vec![],
         }
     }
 }
@@ -230,6 +231,7 @@ impl Auditor {
             demands: self.demands(chain),
             disputes: self.disputes(chain),
             accusations: self.accusations(chain),
+            accused: vec![],
         }
     }
 
@@ -260,7 +262,7 @@ impl Auditor {
             let work = if members.is_empty() {
                 Work::default()
             } else {
-                self.journal.get(&id).cloned().unwrap_or_default()
+                self.journal.get(&id).cloned().unwrap_or_default().under(beacon)
             };
             let drawn = work.drawn.iter().flatten();
             let drawn =
@@ -348,6 +350,15 @@ impl Auditor {
             Some((*sequence, audit_digest(me, &audit.beacon.0, done.receipt, &trace)))
         };
         audit.work.done.iter().filter_map(of).collect()
+    }
+
+    /// The digests that it says are its own.
+    fn said(&self, id: BatchId, member: u8) -> Vec<(u64, Hash)> {
+        let mut digests = self.digests(id, member);
+        if self.plan == Plan::Lazy {
+            digests.iter_mut().for_each(|(_, digest)| *digest = Hash::from_bytes([0x11; 32]));
+        }
+        digests
     }
 
     /// Learns what was shown on the ledger because it was demanded.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use alloy_primitives::{B256, Bytes, U256};
 use assay_chain::scratch::CHAIN_ID;
 use assay_core::merkle;
+use assay_ledger::audits::{digests_root, revealed_digests};
 use assay_ledger::contracts::{Audits, Channels, Directory, Epochs, Registry, Retrieval};
 use assay_ledger::retrieval::{self, Fetch};
 use assay_sim::ledger::{ChannelId, Ledger, Lot, PledgeId, Who};
@@ -163,7 +164,9 @@ impl Both {
         let provider = self.servers[i].actor.address;
         let panel = self.n.batch(provider, epoch).panel;
         let silent = self.random.below(6);
-        let (root, salt): (B256, B256) = (some("digests").into(), some("salt").into());
+        let digest = core_hash(some("digest").into());
+        let (root, salt): (B256, B256) = (b(digests_root([(0, &digest)])), some("salt").into());
+        let digests = revealed_digests([(0, &digest)]);
         let (auditor, who) = self.auditor.clone();
         for m in (0..panel).filter(|m| u64::from(*m) != silent) {
             let member = U256::from(m);
@@ -176,7 +179,8 @@ impl Both {
         }
         self.n.chain.warp(fixed + 5001);
         for m in (0..panel).filter(|m| u64::from(*m) != silent) {
-            let call = Audits::revealCall { provider, epoch, member: U256::from(m), root, salt };
+            let (member, digests) = (U256::from(m), digests.clone());
+            let call = Audits::revealCall { provider, epoch, member, digests, salt };
             self.n.send(&auditor, audits, call).unwrap();
             self.model.did_work(self.servers[i].who, usize::from(m), Some(who));
         }

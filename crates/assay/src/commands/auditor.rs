@@ -24,7 +24,7 @@ pub const DEFAULT_LISTEN: &str = "127.0.0.1:11741";
 /// Lowest priority that a process can give itself.
 #[cfg(unix)]
 const NICEST: i32 = 19;
-/// Receipts that are executed before the ledger is looked at again.
+/// Receipts that are fetched and wait to be executed.
 const EXECUTED_AT_ONCE: usize = 16;
 
 /// Check what the lottery draws: execute receipts again, commit to what came out, dispute what is wrong, and collect the pay.
@@ -100,7 +100,7 @@ impl AuditorArgs {
                         Ok(_) => good.succeeded(),
                         Err(e) => tracing::warn!(code = e.code(), reason = %e, "a round ended early"),
                     }
-                    tokio::time::sleep(Duration::from_secs(self.every)).await;
+                    auditor.attend(Duration::from_secs(self.every)).await;
                 }
             };
             // What is under way is on disk, and goes on with the next start.
@@ -181,6 +181,10 @@ fn listener() -> Listener {
         Event::Moved { dispute } => tracing::info!(name = %dispute.name, "moved in a dispute"),
         Event::TimedOut { dispute } => tracing::info!(name = %dispute.name, "the other party was late"),
         Event::Ended { dispute, winner } => tracing::info!(name = %dispute.name, ?winner, "a dispute ended"),
+        Event::Accused { batch, member, sequence } => {
+            tracing::warn!(provider = %batch.provider, epoch = batch.epoch, member, sequence, "another auditor's digest is doubted")
+        }
+        Event::Lapsed => tracing::info!("an accusation was not answered: it was right"),
         Event::Acquitted => tracing::info!("a doubt was answered with the digest"),
         Event::Contested => tracing::info!("a stated trace root is contested"),
         Event::Failed { what, code, reason } => tracing::warn!(code, %reason, "{what} failed"),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use alloy_primitives::{Address, B256, U256};
+use alloy_primitives::{Address, B256, Bytes, U256};
 use assay_chain::scratch::Failure;
 use assay_core::id::Hash;
 use assay_core::merkle;
@@ -12,7 +12,7 @@ use assay_ledger::contracts::{Audits, Epochs, Objections};
 
 use crate::epochs::{Market, market};
 use crate::network::{
-    AUDITOR, Actor, DOLLAR, Network, Posted, audit_tree, b, consent, parameters, some, trace_root,
+    AUDITOR, Actor, DOLLAR, Network, Posted, audit_tree, b, consent, core_hash, parameters, some, trace_root,
 };
 
 pub struct Panel {
@@ -69,7 +69,11 @@ impl Panel {
     }
 
     fn root(&self, member: usize) -> B256 {
-        b(merkle::root(self.trees[member].iter().map(|(_, leaf)| *leaf)))
+        b(audits::digests_root(self.trees[member].iter().map(|(n, digest)| (*n, digest))))
+    }
+
+    fn digests(&self, member: usize) -> Bytes {
+        audits::revealed_digests(self.trees[member].iter().map(|(n, digest)| (*n, digest)))
     }
 
     fn commit(&self, n: &mut Network, member: usize, by: &Actor) -> Result<(), Failure> {
@@ -98,7 +102,7 @@ impl Panel {
             provider: self.m.provider.address,
             epoch: 1,
             member: U256::from(member),
-            root: self.root(member),
+            digests: self.digests(member),
             salt: some("salt").into(),
         };
         n.send(&Actor::named("anyone"), audits, call).map(|_| ())
@@ -151,7 +155,8 @@ impl Panel {
 
     fn acquit(&self, n: &mut Network, id: B256, member: usize) -> Result<(), Failure> {
         let audits = n.parts.at.audits;
-        let leaves: Vec<Hash> = self.trees[member].iter().map(|(_, leaf)| *leaf).collect();
+        let leaf = |(n, digest): &(u64, Hash)| audits::digest_leaf(*n, digest);
+        let leaves: Vec<Hash> = self.trees[member].iter().map(leaf).collect();
         let proof = merkle::prove(&leaves, 0).unwrap();
         n.send(&Actor::named("anyone"), audits, Audits::acquitCall { id, proof: (&proof).into() }).map(|_| ())
     }
@@ -281,12 +286,54 @@ pub fn a_false_trace_is_contested_and_a_mismatch_alone_costs_nothing() {
     }
 }
 
+/// Members with up to 256 receipts reveal them all, and nothing that is not what they committed to.
+#[test]
+pub fn the_contract_finds_the_root_that_was_committed_to() {
+    let mut n = network();
+    let at = n.parts.at.audits;
+    let digests: Vec<(u64, Hash)> =
+        (0..=256u64).map(|i| (i * i + 3, core_hash(alloy_primitives::keccak256(i.to_be_bytes())))).collect();
+    let of = |some: &[(u64, Hash)]| audits::revealed_digests(some.iter().map(|(n, digest)| (*n, digest)));
+    for count in 0..=256 {
+        let (some, digests) = (&digests[..count], of(&digests[..count]));
+        let root = n.chain.read(at, &Audits::digestsRootCall { digests: digests.clone() }).unwrap();
+        assert_eq!(root, b(audits::digests_root(some.iter().map(|(n, digest)| (*n, digest)))), "{count}");
+        assert_eq!(audits::read_digests(&digests), Some(some.iter().copied().collect()));
+    }
+    // Bytes that are left over, a number twice, and numbers that fall.
+    let mut bad = vec![of(&digests[..3])[..119].to_vec().into(), of(&[digests[1], digests[1]])];
+    bad.push(of(&[digests[2], digests[1]]));
+    bad.push([&of(&digests[..3])[..], &[0]].concat().into());
+    for digests in bad {
+        assert_eq!(audits::read_digests(&digests), None);
+        let refused = n.chain.read(at, &Audits::digestsRootCall { digests }).unwrap_err();
+        assert!(refused.is::<Audits::WrongReveal>(), "{refused:?}");
+    }
+}
+
+/// Others than were committed to are not taken, whoever says them.
+#[test]
+pub fn digests_that_were_not_committed_to_are_not_revealed() {
+    let mut n = network();
+    let mut p = panel(&mut n);
+    let (member, _) = p.busy();
+    p.commit(&mut n, member, &p.actor(member)).unwrap();
+    n.chain.warp(p.fixed + 7201);
+    let own = p.trees[member].clone();
+    p.trees[member][0].1 = Hash::from_bytes([7; 32]);
+    assert!(p.reveal(&mut n, member).unwrap_err().is::<Audits::WrongReveal>());
+    p.trees[member] = own[1..].to_vec();
+    assert!(p.reveal(&mut n, member).unwrap_err().is::<Audits::WrongReveal>());
+    p.trees[member] = own;
+    p.reveal(&mut n, member).unwrap();
+}
+
 #[test]
 pub fn a_digest_of_nothing_is_lost_by_silence() {
     let mut n = network();
     let mut p = panel(&mut n);
     let (member, receipt) = p.busy();
-    p.trees[member][0].1 = merkle::leaf(b"made up");
+    p.trees[member][0].1 = Hash::from_bytes([7; 32]);
     p.audit(&mut n);
     let audits = n.parts.at.audits;
     let accuser = n.rich("accuser", 100);

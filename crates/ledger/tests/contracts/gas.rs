@@ -2,7 +2,9 @@
 //! tables of `docs/benchmarks/ledger.md` and writes them to the file.
 
 use alloy_primitives::{B256, U256};
+use assay_core::id::Hash;
 use assay_core::merkle;
+use assay_ledger::audits::{average_rate_ppm, digests_root, revealed_digests};
 use assay_ledger::contracts::{Audits, Channels, Disputes, Epochs};
 use serde_json::{Map, Value, json};
 
@@ -38,7 +40,16 @@ fn epoch(count: u32) -> (u64, u8, Network) {
     let (_, fixed) = n.draw(1);
     sum += GAS.with_borrow(|gas| gas["Epochs.close"] + gas["Epochs.fixBeacon"]);
     let panel = n.batch(provider, 1).panel;
-    let (root, salt): (B256, B256) = (some("digests").into(), some("salt").into());
+    // Each member reveals as many as the rate gives it.
+    let batch = n.batch(provider, 1);
+    let rates = crate::network::parameters().rates;
+    let rate = average_rate_ppm(DOLLAR, count, batch.backing, rates.savingsPpm, rates.rateMinPpm);
+    let each = (u64::from(count) * rate).div_ceil(1_000_000 * u64::from(panel));
+    let digest = |i: u64| (i * 1_000, core_hash(alloy_primitives::keccak256(i.to_be_bytes())));
+    let own: Vec<(u64, Hash)> = (0..each).map(digest).collect();
+    let own = || own.iter().map(|(sequence, digest)| (*sequence, digest));
+    let (root, digests) = (b(digests_root(own())), revealed_digests(own()));
+    let salt: B256 = some("salt").into();
     for member in (0..panel).map(U256::from) {
         let call =
             Audits::commitmentOfCall { auditor: auditor.address, provider, epoch: 1, member, root, salt };
@@ -48,7 +59,7 @@ fn epoch(count: u32) -> (u64, u8, Network) {
     }
     n.chain.warp(fixed + 7201);
     for member in (0..panel).map(U256::from) {
-        let reveal = Audits::revealCall { provider, epoch: 1, member, root, salt };
+        let reveal = Audits::revealCall { provider, epoch: 1, member, digests: digests.clone(), salt };
         sum += n.send(&anyone, audits, reveal).unwrap().gas;
     }
     n.chain.warp(fixed + 14_401);

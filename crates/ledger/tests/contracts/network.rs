@@ -509,7 +509,7 @@ pub fn signed(network: &Network, by: &Actor, receipt: &Receipt) -> Bytes {
     by.sign(b(receipt.signing_hash(&network.domain())))
 }
 
-/// Who audits, and by which trees of digests.
+/// The digests of a member, by sequence number.
 pub fn audit_tree(
     network: &mut Network,
     epoch: u64,
@@ -524,10 +524,7 @@ pub fn audit_tree(
         let call = Audits::isAssignedCall { epoch, member: U256::from(member), receipt: r.into() };
         if network.chain.read(audits, &call).unwrap() {
             let digest = digest(auditor, beacon, r, &trace_root(r));
-            leaves.push((
-                r.sequence,
-                merkle::leaf(&[&r.sequence.to_be_bytes()[..], digest.as_slice()].concat()),
-            ));
+            leaves.push((r.sequence, core_hash(digest)));
         }
     }
     leaves

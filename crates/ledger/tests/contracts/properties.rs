@@ -8,6 +8,7 @@ use assay_chain::scratch::{CHAIN_ID, header};
 use assay_core::id::Hash;
 use assay_core::merkle;
 use assay_core::receipt::Receipt;
+use assay_ledger::audits::{digests_root, revealed_digests};
 use assay_ledger::contracts::{Audits, Channels, Epochs, Objections, Registry, Retrieval, Vault};
 use assay_ledger::retrieval::Fetch;
 
@@ -326,7 +327,7 @@ impl World {
                 let mut tree = audit_tree(&mut self.n, epoch, member, auditor, &receipts);
                 // Now and then a lazy auditor.
                 if self.draws.below(4) == 0 {
-                    tree.iter_mut().for_each(|(_, leaf)| *leaf = merkle::leaf(b"made up"));
+                    tree.iter_mut().for_each(|(_, leaf)| *leaf = Hash::from_bytes([7; 32]));
                 }
                 self.batches[i].auditors.push(auditor);
                 self.batches[i].trees.push(tree);
@@ -364,7 +365,9 @@ impl World {
                 continue;
             }
             let auditor = self.batches[i].auditors[member];
-            let root = b(merkle::root(self.batches[i].trees[member].iter().map(|(_, leaf)| *leaf)));
+            let own = self.batches[i].trees[member].clone();
+            let own = || own.iter().map(|(n, digest)| (*n, digest));
+            let root = b(digests_root(own()));
             let (salt, at): (B256, _) = (some("salt").into(), U256::from(member));
             let Some(by) = self.auditors.iter().find(|a| a.address == auditor).cloned() else { continue };
             if commit {
@@ -372,7 +375,8 @@ impl World {
                 let commitment = self.n.chain.read(audits, &call).unwrap();
                 self.call(&by, audits, Audits::commitCall { provider, epoch, member: at, commitment });
             } else {
-                self.call(&by, audits, Audits::revealCall { provider, epoch, member: at, root, salt });
+                let digests = revealed_digests(own());
+                self.call(&by, audits, Audits::revealCall { provider, epoch, member: at, digests, salt });
             }
         }
     }

@@ -11,6 +11,7 @@ use assay_core::id::Hash;
 use assay_core::merkle::{self, Proof};
 use assay_core::receipt::Receipt;
 use assay_engine::replay::ByReference;
+use assay_ledger::audits::{digest_leaf, digests_root, revealed_digests};
 use assay_ledger::contracts::{Audits, Disputes, Objections, channel_id};
 use assay_verify::dispute::calldata::Encoder;
 use assay_verify::dispute::parties::{Challenger, Defender, Player};
@@ -43,8 +44,8 @@ struct Audit {
     posted: Posted,
     /// What the request's hash says of its client's consent.
     consent: Proof,
-    /// The tree of digests that it revealed.
-    leaf: Hash,
+    /// The digest that it revealed.
+    digest: Hash,
     fixed: u64,
 }
 
@@ -78,9 +79,9 @@ impl Audit {
         n.post(&provider, 1, &posted).unwrap();
         let (beacon, fixed) = n.draw(1);
         let own = digest(auditor.address, beacon, &receipt, root.as_bytes());
-        let leaf = merkle::leaf(&[&0u64.to_be_bytes()[..], own.as_slice()].concat());
+        let digest = Hash::from_bytes(own.0);
         let consent = record.request.consent_proof();
-        let mut audit = Audit { n, provider, auditor, accuser, receipt, posted, consent, leaf, fixed };
+        let mut audit = Audit { n, provider, auditor, accuser, receipt, posted, consent, digest, fixed };
         audit.reveal();
         audit
     }
@@ -89,13 +90,14 @@ impl Audit {
         let audits = self.n.parts.at.audits;
         let n = &mut self.n;
         let (provider, auditor) = (self.provider.address, self.auditor.address);
-        let (root, salt) = (b(merkle::root([self.leaf])), some("salt").into());
+        let (root, salt) = (b(digests_root([(0, &self.digest)])), some("salt").into());
+        let digests = revealed_digests([(0, &self.digest)]);
         let call = Audits::commitmentOfCall { auditor, provider, epoch: 1, member: U256::ZERO, root, salt };
         let commitment = n.chain.read(audits, &call).unwrap();
         let call = Audits::commitCall { provider, epoch: 1, member: U256::ZERO, commitment };
         n.send(&self.auditor, audits, call).unwrap();
         n.chain.warp(self.fixed + 7201);
-        let call = Audits::revealCall { provider, epoch: 1, member: U256::ZERO, root, salt };
+        let call = Audits::revealCall { provider, epoch: 1, member: U256::ZERO, digests, salt };
         n.send(&Actor::named("anyone"), audits, call).unwrap();
     }
 
@@ -114,7 +116,7 @@ impl Audit {
 
     fn acquit(&mut self, id: B256) -> Result<(), Failure> {
         let audits = self.n.parts.at.audits;
-        let proof = (&merkle::prove(&[self.leaf], 0).unwrap()).into();
+        let proof = (&merkle::prove(&[digest_leaf(0, &self.digest)], 0).unwrap()).into();
         self.n.send(&Actor::named("anyone"), audits, Audits::acquitCall { id, proof }).map(|_| ())
     }
 
@@ -406,7 +408,7 @@ fn copied_commitments_do_not_open() {
     let own = trace(model, &record).root();
     let mut audit = Audit::of(&record, own);
     let (provider, audits) = (audit.provider.address, audit.n.parts.at.audits);
-    let root = b(merkle::root([audit.leaf]));
+    let root = b(digests_root([(0, &audit.digest)]));
     let of = |auditor: &Actor| Audits::commitmentOfCall {
         auditor: auditor.address,
         provider,
@@ -422,8 +424,9 @@ fn copied_commitments_do_not_open() {
     // Once the first root is public, nobody commits any more, and nobody reveals twice.
     let commit = Audits::commitCall { provider, epoch: 1, member: U256::ZERO, commitment: c };
     assert!(audit.n.send(&copycat, audits, commit).unwrap_err().is::<Audits::TooLate>());
+    let digests = revealed_digests([(0, &audit.digest)]);
     let reveal =
-        Audits::revealCall { provider, epoch: 1, member: U256::ZERO, root, salt: some("salt").into() };
+        Audits::revealCall { provider, epoch: 1, member: U256::ZERO, digests, salt: some("salt").into() };
     assert!(audit.n.send(&copycat, audits, reveal).unwrap_err().is::<Audits::WrongPhase>());
     // The same trace root makes another digest for another auditor.
     let (beacon, _) = audit.n.beacon(1);

@@ -11,6 +11,7 @@ use assay_core::merkle;
 use assay_core::receipt::Domain;
 use assay_engine::replay::ByReference;
 use assay_ledger::amount::Amount;
+use assay_ledger::audits::{digests_root, revealed_digests};
 use assay_ledger::contracts::{Audits, Channels, Disputes, Epochs, Retrieval, b256, channel_id};
 use assay_ledger::epochs::{Builder, Identity, Listing, Posting, Terms};
 use assay_ledger::ledger::{Ledger, Phase, Role};
@@ -311,7 +312,13 @@ pub struct Verdict {
 struct Work {
     provider: Address,
     member: u8,
-    leaves: Vec<Hash>,
+    digests: Vec<(u64, Hash)>,
+}
+
+impl Work {
+    fn digests(&self) -> impl Iterator<Item = (u64, &Hash)> {
+        self.digests.iter().map(|(sequence, digest)| (*sequence, digest))
+    }
 }
 
 pub struct Auditor {
@@ -349,7 +356,7 @@ impl Auditor {
             if client.read(at.audits, &call).await.unwrap() != self.sender.account() {
                 continue;
             }
-            let mut leaves = Vec::new();
+            let mut digests = Vec::new();
             for (index, record) in provider.answers.iter().enumerate() {
                 let receipt = (&record.receipt.receipt).into();
                 let call = Audits::isAssignedCall { epoch: EPOCH, member: U256::from(member), receipt };
@@ -362,10 +369,9 @@ impl Auditor {
                 }
                 let me = NodeAddress::from_bytes(self.sender.account().into_array());
                 let digest = audit_digest(me, &beacon.0, record.receipt.receipt.id(), &own.root());
-                let sequence = record.receipt.receipt.sequence.to_be_bytes();
-                leaves.push(merkle::leaf(&[sequence.as_slice(), digest.as_bytes()].concat()));
+                digests.push((record.receipt.receipt.sequence, digest));
             }
-            self.work.push(Work { provider: account, member, leaves });
+            self.work.push(Work { provider: account, member, digests });
         }
     }
 
@@ -377,7 +383,7 @@ impl Auditor {
         let audits = market.ledger.parts().at.audits;
         for work in &self.work {
             let member = U256::from(work.member);
-            let root = b256(&merkle::root(work.leaves.iter().copied()));
+            let root = b256(&digests_root(work.digests()));
             let (auditor, provider, epoch) = (self.sender.account(), work.provider, EPOCH);
             let call = Audits::commitmentOfCall { auditor, provider, epoch, member, root, salt: self.salt() };
             let commitment = market.node.client.read(audits, &call).await.unwrap();
@@ -386,17 +392,17 @@ impl Auditor {
         }
     }
 
-    pub async fn reveal(&self, market: &mut Market<'_>) {
+    pub async fn reveal(&self, market: &Market<'_>) {
         for work in &self.work {
-            let root = b256(&merkle::root(work.leaves.iter().copied()));
             let call = Audits::revealCall {
                 provider: work.provider,
                 epoch: EPOCH,
                 member: U256::from(work.member),
-                root,
+                digests: revealed_digests(work.digests()),
                 salt: self.salt(),
             };
-            market.send_drawn("reveal", &self.sender, market.ledger.parts().at.audits, &call).await;
+            // Not compared: how many digests there are, the beacon says.
+            self.sender.send("reveal", market.ledger.parts().at.audits, &call).await.unwrap();
         }
     }
 

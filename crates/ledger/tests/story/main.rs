@@ -136,7 +136,7 @@ async fn story(node: &Node) -> Gas {
     // Digests are revealed, nobody objects, and the honest batch is settled.
     node.advance(3_601).await;
     for auditor in &auditors {
-        auditor.reveal(&mut market).await;
+        auditor.reveal(&market).await;
     }
     node.advance(3_601).await;
     node.advance(3_601).await;

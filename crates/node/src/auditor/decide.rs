@@ -1,7 +1,7 @@
 //! What an auditor has to do now, from what stands on the ledger and in its journal: no clock, no chain, no disk, no engine.
 //!
 //! Invariant: as in [`crate::settlement::due`], a duty that was done is not due any more, and the order of duties is the order in which they are
-//! done. What an honest auditor can lose, it can lose by being late alone: so what has an end comes before what has none.
+//! done. What an honest auditor can lose, it can lose by being late alone: so what has an end comes before what has none, and what ends first comes first.
 
 use alloy_primitives::{Address, B256};
 use assay_ledger::docket::{DemandId, DemandKind, DisputeId};
@@ -9,7 +9,7 @@ use assay_ledger::ledger::Phase;
 use assay_verify::dispute::Party;
 
 use crate::disputes::Standing;
-use crate::settlement::{DisputeView, Duty as Common, beacon, in_dispute};
+use crate::settlement::{DisputeView, Duty as Common, beacon, in_disputes};
 
 /// What part of the time for commitments is kept for what was refused: from then on an auditor commits to what it has.
 pub const LAST_PART: u64 = 8;
@@ -17,6 +17,9 @@ pub const LAST_PART: u64 = 8;
 pub const PATIENCE_PART: u64 = 4;
 /// Demands for one batch: each costs gas, and a bond until it is answered.
 pub const DEMANDS_MAX: usize = 4;
+
+/// Duties that cost no stake when they are late, of which so many are done in a round: the next one reads again whether something has one.
+pub const UNHURRIED_MAX: usize = 32;
 
 /// A batch, by provider and epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,6 +47,23 @@ pub struct View {
     pub batches: Vec<BatchView>,
     /// Demands of this auditor that are open, with the time at which the answer is due.
     pub demands: Vec<(DemandId, u64)>,
+    /// Disputes that it takes part in.
+    pub disputes: Vec<DisputeView>,
+    /// Accusations of it that are open.
+    pub accusations: Vec<AccusationView>,
+    /// Accusations by it that nobody has answered, with the last second in which that is possible.
+    pub accused: Vec<(B256, u64)>,
+}
+
+/// What must not wait, as it was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pressing {
+    /// Time of the chain's newest block.
+    pub now: u64,
+    /// What the auditor has in the vault.
+    pub vault: u128,
+    /// What an accused auditor that contests sets aside.
+    pub accusation_bond: u128,
     /// Disputes that it takes part in.
     pub disputes: Vec<DisputeView>,
     /// Accusations of it that are open.
@@ -152,6 +172,8 @@ pub struct WorkView {
     pub disputed: usize,
     /// Demands that were made for this batch, open or over.
     pub demanded: usize,
+    /// What others revealed and is to be doubted: of each auditor one digest, and none of whom this one has accused in this batch.
+    pub doubts: Vec<Doubt>,
 }
 
 /// What a provider has not given.
@@ -161,6 +183,17 @@ pub struct Refused {
     pub sequence: u64,
     /// What of it.
     pub kind: DemandKind,
+}
+
+/// Another auditor's digest of a receipt that was executed here, and is not what it must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Doubt {
+    /// Whose.
+    pub auditor: Address,
+    /// Its place on the panel.
+    pub member: u8,
+    /// Of which receipt.
+    pub sequence: u64,
 }
 
 /// An accusation of this auditor.
@@ -209,20 +242,59 @@ pub enum Duty {
     Acquit(B256),
     /// Say that the stated trace root is wrong.
     Contest(B256),
+    /// Say that another auditor's digest is not that of the own execution.
+    Accuse(BatchId, Doubt),
+    /// End an accusation that was not answered.
+    Lapse(B256),
 }
 
-/// What to do now, in this order.
-pub fn due(view: &View) -> Vec<Duty> {
-    let mut duties = Vec::new();
-    // Moves, answers and reveals have an end, and being late costs stake.
-    for dispute in &view.disputes {
-        match in_dispute(dispute, view.now) {
-            Some(Common::Move(id, party)) => duties.push(Duty::Move(id, party)),
-            Some(Common::TimeOut(id)) => duties.push(Duty::TimeOut(id)),
+impl Duty {
+    /// Whether it is one of [`pressing`]: being late with it costs stake or a bond.
+    pub fn is_pressing(&self) -> bool {
+        matches!(self, Duty::Move(..) | Duty::TimeOut(_) | Duty::Acquit(_) | Duty::Contest(_))
+    }
+}
+
+/// What must not wait for anything else: moves, and answers to accusations, the earliest end first.
+pub fn pressing(view: &Pressing) -> Vec<Duty> {
+    let (mut moves, mut late) = (Vec::new(), Vec::new());
+    for duty in in_disputes(&view.disputes, view.now) {
+        match duty {
+            Common::Move(id, party) => moves.push(Duty::Move(id, party)),
+            Common::TimeOut(id) => late.push(Duty::TimeOut(id)),
             _ => {}
         }
     }
     let mut vault = view.vault;
+    let mut accusations: Vec<&AccusationView> = view.accusations.iter().collect();
+    accusations.sort_by_key(|accusation| accusation.until);
+    for accusation in accusations {
+        if accusation.stated_is_own {
+            moves.push(Duty::Acquit(accusation.id));
+        } else if view.now <= accusation.until
+            && let Some(left) = vault.checked_sub(view.accusation_bond)
+        {
+            vault = left;
+            moves.push(Duty::Contest(accusation.id));
+        }
+    }
+    // Who is late stays late.
+    moves.append(&mut late);
+    moves
+}
+
+/// What to do now, in this order.
+pub fn due(view: &View) -> Vec<Duty> {
+    let press = Pressing {
+        now: view.now,
+        vault: view.vault,
+        accusation_bond: view.bonds.accusation,
+        disputes: view.disputes.clone(),
+        accusations: view.accusations.clone(),
+    };
+    let mut duties = pressing(&press);
+    let contested = duties.iter().filter(|duty| matches!(duty, Duty::Contest(_))).count() as u128;
+    let mut vault = view.vault.saturating_sub(contested.saturating_mul(view.bonds.accusation));
     let mut afford = |bond: u128| match vault.checked_sub(bond) {
         Some(left) => {
             vault = left;
@@ -230,13 +302,6 @@ pub fn due(view: &View) -> Vec<Duty> {
         }
         None => false,
     };
-    for accusation in &view.accusations {
-        if accusation.stated_is_own {
-            duties.push(Duty::Acquit(accusation.id));
-        } else if view.now <= accusation.until && afford(view.bonds.accusation) {
-            duties.push(Duty::Contest(accusation.id));
-        }
-    }
     for batch in &view.batches {
         let of = |wanted: MemberPhase| batch.members.iter().filter(move |m| m.phase == wanted);
         if batch.phase == Phase::Revealing {
@@ -245,18 +310,26 @@ pub fn due(view: &View) -> Vec<Duty> {
             );
         }
         if batch.phase == Phase::Committing && is_ready(batch, view.now) {
-            duties.extend(of(MemberPhase::None).map(|m| Duty::Commit(batch.id, m.member)));
+            duties.extend(batch.members.iter().filter(is_unheard).map(|m| Duty::Commit(batch.id, m.member)));
         }
         let open = matches!(batch.phase, Phase::Committing | Phase::Revealing | Phase::Objecting);
         if open && !batch.struck && (batch.work.disputed == 0 || !disputes(view, batch.id.provider)) {
             let wrong = batch.work.wrong.first().filter(|_| afford(view.bonds.dispute));
             duties.extend(wrong.map(|sequence| Duty::Open(batch.id, *sequence)));
         }
+        // Of who is struck the auditors' parts are all that is left, and nobody was hurt by a digest.
+        if batch.phase == Phase::Objecting && !batch.struck {
+            let doubts = batch.work.doubts.iter().filter(|_| afford(view.bonds.accusation));
+            duties.extend(doubts.map(|doubt| Duty::Accuse(batch.id, *doubt)));
+        }
     }
+    let mut unhurried = Vec::new();
     let silent = view.demands.iter().filter(|(_, until)| view.now > *until);
-    duties.extend(silent.map(|(id, _)| Duty::ProveSilence(*id)));
+    unhurried.extend(silent.map(|(id, _)| Duty::ProveSilence(*id)));
+    let unanswered = view.accused.iter().filter(|(_, until)| view.now > *until);
+    unhurried.extend(unanswered.map(|(id, _)| Duty::Lapse(*id)));
     for batch in &view.batches {
-        duties.extend(
+        unhurried.extend(
             demand(batch, view.now).filter(|_| afford(view.bonds.demand)).map(|r| Duty::Demand(batch.id, r)),
         );
         if is_working(batch) {
@@ -268,19 +341,20 @@ pub fn due(view: &View) -> Vec<Duty> {
     epochs.dedup_by_key(|(epoch, _)| *epoch);
     for (epoch, phase) in epochs {
         match beacon(epoch, phase, view.block) {
-            Some(Common::Close(epoch)) => duties.push(Duty::Close(epoch)),
-            Some(Common::FixBeacon(epoch)) => duties.push(Duty::FixBeacon(epoch)),
+            Some(Common::Close(epoch)) => unhurried.push(Duty::Close(epoch)),
+            Some(Common::FixBeacon(epoch)) => unhurried.push(Duty::FixBeacon(epoch)),
             _ => {}
         }
     }
     for batch in view.batches.iter().filter(|b| matches!(b.phase, Phase::Objecting | Phase::Final)) {
-        duties.extend(batch.absent.iter().map(|member| Duty::ProveAbsence(batch.id, *member)));
+        unhurried.extend(batch.absent.iter().map(|member| Duty::ProveAbsence(batch.id, *member)));
     }
     for batch in view.batches.iter().filter(|b| b.phase == Phase::Final) {
         let paid = batch.members.iter().filter(|m| m.phase == MemberPhase::Revealed && m.accusations == 0);
-        duties.extend(paid.map(|m| Duty::Collect(batch.id, m.member)));
+        unhurried.extend(paid.map(|m| Duty::Collect(batch.id, m.member)));
     }
-    duties.extend(seats(&view.seats));
+    unhurried.extend(seats(&view.seats));
+    duties.extend(unhurried.into_iter().take(UNHURRIED_MAX));
     duties
 }
 
@@ -291,9 +365,14 @@ fn disputes(view: &View, provider: Address) -> bool {
     view.disputes.iter().filter(of).any(|dispute| matches!(dispute.standing, Standing::Turn { .. }))
 }
 
+/// Whether a place has not committed to anything that could be revealed: a commitment of which nothing is in the journal can be replaced as long as there is time.
+fn is_unheard(member: &&MemberView) -> bool {
+    member.phase == MemberPhase::None || member.phase == MemberPhase::Committed && !member.journalled
+}
+
 /// Whether there is something to fetch or execute, and time to commit to it.
 fn is_working(batch: &BatchView) -> bool {
-    let unheard = batch.members.iter().any(|m| m.phase == MemberPhase::None);
+    let unheard = batch.members.iter().any(|m| is_unheard(&m));
     let work = &batch.work;
     let unfinished = !work.known || work.left > 0 || work.lacking > 0 || work.waiting > 0;
     batch.phase == Phase::Committing && unheard && unfinished

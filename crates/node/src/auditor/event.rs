@@ -133,6 +133,17 @@ pub enum Event {
         /// Who has won.
         winner: Party,
     },
+    /// Another auditor was accused of a digest.
+    Accused {
+        /// In which batch.
+        batch: BatchId,
+        /// Its place on the panel.
+        member: u8,
+        /// Of which receipt.
+        sequence: u64,
+    },
+    /// An accusation by this auditor was not answered: it was right.
+    Lapsed,
     /// A doubt about this auditor was answered with the digest.
     Acquitted,
     /// A trace root that somebody stated is contested.
@@ -171,6 +182,8 @@ impl Event {
             Event::Moved { .. } => "moved",
             Event::TimedOut { .. } => "timed_out",
             Event::Ended { .. } => "ended",
+            Event::Accused { .. } => "accused",
+            Event::Lapsed => "lapsed",
             Event::Acquitted => "acquitted",
             Event::Contested => "contested",
             Event::Failed { .. } => "failed",

@@ -79,6 +79,9 @@ pub struct Commitment {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Work {
+    /// The beacon that drew it; none in what was written before anything was drawn.
+    #[serde(default)]
+    pub beacon: Option<B256>,
     /// What was drawn for this auditor, by sequence number the places on the panel; nothing as long as the provider has not told its leaves.
     pub drawn: Option<BTreeMap<u64, Vec<u8>>>,
     /// What was executed, by sequence number.
@@ -89,6 +92,15 @@ pub struct Work {
     pub disputed: Vec<u64>,
     /// Demands that were made: sequence number, and whether it was for the record.
     pub demanded: Vec<(u64, bool)>,
+}
+
+impl Work {
+    /// The same under a beacon. What was drawn and committed to under another one, which a reorganisation took away, says nothing of this one's draw.
+    pub fn under(self, beacon: B256) -> Work {
+        let own = self.beacon.is_none_or(|known| known == beacon);
+        let work = if own { self } else { Work::default() };
+        Work { beacon: Some(beacon), ..work }
+    }
 }
 
 /// The folder of an auditor on one ledger.

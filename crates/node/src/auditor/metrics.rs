@@ -119,7 +119,7 @@ impl Metrics {
             self.last_round.clone(),
         );
         // What did not happen yet is a zero, so that its first time is a rise.
-        for kind in ["drawn", "committed", "revealed", "collected", "refused", "opened"] {
+        for kind in ["drawn", "committed", "revealed", "collected", "refused", "opened", "accused"] {
             drop(self.events.get_or_create(&vec![("kind", kind)]));
         }
         for result in [Verdict::Stands, Verdict::Wrong, Verdict::Undisputable, Verdict::NotExecutable] {

@@ -1,18 +1,20 @@
 //! Reading what an auditor's duties follow from: at one block of the chain, and from its journal.
 
+use std::collections::BTreeSet;
+
 use alloy_eips::BlockId;
-use alloy_primitives::{B256, U256};
+use alloy_primitives::{Address, B256, U256};
 use assay_ledger::client::ClientError;
 use assay_ledger::contracts::{Audits, Epochs, Objections, Registry, Vault};
-use assay_ledger::docket::DemandId;
+use assay_ledger::docket::{DemandId, DisputeId};
 use assay_ledger::ledger::Phase;
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 
 use super::told::Drawn;
 use super::work::Audit;
 use super::{
-    AccusationView, Auditor, AuditorError, BatchId, BatchView, Bonds, MemberPhase, MemberView, SeatsView,
-    View, WorkView,
+    AccusationView, Auditor, AuditorError, BatchId, BatchView, Bonds, Doubt, MemberPhase, MemberView, Other,
+    Pressing, Revealed, SeatsView, View, WorkView,
 };
 use crate::disputes::{Standing, standing};
 use crate::execution::Verdict;
@@ -21,8 +23,20 @@ use crate::settlement::{DisputeView, party};
 
 /// Questions to the node that wait for their answers at the same time.
 const READS_AT_ONCE: usize = 16;
+/// States of an accusation, as `Audits.sol` numbers them.
+const ACCUSED: u8 = 1;
+const CLOSED: u8 = 3;
 /// Epochs back for which batches are looked at: longer than any windows of sane parameters take.
 const EPOCHS_BACK: u64 = 64;
+
+/// Accusations by this auditor.
+#[derive(Default)]
+struct OwnAccusations {
+    /// Whom it has accused in which batch, whatever came of it.
+    once: BTreeSet<(BatchId, Address)>,
+    /// Those that nobody has answered, with the last second for that.
+    open: Vec<(B256, u64)>,
+}
 
 impl Auditor {
     /// Reads everything.
@@ -47,6 +61,11 @@ impl Auditor {
         for id in ids {
             batches.extend(self.batch(block, header.timestamp, id).await?);
         }
+        let own = self.accused(block, epoch).await?;
+        for batch in &mut batches {
+            // Who was right takes all there is to take with one accusation, and who was wrong should not go on.
+            batch.work.doubts.retain(|doubt| !own.once.contains(&(batch.id, doubt.auditor)));
+        }
         Ok(View {
             now: header.timestamp,
             block: header.number,
@@ -59,6 +78,22 @@ impl Auditor {
             },
             batches,
             demands: self.demands(block).await?,
+            disputes: self.disputes().await?,
+            accusations: self.accusations(block).await?,
+            accused: own.open,
+        })
+    }
+
+    /// Reads what must not wait.
+    pub(super) async fn read_pressing(&mut self) -> Result<Pressing, AuditorError> {
+        let header = self.ledger.client().latest().await?;
+        let block = BlockId::from(header.hash);
+        let at = self.ledger.parts().at.vault;
+        let vault = self.ledger.view(block, at, &Vault::balanceOfCall { account: self.auditor }).await?;
+        Ok(Pressing {
+            now: header.timestamp,
+            vault: u128::try_from(vault).unwrap_or(u128::MAX),
+            accusation_bond: self.ledger.parameters().stakes.accusationBond.into(),
             disputes: self.disputes().await?,
             accusations: self.accusations(block).await?,
         })
@@ -99,6 +134,7 @@ impl Auditor {
             let members: Vec<u8> = mine.map(|(member, _)| member).collect();
             let panel = batch.panel;
             let work = if members.is_empty() { super::Work::default() } else { self.journal.read(id)? };
+            let work = work.under(beacon.value);
             let drawn = work.drawn.iter().flatten();
             let drawn =
                 drawn.map(|(s, members)| (*s, Drawn { leaf: None, members: members.clone() })).collect();
@@ -112,6 +148,8 @@ impl Auditor {
                 receipts: Default::default(),
                 refused: Default::default(),
                 lacking: Default::default(),
+                revealed: None,
+                undoubted: Default::default(),
                 work,
             };
             self.audits.insert(id, audit);
@@ -122,6 +160,7 @@ impl Auditor {
         }
         let node = self.ledger.view(block, at.registry, &Registry::isStruckCall { node: provider }).await?;
         view.struck = node;
+        let mut others = Vec::new();
         for member in 0..audit.panel {
             let own = audit.members.contains(&member);
             // What others have revealed is of interest when their time is over.
@@ -136,10 +175,55 @@ impl Auditor {
                 view.members.push(MemberView { member, phase, journalled, accusations: known.accusations });
             } else if matches!(phase, MemberPhase::None | MemberPhase::Committed) {
                 view.absent.push(member);
+            } else if phase == MemberPhase::Revealed && known.auditor != self.auditor {
+                others.push(Other { member, auditor: known.auditor, root: known.root });
             }
         }
         view.work = work_view(audit);
+        if phase == Phase::Objecting && !view.struck {
+            view.work.doubts = self.doubts(id, &others, beacon.number).await?;
+        }
         Ok(Some(view))
+    }
+
+    /// Digests of others that are to be doubted. What they revealed is read once, and again if a reorganisation has brought another.
+    async fn doubts(&mut self, id: BatchId, others: &[Other], from: u64) -> Result<Vec<Doubt>, AuditorError> {
+        let BatchId { epoch, provider } = id;
+        let known = |audit: &Audit| audit.revealed.as_ref().is_some_and(|revealed| revealed.has(others));
+        if !others.is_empty() && !self.audits.get(&id).is_none_or(known) {
+            let events = self.ledger.revealed(provider, epoch, from).await?;
+            let demanders = self.ledger.demanders(provider, epoch, from).await?;
+            if let Some(audit) = self.audits.get_mut(&id) {
+                audit.revealed = Some(Revealed::of(&events, demanders));
+            }
+        }
+        let Some(audit) = self.audits.get(&id) else { return Ok(vec![]) };
+        let Some(revealed) = &audit.revealed else { return Ok(vec![]) };
+        let done = audit.work.done.iter().filter(|(sequence, _)| !audit.undoubted.contains(sequence));
+        let done = done.map(|(sequence, done)| (*sequence, done.clone())).collect();
+        Ok(revealed.doubts(&audit.draw(provider, &self.ledger.parameters().rates), &done, others))
+    }
+
+    /// What this auditor has accused others of.
+    async fn accused(&mut self, block: BlockId, epoch: u64) -> Result<OwnAccusations, AuditorError> {
+        let at = self.ledger.parts().at.audits;
+        let named: Vec<B256> = self.docket.entries().accusations.keys().copied().collect();
+        let mut own = OwnAccusations::default();
+        for id in named {
+            let about = self.ledger.view(block, at, &Audits::accusationOfCall { id }).await?;
+            if about.accuser != self.auditor || about.state == 0 {
+                continue;
+            }
+            if about.epoch < epoch.saturating_sub(EPOCHS_BACK) && about.state == CLOSED {
+                self.docket.forget_accusation(&id);
+                continue;
+            }
+            own.once.insert((BatchId { epoch: about.epoch, provider: about.provider }, about.accused));
+            if about.state == ACCUSED {
+                own.open.push((id, about.until.to()));
+            }
+        }
+        Ok(own)
     }
 
     /// The seats that this auditor has and has not left, counted once an epoch.
@@ -195,7 +279,8 @@ impl Auditor {
 
     async fn disputes(&self) -> Result<Vec<DisputeView>, AuditorError> {
         let mut found = Vec::new();
-        for id in self.docket.entries().disputes.keys().filter(|id| id.challenger == self.auditor) {
+        let own = |id: &&DisputeId| id.challenger == self.auditor || id.defender == self.auditor;
+        for id in self.docket.entries().disputes.keys().filter(own) {
             let standing = standing(&self.ledger, id).await?;
             if standing != Standing::None {
                 found.push(DisputeView { id: *id, party: party(id, self.auditor), standing });
@@ -210,11 +295,11 @@ impl Auditor {
         let mut open = Vec::new();
         for id in named {
             let about = self.ledger.view(block, at, &Audits::accusationOfCall { id }).await?;
-            if about.state == 3 {
+            if about.state == CLOSED && about.accuser != self.auditor {
                 self.docket.forget_accusation(&id);
                 continue;
             }
-            if about.state != 1 || about.accused != self.auditor {
+            if about.state != ACCUSED || about.accused != self.auditor {
                 continue;
             }
             let batch = BatchId { epoch: about.epoch, provider: about.provider };
@@ -244,6 +329,7 @@ fn work_view(audit: &Audit) -> WorkView {
         wrong: wrong.collect(),
         disputed: audit.work.disputed.len(),
         demanded: audit.work.demanded.len(),
+        doubts: vec![],
     }
 }
 

@@ -17,14 +17,14 @@ use super::{Auditor, BatchId, Undone};
 use crate::execution::Shown;
 
 impl Auditor {
-    /// Reads what was shown of a batch since the last time, and executes it.
+    /// Reads what was shown of a batch since the last time, and has it executed.
     pub(super) async fn read_shown(&mut self, id: BatchId) -> Result<(), Undone> {
         let Some(audit) = self.audits.get(&id) else { return Ok(()) };
         let (first, asked) = (audit.batch.first, audit.work.demanded.clone());
         for (sequence, is_record) in asked {
             let Some(audit) = self.audits.get(&id) else { return Ok(()) };
             let known = if is_record {
-                audit.work.done.contains_key(&sequence)
+                audit.work.done.contains_key(&sequence) || self.errands.executes(id, sequence)
             } else {
                 audit.receipts.contains_key(&sequence)
             };
@@ -39,7 +39,7 @@ impl Auditor {
             if is_record {
                 let receipt = audit.receipts.get(&sequence).map(|(receipt, _)| receipt.id());
                 if let Some(call) = self.ledger.shown(&demand, from).await? {
-                    self.execute_shown(id, sequence, &call).await?;
+                    self.execute_shown(id, sequence, &call);
                 } else if let Some(receipt) = receipt
                     && self.ledger.withheld(&demand, from).await?
                 {
@@ -72,14 +72,9 @@ impl Auditor {
         }
     }
 
-    async fn execute_shown(
-        &mut self,
-        id: BatchId,
-        sequence: u64,
-        call: &Objections::answerRecordCall,
-    ) -> Result<(), Undone> {
-        let Some(audit) = self.audits.get(&id) else { return Ok(()) };
-        let Some((receipt, _)) = audit.receipts.get(&sequence).cloned() else { return Ok(()) };
+    fn execute_shown(&mut self, id: BatchId, sequence: u64, call: &Objections::answerRecordCall) {
+        let Some(audit) = self.audits.get(&id) else { return };
+        let Some((receipt, _)) = audit.receipts.get(&sequence).cloned() else { return };
         let request: Vec<&[u8]> = call.request.iter().map(|item| item.as_ref()).collect();
         let transcript: Vec<&[u8]> = call.transcript.iter().map(|item| item.as_ref()).collect();
         let (Some(request), Some(transcript)) =
@@ -88,7 +83,7 @@ impl Auditor {
             // Embeddings, or what hashes right and is nothing: nobody can execute it from this.
             let what = format!("reading what was shown of receipt {sequence} of {}", id.provider);
             self.failed(&what, "record_unreadable", &"it is no request and answer");
-            return Ok(());
+            return;
         };
         let record = AnswerRecord {
             format: Format::V2,
@@ -102,6 +97,6 @@ impl Auditor {
             digests: ExecutionDigests::default(),
             generation: None,
         };
-        self.execute(id, sequence, Shown::OnLedger(Box::new(record))).await
+        self.execute(id, sequence, Shown::OnLedger(Box::new(record)));
     }
 }

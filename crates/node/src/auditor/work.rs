@@ -1,26 +1,24 @@
-//! Fetching what was drawn from its provider, and executing it.
+//! Which errands a batch asks for, and what is written down of what they bring: what was drawn, its records, and what they came to.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Instant;
 
 use alloy_primitives::{Address, B256};
-use alloy_signer::SignerSync as _;
-use assay_api::audits::{AuditAnswer, AuditError, AuditLeaf, RECORDS_ASKED_MAX, Wanted};
+use assay_api::audits::{AuditLeaf, RECORDS_ASKED_MAX};
 use assay_api::traces::{self, Span, SpanKind};
-use assay_core::answer::AnswerRecord;
 use assay_core::canonical::Canonical as _;
 use assay_core::consent::WithheldRecord;
 use assay_core::embedding::Record;
-use assay_core::id::{Hash, ModelRoot, ReceiptId, SignatureBytes};
+use assay_core::id::{Hash, ModelRoot, ReceiptId};
 use assay_core::merkle;
 use assay_core::receipt::Receipt;
 use assay_ledger::contracts::Directory::Rates;
-use assay_ledger::contracts::{Epochs, Objections, node_address};
+use assay_ledger::contracts::{Epochs, Objections};
 use assay_ledger::docket::DemandKind;
 
-use super::told::{Draw, Drawn, check};
-use super::{Auditor, BatchId, Done, Event, Refused, Undone, Work};
+use super::errands::{About, Asker, Brought};
+use super::told::{Draw, Drawn};
+use super::{Auditor, BatchId, Done, Event, Refused, Revealed, Undone, Work};
 use crate::execution::{Executed, ExecutionError, LibraryError, Shown, Verdict};
 
 /// A batch that is audited.
@@ -41,6 +39,10 @@ pub(super) struct Audit {
     pub(super) refused: BTreeSet<u64>,
     /// Receipts whose model is not here.
     pub(super) lacking: BTreeMap<u64, ModelRoot>,
+    /// What others revealed, once that is over.
+    pub(super) revealed: Option<Revealed>,
+    /// Receipts about which nobody can be doubted.
+    pub(super) undoubted: BTreeSet<u64>,
     /// What is in the journal.
     pub(super) work: Work,
 }
@@ -87,6 +89,12 @@ impl Audit {
         Some((receipt, proof))
     }
 
+    /// A receipt's place under the posted root, if all leaves are here or it was shown on the ledger.
+    pub(super) fn place_of(&self, sequence: u64) -> Option<Objections::Proof> {
+        let shown = self.receipts.get(&sequence).and_then(|(_, shown)| shown.clone());
+        shown.or_else(|| place_in(self.leaves.as_ref()?, self.batch.first, sequence))
+    }
+
     /// The call that demands a record.
     pub(super) fn record_demand(
         &self,
@@ -123,20 +131,14 @@ enum Given {
 }
 
 impl Auditor {
-    async fn ask(&self, id: BatchId, wanted: Wanted) -> Result<AuditAnswer, Undone> {
-        let endpoint = self.ledger.node(id.provider).await?.map(|node| node.endpoint).unwrap_or_default();
-        let provider = node_address(id.provider);
-        let auditor = node_address(self.auditor);
-        let key = self.sender.key().clone();
-        let sign = move |hash: &Hash| {
-            let signed = key.sign_hash_sync(&B256::from(*hash.as_bytes())).ok()?;
-            Some(SignatureBytes::from_bytes(signed.as_bytes()))
-        };
-        if endpoint.is_empty() {
-            let reason = "the ledger names no endpoint".to_owned();
-            return Err(Undone::Ask(AuditError::Unreachable { endpoint: id.provider.to_string(), reason }));
-        }
-        Ok(self.http.ask(&endpoint, provider, auditor, id.epoch, wanted, &sign).await?)
+    fn asker(&self) -> Asker {
+        let (ledger, key) = (self.ledger.clone(), self.sender.key().clone());
+        Asker { ledger, http: self.http.clone(), auditor: self.auditor, key }
+    }
+
+    /// A batch as it is audited now; nothing if it is not.
+    fn about(&self, id: BatchId) -> Option<About> {
+        self.audits.get(&id).map(|audit| About { id, beacon: audit.beacon })
     }
 
     fn refuse(
@@ -155,37 +157,117 @@ impl Auditor {
         }
     }
 
-    /// Finds out what was drawn, and executes some of it.
+    /// Reads what was shown on the ledger, and sends for what is missing: leaves, or records, also those that were refused before.
     pub(super) async fn work(&mut self, id: BatchId) -> Result<(), Undone> {
         self.read_shown(id).await?;
         // Leaves are not kept: they are asked for again where a record is still to be compared with one.
         let untold = |audit: &Audit| {
             audit.leaves.is_none() && (audit.work.drawn.is_none() || audit.pending().next().is_some())
         };
-        if self.audits.get(&id).is_some_and(untold) {
-            match self.leaves(id).await {
-                Ok(()) => {}
-                Err(Undone::Ask(e)) => {
-                    let first = self.first_drawn(id);
-                    self.refuse(id, first, e.code(), e.to_string());
-                }
-                Err(Undone::Told(e)) => {
-                    // What is wrong shows in the last leaf at the latest, whose totals must be the batch's.
-                    let last = self.audits.get(&id).map(|a| a.batch.first + u64::from(a.batch.count) - 1);
-                    self.refuse(id, last, e.code(), e.to_string());
-                }
-                Err(e) => return Err(e),
-            }
-        }
-        let mut wanted = self.executable(id).await;
-        wanted.truncate(self.options.executed_at_once.clamp(1, RECORDS_ASKED_MAX));
-        wanted.sort_unstable();
-        if wanted.is_empty() {
+        let Some(about) = self.about(id).filter(|_| self.errands.may_ask(id)) else { return Ok(()) };
+        if let Some(audit) = self.audits.get(&id).filter(|audit| untold(audit)) {
+            let batch = audit.batch.clone();
+            self.errands.leaves(about, self.asker(), batch);
             return Ok(());
         }
-        let records = match self.ask(id, Wanted::Records(wanted.clone())).await {
-            Ok(AuditAnswer::Records(records)) => records,
-            Ok(AuditAnswer::Leaves(_)) => vec![],
+        let (mut wanted, later) = self.wanted(id);
+        wanted.extend(later);
+        self.send_for(about, wanted);
+        Ok(())
+    }
+
+    /// Sends for more records of a batch that were not refused, where there is room for some: what a round begins goes on until the next one.
+    pub(super) fn go_on(&mut self, id: BatchId) {
+        // In one go for several, not one by one.
+        let many = self.errands.executing().saturating_mul(2) > self.options.executed_at_once;
+        if let Some(about) = self.about(id).filter(|_| self.errands.may_ask(id) && !many) {
+            let (wanted, _) = self.wanted(id);
+            self.send_for(about, wanted);
+        }
+    }
+
+    fn send_for(&mut self, about: About, mut wanted: Vec<u64>) {
+        let room = self.options.executed_at_once.max(1).saturating_sub(self.errands.executing());
+        wanted.truncate(room.min(RECORDS_ASKED_MAX));
+        wanted.sort_unstable();
+        if !wanted.is_empty() {
+            self.errands.records(about, self.asker(), wanted);
+        }
+    }
+
+    /// What can be asked for: receipts that nobody executes now and whose models are here; apart from them those that were
+    /// refused, or whose models were not here or damaged.
+    fn wanted(&mut self, id: BatchId) -> (Vec<u64>, Vec<u64>) {
+        let Some(audit) = self.audits.get(&id) else { return Default::default() };
+        let model = |sequence: u64| Some((sequence, audit.drawn.get(&sequence)?.leaf?.model_root));
+        let free = audit.pending().filter(|sequence| !self.errands.executes(id, *sequence));
+        let pending: Vec<(u64, ModelRoot)> = free.filter_map(model).collect();
+        let roots: BTreeSet<ModelRoot> = pending.iter().map(|(_, root)| *root).collect();
+        let missing: BTreeSet<ModelRoot> =
+            roots.into_iter().filter(|root| !self.library.is_installed(*root)).collect();
+        for root in &missing {
+            if !audit.lacking.values().any(|known| known == root) {
+                self.say(Event::ModelMissing { model: *root });
+            }
+        }
+        let Some(audit) = self.audits.get_mut(&id) else { return Default::default() };
+        let is_missing = |(_, root): &&(u64, ModelRoot)| missing.contains(root);
+        audit.lacking.extend(pending.iter().filter(is_missing).copied());
+        let here = pending.iter().filter(|pair| !is_missing(pair)).map(|(sequence, _)| *sequence);
+        here.partition(|sequence| !audit.refused.contains(sequence) && !audit.lacking.contains_key(sequence))
+    }
+
+    /// Takes in what an errand brought, and writes it down. Says whether that went well.
+    pub(super) fn take_in(&mut self, about: About, brought: Brought) -> bool {
+        let id = about.id;
+        if self.about(id) != Some(about) {
+            // The batch is over, or a reorganisation has given it another beacon.
+            return true;
+        }
+        let taken = match brought {
+            Brought::Leaves(told) => self.take_leaves(id, told),
+            Brought::Records(wanted, given) => self.take_records(id, wanted, given),
+            Brought::Again(sequence, receipt, given) => self.take_again(id, sequence, receipt, given),
+            Brought::Executed(sequence, record, executed) => {
+                self.take_executed(id, sequence, *record, executed)
+            }
+        };
+        if let Err(e) = &taken {
+            self.failed(&format!("auditing {} in epoch {}", id.provider, id.epoch), e.code(), e);
+        }
+        taken.is_ok()
+    }
+
+    fn take_leaves(
+        &mut self,
+        id: BatchId,
+        told: Result<Vec<Option<AuditLeaf>>, Undone>,
+    ) -> Result<(), Undone> {
+        match told {
+            Ok(leaves) => self.told(id, leaves),
+            Err(Undone::Ask(e)) => {
+                let first = self.first_drawn(id);
+                self.refuse(id, first, e.code(), e.to_string());
+                Ok(())
+            }
+            Err(Undone::Told(e)) => {
+                // What is wrong shows in the last leaf at the latest, whose totals must be the batch's.
+                let last = self.audits.get(&id).map(|a| a.batch.first + u64::from(a.batch.count) - 1);
+                self.refuse(id, last, e.code(), e.to_string());
+                Ok(())
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    fn take_records(
+        &mut self,
+        id: BatchId,
+        wanted: Vec<u64>,
+        given: Result<Vec<Vec<u8>>, Undone>,
+    ) -> Result<(), Undone> {
+        let records = match given {
+            Ok(records) => records,
             Err(Undone::Ask(e)) => {
                 self.refuse(id, wanted, e.code(), e.to_string());
                 return Ok(());
@@ -197,9 +279,7 @@ impl Auditor {
         for (sequence, bytes) in wanted.iter().copied().zip(&records) {
             given += 1;
             match self.is_drawn_record(id, sequence, bytes) {
-                Ok(Given::Record(record)) => {
-                    self.execute(id, sequence, Shown::ByProvider(*record)).await?;
-                }
+                Ok(Given::Record(record)) => self.execute(id, sequence, Shown::ByProvider(*record)),
                 Ok(Given::Withheld(receipt)) => self.note_withheld(id, sequence, receipt)?,
                 Err(reason) => self.refuse(id, [sequence], "record_not_its", reason),
             }
@@ -210,57 +290,14 @@ impl Auditor {
         Ok(())
     }
 
-    /// What is to be asked for next: receipts whose models are here, those that were refused after the others.
-    async fn executable(&mut self, id: BatchId) -> Vec<u64> {
-        let Some(audit) = self.audits.get(&id) else { return vec![] };
-        let model = |sequence: u64| Some((sequence, audit.drawn.get(&sequence)?.leaf?.model_root));
-        let pending: Vec<(u64, ModelRoot)> = audit.pending().filter_map(model).collect();
-        let mut lacking = BTreeMap::new();
-        for root in pending.iter().map(|(_, root)| *root).collect::<BTreeSet<_>>() {
-            let library = Arc::clone(&self.library);
-            let found = tokio::task::spawn_blocking(move || library.model(root).map(drop)).await;
-            if let Err(e) = found.expect("hashing a model does not panic") {
-                lacking.insert(root, e);
-            }
-        }
-        for (root, e) in &lacking {
-            if audit.lacking.values().any(|known| known == root) {
-                continue;
-            }
-            match e {
-                LibraryError::Missing { root } => self.say(Event::ModelMissing { model: *root }),
-                other => self.failed("loading a model", other.code(), other),
-            }
-        }
-        let Some(audit) = self.audits.get_mut(&id) else { return vec![] };
-        let is_lacking = |(_, root): &&(u64, ModelRoot)| lacking.contains_key(root);
-        audit.lacking = pending.iter().filter(is_lacking).copied().collect();
-        let here = pending.iter().filter(|pair| !is_lacking(pair)).map(|(sequence, _)| *sequence);
-        let (refused, mut wanted): (Vec<u64>, Vec<u64>) =
-            here.partition(|sequence| audit.refused.contains(sequence));
-        wanted.extend(refused);
-        wanted
-    }
-
     fn first_drawn(&self, id: BatchId) -> Option<u64> {
         let audit = self.audits.get(&id)?;
         let done = |sequence: &u64| audit.work.done.contains_key(sequence);
         audit.draw(id.provider, &self.ledger.parameters().rates).first_drawn(done)
     }
 
-    /// Has the provider tell all leaves of its batch.
-    async fn leaves(&mut self, id: BatchId) -> Result<(), Undone> {
-        let Some(audit) = self.audits.get(&id) else { return Ok(()) };
-        let batch = audit.batch.clone();
-        let mut leaves: Vec<Option<AuditLeaf>> = Vec::new();
-        while leaves.len() < batch.count as usize {
-            let from = batch.first.saturating_add(leaves.len() as u64);
-            match self.ask(id, Wanted::Leaves { from }).await? {
-                AuditAnswer::Leaves(more) if !more.is_empty() => leaves.extend(more),
-                _ => break,
-            }
-        }
-        check(&batch, &leaves)?;
+    /// Notes what was drawn of all leaves of a batch.
+    fn told(&mut self, id: BatchId, leaves: Vec<Option<AuditLeaf>>) -> Result<(), Undone> {
         let rates = self.ledger.parameters().rates.clone();
         let Some(audit) = self.audits.get_mut(&id) else { return Ok(()) };
         let drawn = audit.draw(id.provider, &rates).of(&leaves);
@@ -337,37 +374,49 @@ impl Auditor {
         Ok(())
     }
 
-    /// Executes a record, and notes what came of it.
-    pub(super) async fn execute(&mut self, id: BatchId, sequence: u64, record: Shown) -> Result<(), Undone> {
-        let (library, receipt) = (Arc::clone(&self.library), record.receipt().id());
-        let metrics = self.metrics.clone();
+    /// Has a record executed when it is its turn.
+    pub(super) fn execute(&mut self, id: BatchId, sequence: u64, record: Shown) {
+        let Some(about) = self.about(id) else { return };
         let span = span(id, record.receipt());
-        let worked = tokio::task::spawn_blocking(move || {
-            let began = Instant::now();
-            let executed = library.execute(&record);
-            metrics.took(began.elapsed());
-            (executed, record)
-        });
-        let (executed, mut record) = worked.await.expect("executing a record does not panic");
-        let drawn = self.audits.get(&id).and_then(|audit| audit.drawn.get(&sequence));
-        let members = drawn.map(|drawn| drawn.members.clone()).unwrap_or_default();
+        let means = (Arc::clone(&self.library), self.metrics.clone());
+        self.errands.execute(about, sequence, record, means, span);
+    }
+
+    fn take_executed(
+        &mut self,
+        id: BatchId,
+        sequence: u64,
+        mut record: Shown,
+        executed: Result<Executed, ExecutionError>,
+    ) -> Result<(), Undone> {
+        let Some(audit) = self.audits.get_mut(&id) else { return Ok(()) };
+        let receipt = record.receipt().id();
+        let mut members = audit.drawn.get(&sequence).map(|drawn| drawn.members.clone()).unwrap_or_default();
+        // What comes after a commitment is no part of it.
+        members.retain(|member| !audit.work.commitments.contains_key(member));
         let done = match executed {
             Ok(Executed { trace, verdict, digests }) => {
-                span.set("assay.stands", verdict == Verdict::Stands);
                 if let (Shown::OnLedger(record), Some(digests)) = (&mut record, digests) {
                     record.digests = digests;
                 }
                 Done { receipt, members, trace: Some(trace), verdict }
             }
             Err(ExecutionError::Not(e)) => {
-                span.fail("answer_not_executable");
                 let what = format!("executing receipt {sequence} of {}", id.provider);
                 self.failed(&what, "answer_not_executable", &e);
                 Done { receipt, members, trace: None, verdict: Verdict::NotExecutable }
             }
             Err(ExecutionError::Model(e)) => {
-                span.fail(e.code());
-                return Err(e.into());
+                // What is installed in its place may be mended, and is looked at again.
+                let root = record.receipt().model_root;
+                let known = audit.lacking.values().any(|known| *known == root);
+                audit.lacking.insert(sequence, root);
+                match e {
+                    _ if known => {}
+                    LibraryError::Missing { root } => self.say(Event::ModelMissing { model: root }),
+                    other => self.failed("loading a model", other.code(), &other),
+                }
+                return Ok(());
             }
         };
         self.note(id, sequence, done, record)
@@ -391,21 +440,41 @@ impl Auditor {
         Ok(())
     }
 
-    /// Asks for the record of a drawn receipt once more, and keeps it for a dispute.
-    pub(super) async fn fetch_again(
+    /// Asks for the record of a receipt that was executed once more, to keep it for a dispute.
+    pub(super) fn fetch_again(&mut self, id: BatchId, sequence: u64, receipt: ReceiptId) {
+        if let Some(about) = self.about(id) {
+            self.errands.again(about, self.asker(), sequence, receipt);
+        }
+    }
+
+    /// Asks for a batch's leaves once more.
+    pub(super) fn tell_again(&mut self, id: BatchId) {
+        let batch = self.audits.get(&id).map(|audit| audit.batch.clone());
+        if let (Some(about), Some(batch)) = (self.about(id).filter(|_| self.errands.may_ask(id)), batch) {
+            self.errands.leaves(about, self.asker(), batch);
+        }
+    }
+
+    fn take_again(
         &mut self,
         id: BatchId,
         sequence: u64,
-    ) -> Result<Option<AnswerRecord>, Undone> {
-        let AuditAnswer::Records(records) = self.ask(id, Wanted::Records(vec![sequence])).await? else {
-            return Ok(None);
-        };
-        let Some(Ok(Record::Answer(record))) =
-            records.first().map(|bytes| Record::from_canonical_bytes(bytes))
-        else {
-            return Ok(None);
-        };
-        self.journal.keep(id, sequence, &record)?;
-        Ok(Some(*record))
+        receipt: ReceiptId,
+        given: Result<Vec<Vec<u8>>, Undone>,
+    ) -> Result<(), Undone> {
+        let record = given?.first().and_then(|bytes| Record::from_canonical_bytes(bytes).ok());
+        match record {
+            Some(Record::Answer(record)) if record.receipt.receipt.id() == receipt => {
+                Ok(self.journal.keep(id, sequence, &record)?)
+            }
+            // No dispute can be about it, and so no doubt.
+            Some(Record::Embedding(record)) if record.receipt.receipt.id() == receipt => {
+                if let Some(audit) = self.audits.get_mut(&id) {
+                    audit.undoubted.insert(sequence);
+                }
+                Ok(())
+            }
+            _ => Err(Undone::Lost(B256::from(*receipt.as_bytes()))),
+        }
     }
 }

@@ -198,6 +198,20 @@ pub enum Duty {
     Heartbeat,
 }
 
+impl Duty {
+    /// Whether it is one of [`pressing`]: being late with it costs the stake, or a bond.
+    pub fn is_pressing(&self) -> bool {
+        matches!(self, Duty::Answer(_) | Duty::Move(..) | Duty::TimeOut(_))
+    }
+}
+
+/// What must not wait for anything else: answers to demands, and moves. What costs the whole stake when it is late comes first.
+pub fn pressing(now: u64, demands: &[DemandView], disputes: &[DisputeView]) -> Vec<Duty> {
+    let mut duties: Vec<Duty> = demands.iter().map(|demand| Duty::Answer(demand.id)).collect();
+    duties.extend(in_disputes(disputes, now));
+    duties
+}
+
 /// What to do now, in this order.
 pub fn due(view: &View, described: &Described) -> Vec<Duty> {
     let mut duties = Vec::new();
@@ -205,9 +219,7 @@ pub fn due(view: &View, described: &Described) -> Vec<Duty> {
         // What was posted goes back to payers, and the node can never earn again: whatever it did would cost gas for nothing.
         return duties;
     }
-    // What costs the whole stake when it is late comes first.
-    duties.extend(view.demands.iter().map(|demand| Duty::Answer(demand.id)));
-    duties.extend(view.disputes.iter().filter_map(|dispute| in_dispute(dispute, view.now)));
+    duties.extend(pressing(view.now, &view.demands, &view.disputes));
     let missed = missed(view);
     let posts = if missed.is_some() { vec![] } else { posts(view) };
     let claims = claims(view, !posts.is_empty());
@@ -237,6 +249,22 @@ pub fn due(view: &View, described: &Described) -> Vec<Duty> {
         duties.push(Duty::Heartbeat);
     }
     duties
+}
+
+/// What to do in disputes, the earliest end first; who is late stays late.
+pub fn in_disputes(disputes: &[DisputeView], now: u64) -> Vec<Duty> {
+    let until = |dispute: &&DisputeView| match dispute.standing {
+        Standing::Turn { until, .. } => until,
+        Standing::None | Standing::Over { .. } => u64::MAX,
+    };
+    let mut disputes: Vec<&DisputeView> = disputes.iter().collect();
+    disputes.sort_by_key(until);
+    let (mut moves, late): (Vec<Duty>, Vec<Duty>) = disputes
+        .into_iter()
+        .filter_map(|dispute| in_dispute(dispute, now))
+        .partition(|duty| matches!(duty, Duty::Move(..)));
+    moves.extend(late);
+    moves
 }
 
 /// What to do in a dispute; nothing while the other party thinks, or when it is over.

@@ -1,5 +1,7 @@
 //! Doing what is due: one transaction, or one change on the disk, for each duty.
 
+use std::sync::Arc;
+
 use alloy_primitives::B256;
 use assay_core::consent::Consent;
 use assay_core::id::ModelRoot;
@@ -14,7 +16,7 @@ use assay_verify::dispute::Party;
 
 use super::records::items;
 use super::{Duty, Event, Settlement, Undone};
-use crate::disputes::{self, Case, MoveError};
+use crate::disputes::{self, Case};
 use crate::sending::{close, fix_beacon, once, once2, send_code};
 
 impl Settlement {
@@ -187,10 +189,10 @@ impl Settlement {
                 id.name
             )));
         };
-        let model = self.library.model(record.receipt.receipt.model_root).map_err(MoveError::from)?;
         let from = self.docket.entries().disputes.get(id).copied().unwrap_or(0);
         let case = Case { id: *id, from, stated: None, record };
-        let moved = disputes::move_on(&self.ledger, &self.sender, case, model, party).await?;
+        let library = Arc::clone(&self.library);
+        let moved = disputes::move_on(&self.ledger, &self.sender, case, library, party).await?;
         Ok(moved.then_some(Event::Moved { dispute: *id }))
     }
 }

@@ -14,8 +14,8 @@ use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 
 use super::desk::Panel;
 use super::{
-    BatchView, ChannelView, DemandView, DisputeView, EpochView, NodeView, OwnView, Settlement,
-    SettlementError, View, party,
+    BatchView, ChannelView, DemandView, DisputeView, Duty, EpochView, NodeView, OwnView, Settlement,
+    SettlementError, View, party, pressing,
 };
 use crate::disputes::{Standing, standing};
 use crate::sending::auditors_of;
@@ -98,6 +98,13 @@ impl Settlement {
             own,
         };
         Ok(view)
+    }
+
+    /// Reads what must not wait, and says what is due of it.
+    pub(super) async fn read_pressing(&mut self) -> Result<Vec<Duty>, SettlementError> {
+        let header = self.ledger.client().latest().await?;
+        let demands = self.demands(BlockId::from(header.hash)).await?;
+        Ok(pressing(header.timestamp, &demands, &self.disputes().await?))
     }
 
     /// Channels that owe more than was claimed from them.

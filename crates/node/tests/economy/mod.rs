@@ -310,22 +310,30 @@ impl Checker {
     }
 
     pub async fn live(&self, e: &Economy) -> Auditor {
+        self.live_with(e, e.library()).await
+    }
+
+    pub async fn live_with(&self, e: &Economy, library: Arc<Library>) -> Auditor {
         std::fs::create_dir_all(&self.folder).unwrap();
         let sender = e.node.sender_in(&self.folder, &self.key, policy()).await;
         let events = Arc::clone(&self.events);
         let options =
             AuditorOptions { folder: self.folder.join("auditor"), seats: self.seats, executed_at_once: 3 };
         let listener: auditor::Listener = Arc::new(move |event| events.lock().unwrap().push(event));
-        Auditor::open(e.ledger.clone(), sender, e.library(), options, listener).await.unwrap()
+        Auditor::open(e.ledger.clone(), sender, library, options, listener).await.unwrap()
     }
 
     /// Rounds until nothing is done.
     pub async fn rounds(&self, e: &Economy) {
         let mut living = self.live(e).await;
+        // What one round sends for is there in the next one.
+        let mut still = 0;
         for _ in 0..STEPS_MAX {
             let before = self.events.lock().unwrap().len();
             let done = living.round().await.unwrap();
-            if done == 0 && self.events.lock().unwrap().len() == before {
+            while living.worked().await {}
+            still = if done == 0 && self.events.lock().unwrap().len() == before { still + 1 } else { 0 };
+            if still == 2 {
                 return;
             }
         }

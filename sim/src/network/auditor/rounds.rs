@@ -5,7 +5,7 @@ use alloy_sol_types::SolCall;
 use assay_core::answer::AnswerRecord;
 use assay_core::id::Hash;
 use assay_core::merkle;
-use assay_ledger::audits::{commitment, digest_leaf};
+use assay_ledger::audits::{commitment, digest_leaf, digests_root, revealed_digests};
 use assay_ledger::contracts::{Audits, Disputes, Epochs, Objections, b256};
 use assay_ledger::docket::{DemandId, DemandKind, DisputeId};
 use assay_node::auditor::{BatchId, Commitment, Duty, Refused, check, due};
@@ -64,11 +64,13 @@ impl World<'_> {
                 let wrong = self.options.mutant == Some(Mutant::RevealsWrong);
                 let a = &self.auditors[i];
                 let said = a.audits.get(id).and_then(|audit| audit.work.commitments.get(member)).copied();
-                said.map(|Commitment { root, salt }| {
+                let digests = a.said(*id, *member);
+                said.map(|Commitment { salt, .. }| {
                     let BatchId { epoch, provider } = *id;
                     let salt = if wrong { B256::ZERO } else { salt };
+                    let digests = revealed_digests(digests.iter().map(|(n, digest)| (*n, digest)));
                     let call =
-                        Audits::revealCall { provider, epoch, member: U256::from(*member), root, salt };
+                        Audits::revealCall { provider, epoch, member: U256::from(*member), digests, salt };
                     (at.audits, call.abi_encode())
                 })
             }
@@ -95,6 +97,8 @@ impl World<'_> {
             }
             Duty::Acquit(id) => self.acquit_call(i, *id).map(|data| (at.audits, data)),
             Duty::Contest(id) => self.contest_call(i, *id).map(|data| (at.disputes, data)),
+            // Here the canary doubts.
+            Duty::Accuse(..) | Duty::Lapse(_) => None,
         };
         let Some((to, data)) = call else { return false };
         let what = match duty {
@@ -249,11 +253,8 @@ impl World<'_> {
     fn commit(&mut self, i: usize, id: BatchId, member: u8) -> Vec<u8> {
         let seed = self.seed;
         let a = &mut self.auditors[i];
-        let digests = a.digests(id, member);
-        let root = match a.plan {
-            Plan::Lazy => B256::repeat_byte(0x11),
-            _ => b256(&merkle::root(digests.iter().map(|(sequence, digest)| digest_leaf(*sequence, digest)))),
-        };
+        let digests = a.said(id, member);
+        let root = b256(&digests_root(digests.iter().map(|(n, digest)| (*n, digest))));
         a.salts += 1;
         let mut random = Random::stream(seed, "salt", &[i as u64, a.salts]);
         let salt = B256::from(U256::from(random.bits()));
