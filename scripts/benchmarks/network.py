@@ -367,7 +367,7 @@ def devnet(home, *options):
 
 def faults_part(args, folder):
     seconds = args.epochs * args.epoch_seconds
-    kinds = ["cheap-model", "hidden-cheat", "four-bit-weights", "other-temperature", "swapped-token", "slow", "crash", "silent-auditor", "lost-bytes"]
+    kinds = ["cheap-model", "hidden-cheat", "four-bit-weights", "other-temperature", "swapped-token", "slow", "crash", "silent-auditor", "lazy-auditor", "lost-bytes"]
     options = [option for kind in kinds for option in ("--fault", f"{kind}:1")]
     providers = 10
     sizes = ["--providers", providers, "--auditors", 4, "--hosts", 3, "--epoch", args.epoch_seconds, "--audit-rate", 10, "--load", args.load]
@@ -427,7 +427,7 @@ def report(out, found):
     if it := found["parts"].get("gateway"):
         lines += [
             "## What the gateway adds", "",
-            f"Medians of {it['rounds']} rounds of {it['seconds']} s; one provider that answers at once. The gateway checks a signature, seals and opens, and writes "
+            f"Medians of {it['rounds']} rounds of {it['seconds']} s; one provider that answers at once; binaries of the profile `dist`. The gateway checks a signature, seals and opens, and writes "
             f"the books, with the answer in them, for every request; nginx and LiteLLM ({it['litellm']}) pass bytes on. Clients, proxies and provider share the machine. Times are those "
             f"of {it['pace']} requests a second, evenly over the connections; requests/s are those of clients that ask as fast as they are answered.", "",
             "| connections | | p50 | p95 | p99 | added at p50 | requests/s | added at p50 of "

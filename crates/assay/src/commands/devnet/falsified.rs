@@ -25,7 +25,7 @@ pub fn falsified(artifact: &Artifact, kind: Kind) -> Option<Vec<u8>> {
     let mut file = Altered { artifact, bytes: artifact.bytes().to_vec() };
     match kind {
         // Who did this in earnest would not execute these layers at all: without weights they hand on what comes in.
-        Kind::CheapModel | Kind::HiddenCheat | Kind::FalseChallenge => {
+        Kind::CheapModel | Kind::HiddenCheat | Kind::FalseChallenge | Kind::LazyAuditor => {
             let layers = Layers::of(artifact.program());
             let later = layers.all().get(layers.all().len().div_ceil(2)..).unwrap_or_default();
             let ops = later.iter().flat_map(|layer| program.ops.get(layer.ops.clone()).unwrap_or_default());

@@ -40,12 +40,14 @@ pub enum Kind {
     SilentAuditor,
     /// An auditor that executes another model, commits to digests of that, and disputes what is right.
     FalseChallenge,
+    /// An auditor whose digests are of no execution of the model, and that keeps nothing with which it could dispute.
+    LazyAuditor,
     /// A host that loses what it keeps.
     LostBytes,
 }
 
 impl Kind {
-    const ALL: [(&'static str, Kind); 16] = [
+    const ALL: [(&'static str, Kind); 17] = [
         ("cheap-model", Kind::CheapModel),
         ("hidden-cheat", Kind::HiddenCheat),
         ("four-bit-weights", Kind::FourBitWeights),
@@ -61,13 +63,14 @@ impl Kind {
         ("crash", Kind::Crash),
         ("silent-auditor", Kind::SilentAuditor),
         ("false-challenge", Kind::FalseChallenge),
+        ("lazy-auditor", Kind::LazyAuditor),
         ("lost-bytes", Kind::LostBytes),
     ];
 
     /// Whose fault it is.
     pub fn part(self) -> Part {
         match self {
-            Kind::SilentAuditor | Kind::FalseChallenge => Part::Auditor,
+            Kind::SilentAuditor | Kind::FalseChallenge | Kind::LazyAuditor => Part::Auditor,
             Kind::LostBytes => Part::Host,
             _ => Part::Provider,
         }
@@ -76,6 +79,11 @@ impl Kind {
     /// Whether it is a provider whose answers are not what their receipts say.
     pub fn cheats(self) -> bool {
         self.part() == Part::Provider && !matches!(self, Kind::Slow | Kind::Crash)
+    }
+
+    /// Whether it is an auditor that executes another model than it has hashed.
+    pub fn is_deceived(self) -> bool {
+        matches!(self, Kind::FalseChallenge | Kind::LazyAuditor)
     }
 
     /// Whether its process lies about what the engine did.

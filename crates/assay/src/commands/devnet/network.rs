@@ -436,8 +436,11 @@ async fn enrol(
         machine.run(&["ledger", "use", directory]).await?;
     }
     machine.run(&["ledger", "faucet", "--amount", &FUNDED.to_string()]).await?;
-    machine.run(&["deposit", DEPOSITED]).await?;
-    if let Some(stake) = part.stake() {
+    let stake = part.stake();
+    // Without bonds nobody disputes.
+    let deposit = stake.filter(|_| fault == Some(Kind::LazyAuditor)).unwrap_or(DEPOSITED);
+    machine.run(&["deposit", deposit]).await?;
+    if let Some(stake) = stake {
         let endpoint = reached.map(|at| format!("http://{at}")).unwrap_or_default();
         machine.run(&["stake", stake, "--role", part.name(), "--endpoint", &endpoint]).await?;
     }

@@ -115,10 +115,10 @@ impl Network {
         Ok(())
     }
 
-    /// Has auditors that shall challenge what is right execute another model, by a change of the file that they have mapped. Nobody executes what it has not
+    /// Has auditors that shall be wrong execute another model, by a change of the file that they have mapped. Nobody executes what it has not
     /// hashed: until they have executed something, they are left alone. Those that are done are `deceived`.
     async fn deceive(&self, client: &reqwest::Client, deceived: &mut BTreeSet<Address>) -> Result<()> {
-        for member in self.state.members.iter().filter(|m| m.fault == Some(Kind::FalseChallenge)) {
+        for member in self.state.members.iter().filter(|m| m.fault.is_some_and(Kind::is_deceived)) {
             let Some(at) = member.at.filter(|_| !deceived.contains(&member.account)) else { continue };
             let metrics = client.get(format!("http://{at}/metrics")).timeout(EVERY).send().await;
             let Ok(metrics) = metrics else { continue };
