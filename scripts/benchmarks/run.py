@@ -121,4 +121,5 @@ def main():
             write(what, shares(what, options.folder, options.shapes))
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -12,7 +12,7 @@ use std::time::Duration;
 use alloy_signer_local::PrivateKeySigner;
 use assay_core::id::NodeAddress;
 use assay_core::request::{Message, Prompt, Role};
-use assay_engine::artifact::{Artifact, PROFILE};
+use assay_engine::artifact::Artifact;
 use assay_engine::constants::Constants as _;
 use assay_engine::matrix::Matrix;
 use assay_engine::program::{Op, Program};
@@ -66,7 +66,7 @@ impl Host {
             blob: made.hash,
             size,
             content_root: ContentTree::of(size, 1, read, |_| ()).unwrap().root(),
-            profile: PROFILE.to_owned(),
+            profile: artifact.profile().name().to_owned(),
             parameters: artifact.parameters(),
             context: artifact.program().program().context,
             licence: "MIT".to_owned(),

@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use assay_core::digest::{DigestBuilder, ExecutionDigests};
-use assay_engine::artifact::Artifact;
+use assay_engine::artifact::{Artifact, Profile};
 use assay_engine::cache::Sequence;
 use assay_engine::constants::Constants as _;
 use assay_engine::forward::{Executor, Segment};
@@ -34,8 +34,10 @@ fn report(out: &mut dyn Write) -> io::Result<()> {
     let model = Arc::new(Artifact::from_bytes("stories-1.7m", MODEL).expect("the built-in model is valid"));
     for kernel in std::iter::once(None).chain(Kernel::available().into_iter().map(Some)) {
         let name = kernel.map_or("reference", |k| k.name());
-        for v in vectors::compute(kernel) {
-            writeln!(out, "{name} {} {}", v.name, v.hash)?;
+        for profile in Profile::ALL {
+            for v in vectors::compute(profile, kernel) {
+                writeln!(out, "{name} {} {} {}", profile.name(), v.name, v.hash)?;
+            }
         }
         let (ids, digests) = match kernel {
             None => answer_by_reference(&model),

@@ -2,13 +2,13 @@
 //!
 //! # Layout
 //!
-//! `ASSAY\0\0\2`, the model root (32 bytes), the manifest's length (8 bytes, little-endian), the canonical [`Manifest`], the
+//! `ASSAY\0\0` and a byte that says how matrices are stored ([`Profile`]), the model root (32 bytes), the manifest's length (8 bytes, little-endian), the canonical [`Manifest`], the
 //! tokenizer's bytes, and, from the next multiple of 16 KiB on, the constants in order of the program, every one at the next multiple
 //! of 64 bytes (matrices: 4096). So versions of a model with the same program have what they share at the same places of a grid of
 //! 16 KiB, which is what stores and transfers compare.
-//! A matrix is its weights in the layout of [`crate::matrix`] followed, at the next multiple of 64, by its row scales (u16); a table
-//! or vector is i32, a rotary table i16, all little-endian. Where each constant lies follows from the program alone, and the file ends
-//! with the last one.
+//! A matrix is its weights in the layout of [`crate::matrix`], or packed as [`crate::matrix::packed`] has them, followed, at the next multiple of 64, by its row scales (u16); a table
+//! or vector is i32, a rotary table i16, all little-endian. Where each constant lies follows from profile and program alone, and the file
+//! ends with the last one.
 //!
 //! The model root does not depend on this layout: see [`root`].
 
@@ -22,6 +22,8 @@ pub use assay_core::text::{END_TOKENS_MAX, TEMPLATE_BYTES_MAX, TextModel};
 use borsh::{BorshDeserialize, BorshSerialize};
 
 use crate::constants::{Constants, Reads};
+use crate::kernel::USUAL;
+use crate::matrix::packed::{PACKED_BLOCK, PACKED_GROUP};
 use crate::matrix::{BIAS, GROUP, Matrix, TILE_ROWS};
 use crate::presence::{Lack, Presence};
 use crate::program::{
@@ -40,10 +42,72 @@ pub mod tree;
 #[cfg(feature = "native")]
 pub mod writer;
 
-/// First bytes of every artifact: kind and version.
-pub const MAGIC: [u8; 8] = *b"ASSAY\0\0\x02";
-/// Name of the arithmetic.
-pub const PROFILE: &str = "int8-v1";
+/// First bytes of every artifact; another one follows, and says which [`Profile`] it has.
+pub const MAGIC: [u8; 7] = *b"ASSAY\0\0";
+
+/// Name of a model's arithmetic and of how its weights are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Profile {
+    /// Every weight is a byte.
+    #[default]
+    Int8,
+    /// Matrices that are multiplied are packed into four bits a weight ([`crate::matrix::packed`]). They are worth int8 numbers, so
+    /// that the arithmetic is the same.
+    Int4,
+}
+
+impl Profile {
+    /// All there are.
+    pub const ALL: [Profile; 2] = [Profile::Int8, Profile::Int4];
+
+    /// The name that stands under a model's root.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Profile::Int8 => "int8-v1",
+            Profile::Int4 => "int4-v1",
+        }
+    }
+
+    /// The profile with this name.
+    pub fn named(name: &str) -> Option<Profile> {
+        Profile::ALL.into_iter().find(|p| p.name() == name)
+    }
+
+    /// First bytes of an artifact.
+    pub(crate) const fn magic(self) -> [u8; 8] {
+        let [a, b, c, d, e, f, g] = MAGIC;
+        let version = match self {
+            Profile::Int8 => 2,
+            Profile::Int4 => 3,
+        };
+        [a, b, c, d, e, f, g, version]
+    }
+
+    /// Which matrices of a program are packed: those of products, where all their weights are read for every token, but for those that
+    /// are tables too.
+    pub fn packed(self, program: &Program) -> Vec<bool> {
+        let mut packed = vec![false; program.tensors.len()];
+        let mut set = |t: TensorId, to: bool| {
+            if let Some(p) = packed.get_mut(usize::from(t)) {
+                *p = to;
+            }
+        };
+        if self == Profile::Int4 {
+            let multiplied = program.ops.iter().filter_map(|op| match op {
+                Op::MatMul { weights, .. } => Some(*weights),
+                _ => None,
+            });
+            multiplied.for_each(|t| set(t, true));
+            let looked_up = program.ops.iter().filter_map(|op| match op {
+                Op::Embed { table } | Op::Position { table } => Some(*table),
+                _ => None,
+            });
+            looked_up.for_each(|t| set(t, false));
+        }
+        packed
+    }
+}
+
 /// Most bytes of a tokenizer.
 pub const TOKENIZER_BYTES_MAX: usize = 64 << 20;
 const HEADER: usize = 48;
@@ -171,33 +235,51 @@ pub(crate) struct Place {
     pub(crate) data: (usize, usize),
     /// Row scales; empty but for matrices.
     pub(crate) scales: (usize, usize),
+    /// Whether it is a matrix that is stored packed.
+    pub(crate) packed: bool,
 }
 
 /// Where the constants lie, and the length of the file; `None` when it would not fit this machine.
-pub(crate) fn layout(program: &Program, after: usize) -> Option<(Vec<Place>, usize)> {
+pub(crate) fn layout(profile: Profile, program: &Program, after: usize) -> Option<(Vec<Place>, usize)> {
     let mut at = after.checked_next_multiple_of(GRID)?;
-    let mut place = |align: usize, numbers: [u32; 2], bytes: usize| -> Option<(usize, usize)> {
+    let mut place = |align: usize, len: Option<usize>| -> Option<(usize, usize)> {
         let from = at.checked_next_multiple_of(align)?;
-        let [a, b] = numbers.map(usize::try_from);
-        let len = a.ok()?.checked_mul(b.ok()?)?.checked_mul(bytes)?;
-        at = from.checked_add(len)?;
-        Some((from, len))
+        at = from.checked_add(len?)?;
+        Some((from, len?))
+    };
+    let numbers = |a: u32, b: u32, bytes: usize| {
+        let [a, b] = [a, b].map(usize::try_from);
+        a.ok()?.checked_mul(b.ok()?)?.checked_mul(bytes)
     };
     let mut places = Vec::with_capacity(program.tensors.len());
-    for t in &program.tensors {
+    for (t, packed) in program.tensors.iter().zip(profile.packed(program)) {
+        let mut plain = |len| Some(Place { data: place(64, len)?, scales: (0, 0), packed: false });
         places.push(match t.shape {
             Shape::Matrix { rows, cols, .. } => {
-                let stored = [rows.next_multiple_of(TILE_ROWS as u32), cols.next_multiple_of(GROUP as u32)];
-                Place { data: place(4096, stored, 1)?, scales: place(64, [rows, 1], 2)? }
+                let tile_rows = rows.next_multiple_of(TILE_ROWS as u32);
+                let stored = match packed {
+                    true => numbers(
+                        tile_rows / TILE_ROWS as u32,
+                        cols.div_ceil(PACKED_GROUP as u32),
+                        PACKED_BLOCK,
+                    ),
+                    false => numbers(tile_rows, cols.next_multiple_of(GROUP as u32), 1),
+                };
+                Place { data: place(4096, stored)?, scales: place(64, numbers(rows, 1, 2))?, packed }
             }
-            Shape::Table => Place { data: place(64, [TABLE_LEN as u32, 1], 4)?, scales: (0, 0) },
-            Shape::Rotary { positions, pairs } => {
-                Place { data: place(64, [positions, pairs], 4)?, scales: (0, 0) }
-            }
-            Shape::Vector { len, .. } => Place { data: place(64, [len, 1], 4)?, scales: (0, 0) },
+            Shape::Table => plain(numbers(TABLE_LEN as u32, 1, 4))?,
+            Shape::Rotary { positions, pairs } => plain(numbers(positions, pairs, 4))?,
+            Shape::Vector { len, .. } => plain(numbers(len, 1, 4))?,
         });
     }
     Some((places, at))
+}
+
+/// A matrix of this shape over its stored weights and row scales; `None` where they have other lengths.
+fn matrix_of<'a>(shape: Shape, packed: bool, stored: &'a [u8], scales: &'a [u16]) -> Option<Matrix<'a>> {
+    let Shape::Matrix { rows, cols, shift } = shape else { return None };
+    let of = if packed { Matrix::packed } else { Matrix::new };
+    of(rows as usize, cols as usize, shift, stored, scales)
 }
 
 /// Memory from a multiple of 4096 bytes on.
@@ -223,6 +305,7 @@ pub struct Artifact {
     path: PathBuf,
     bytes: Bytes,
     root: ModelRoot,
+    profile: Profile,
     program: Checked,
     text: TextModel,
     provenance: Provenance,
@@ -256,8 +339,9 @@ impl Artifact {
         let magic = || ArtifactError::Magic { path: path.clone() };
         let header: &[u8; HEADER] = bytes.first_chunk().ok_or_else(magic)?;
         let (front, length) = header.split_last_chunk::<8>().ok_or_else(magic)?;
-        let root = front.strip_prefix(&MAGIC).and_then(|r| r.first_chunk::<32>()).ok_or_else(magic)?;
-        let root = ModelRoot::from_bytes(*root);
+        let (kind, root) = front.split_first_chunk::<8>().ok_or_else(magic)?;
+        let profile = Profile::ALL.into_iter().find(|p| p.magic() == *kind).ok_or_else(magic)?;
+        let root = ModelRoot::from_bytes(*root.first_chunk::<32>().ok_or_else(magic)?);
         let got = bytes.len() as u64;
         let length = u64::from_le_bytes(*length);
         let short = |expected: u64| ArtifactError::Length { path: path.clone(), got, expected };
@@ -276,8 +360,8 @@ impl Artifact {
             .program
             .check()
             .map_err(|source| ArtifactError::Program { path: path.clone(), source })?;
-        let (places, expected) =
-            layout(program.program(), tokenizer_at + tokenizer_len).ok_or_else(|| short(u64::MAX))?;
+        let (places, expected) = layout(profile, program.program(), tokenizer_at + tokenizer_len)
+            .ok_or_else(|| short(u64::MAX))?;
         if bytes.len() != expected {
             return Err(short(expected as u64));
         }
@@ -285,6 +369,7 @@ impl Artifact {
             path,
             bytes,
             root,
+            profile,
             program,
             text: manifest.text,
             provenance: manifest.provenance,
@@ -443,12 +528,19 @@ fn check_tensor(c: &dyn Constants, i: TensorId, t: &Tensor) -> Result<(), String
 
 /// Whether the bytes that only fill tiles and groups hold weight 0: no root covers them.
 fn padding_is_zero(w: &Matrix<'_>) -> bool {
-    let zero = |bytes: &[u8]| bytes.iter().all(|b| *b == BIAS);
-    let group = TILE_ROWS * GROUP;
-    let (rows, cols) = (w.rows() % TILE_ROWS, w.cols() % GROUP);
-    let below = rows == 0 || w.tile(w.tiles() - 1).chunks_exact(group).all(|g| zero(&g[rows * GROUP..]));
-    let beside = |tile: &[u8]| tile[tile.len() - group..].chunks_exact(GROUP).all(|row| zero(&row[cols..]));
-    below && (cols == 0 || (0..w.tiles()).all(|t| beside(w.tile(t))))
+    let group = if w.is_packed() { PACKED_GROUP } else { GROUP };
+    let (rows, cols) = (w.rows() % TILE_ROWS, w.cols() % group);
+    let last = |t: usize| t + 1 == w.tiles();
+    let tiles = (0..w.tiles()).filter(|t| cols != 0 || last(*t) && rows != 0);
+    tiles.into_iter().all(|t| {
+        let plain = USUAL.plain_tile(w, t);
+        let four = plain.as_chunks::<GROUP>().0.iter().enumerate();
+        four.filter(|(_, four)| **four != [BIAS; GROUP]).all(|(at, four)| {
+            let (row, col) = (at % TILE_ROWS, at / TILE_ROWS * GROUP);
+            let inside = if last(t) && rows != 0 { rows } else { TILE_ROWS };
+            row < inside && four.iter().enumerate().all(|(i, b)| col + i < w.cols() || *b == BIAS)
+        })
+    })
 }
 
 /// Integers that constants are made of.
@@ -462,11 +554,15 @@ impl Constants for Artifact {
         &self.program
     }
 
+    fn profile(&self) -> Profile {
+        self.profile
+    }
+
     fn matrix(&self, t: TensorId) -> Matrix<'_> {
-        let (rows, cols, shift) = self.program.matrix_shape(t);
         let place = self.places[usize::from(t)];
         let bytes = &self.bytes[place.data.0..place.data.0 + place.data.1];
-        Matrix::new(rows as usize, cols as usize, shift, bytes, self.numbers(place.scales))
+        let shape = self.program.program().tensors[usize::from(t)].shape;
+        matrix_of(shape, place.packed, bytes, self.numbers(place.scales))
             .expect("the layout gives every matrix its length")
     }
 

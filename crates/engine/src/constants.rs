@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::artifact::Profile;
 use crate::matrix::Matrix;
 use crate::presence::Lack;
 use crate::program::{Checked, Op, TensorId};
@@ -19,6 +20,10 @@ pub struct Reads<'a> {
 pub trait Constants: Send + Sync {
     /// The program.
     fn program(&self) -> &Checked;
+    /// How its matrices are stored, which is under the model's root.
+    fn profile(&self) -> Profile {
+        Profile::Int8
+    }
     /// Weights and row scales.
     fn matrix(&self, t: TensorId) -> Matrix<'_>;
     /// [`crate::program::TABLE_LEN`] entries.

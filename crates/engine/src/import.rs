@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use assay_core::id::{Hash, ModelRoot};
 
-use crate::artifact::ArtifactError;
+use crate::artifact::{ArtifactError, Profile};
 
 mod bert;
 mod blocks;
@@ -40,6 +40,8 @@ pub struct ImportOptions {
     pub licence: Option<String>,
     /// Shorten the model's window to this many positions.
     pub context: Option<u32>,
+    /// How its weights are stored.
+    pub profile: Profile,
     /// Rotations that spread outliers.
     pub rotation: Rotation,
 }

@@ -14,6 +14,8 @@ pub mod wide;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+use std::sync::LazyLock;
+
 use crate::reference::Affine;
 use crate::semantics::quantise::Quantiser;
 use crate::semantics::sample::Against;
@@ -136,6 +138,8 @@ pub(crate) struct Functions {
     /// Adds the rows of a stored row tile, times two weights each, to sums by column. Weights stand four times, once for each
     /// column of a group.
     pub(crate) fold_tile: FoldTile,
+    /// Blocks of packed weights as plain ones: as many as both slices hold.
+    pub(crate) unpack_weights: unsafe fn(&[u8], &mut [u8]),
 }
 
 impl<'a> HeadScales<'a> {
@@ -240,10 +244,35 @@ impl Kernel {
     }
 }
 
+/// The kernel that [`KERNEL_VARIABLE`] names, or the fastest: for what is hashed, where whoever executes a model refuses an
+/// unknown name.
+pub(crate) static USUAL: LazyLock<Kernel> =
+    LazyLock::new(|| Kernel::from_environment().unwrap_or_else(|_| Kernel::available()[0]));
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::matrix::GROUP;
+
+    #[test]
+    fn every_kernel_unpacks_every_byte_to_what_it_is_worth() {
+        use crate::matrix::Matrix;
+        use crate::matrix::packed::{PACKED_BLOCK, PACKED_GROUP, PLAIN_BLOCK};
+
+        // Every scale meets every number: in block b, byte i of the scales is b + i, and weights' bytes run on.
+        const BLOCKS: usize = 256;
+        let block = |b: usize| (0..PACKED_BLOCK).map(move |i| (b + i * 7) as u8);
+        let packed: Vec<u8> = (0..BLOCKS).flat_map(block).collect();
+        let w = Matrix::packed(64, BLOCKS * PACKED_GROUP, 0, &packed, &[0; 64]).unwrap();
+        let weight = |at: usize| w.weight(at / GROUP % 64, at / (64 * GROUP) * GROUP + at % GROUP);
+        let expected: Vec<u8> = (0..BLOCKS * PLAIN_BLOCK).map(|at| weight(at) as u8 ^ 128).collect();
+        for kernel in Kernel::available() {
+            let mut plain = vec![0; BLOCKS * PLAIN_BLOCK];
+            // SAFETY: the kernel runs here.
+            unsafe { (kernel.functions.unpack_weights)(&packed, &mut plain) };
+            assert!(plain == expected, "{kernel:?}");
+        }
+    }
 
     /// Any products of any bytes: -128 by -128 everywhere, which no model comes to, and random ones.
     #[test]

@@ -4,6 +4,10 @@
 //! Rows come in tiles of 64, columns in groups of 4. A row tile holds its column groups one after the other; a column
 //! group holds, for each of the 64 rows, 4 bytes. Each byte is the weight plus 128. Rows and columns that exist only to
 //! fill a tile or group hold weight 0. So 16 rows × 4 columns are one 64-byte vector, and a row tile is read in order.
+//!
+//! Matrices of the profile `int4-v1` are stored in half of that: [`packed`] says how, and that they are int8 matrices all the same.
+
+pub mod packed;
 
 /// Rows of a tile.
 pub const TILE_ROWS: usize = 64;
@@ -20,8 +24,17 @@ pub struct Matrix<'a> {
     rows: usize,
     cols: usize,
     shift: i16,
-    bytes: &'a [u8],
+    weights: Weights<'a>,
     scales: &'a [u16],
+}
+
+/// The stored weights of a matrix, or of one of its row tiles.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Weights<'a> {
+    /// A byte for each weight.
+    Plain(&'a [u8]),
+    /// As [`packed`] has them.
+    Packed(&'a [u8]),
 }
 
 /// Length in bytes of the stored weights of a matrix.
@@ -43,14 +56,25 @@ impl<'a> Matrix<'a> {
             rows,
             cols,
             shift,
-            bytes,
+            weights: Weights::Plain(bytes),
+            scales,
+        })
+    }
+
+    /// A matrix over packed bytes; `None` when the lengths do not fit the shape.
+    pub fn packed(rows: usize, cols: usize, shift: i16, bytes: &'a [u8], scales: &'a [u16]) -> Option<Self> {
+        (bytes.len() == packed::stored_len(rows, cols) && scales.len() == rows).then_some(Matrix {
+            rows,
+            cols,
+            shift,
+            weights: Weights::Packed(bytes),
             scales,
         })
     }
 
     /// A matrix of which only shape and row scales are known: for who is given its products. Asking it for weights panics.
     pub fn without_weights(cols: usize, shift: i16, scales: &'a [u16]) -> Self {
-        Matrix { rows: scales.len(), cols, shift, bytes: &[], scales }
+        Matrix { rows: scales.len(), cols, shift, weights: Weights::Plain(&[]), scales }
     }
 
     /// Outputs.
@@ -68,6 +92,11 @@ impl<'a> Matrix<'a> {
         self.shift
     }
 
+    /// Whether its weights are stored packed.
+    pub fn is_packed(&self) -> bool {
+        matches!(self.weights, Weights::Packed(_))
+    }
+
     /// One scale per row.
     pub fn scales(&self) -> &'a [u16] {
         self.scales
@@ -76,7 +105,10 @@ impl<'a> Matrix<'a> {
     /// One weight.
     #[inline(always)]
     pub fn weight(&self, row: usize, col: usize) -> i8 {
-        (self.bytes[stored_index(self.cols, row, col)] ^ BIAS) as i8
+        match self.weights {
+            Weights::Plain(bytes) => (bytes[stored_index(self.cols, row, col)] ^ BIAS) as i8,
+            Weights::Packed(bytes) => packed::weight(bytes, self.cols, row, col),
+        }
     }
 
     /// Number of row tiles.
@@ -84,11 +116,23 @@ impl<'a> Matrix<'a> {
         self.rows.div_ceil(TILE_ROWS)
     }
 
-    /// The stored bytes of a row tile: column groups of 64 × 4 bytes.
+    /// The weights of a row tile as they are stored.
     #[inline(always)]
+    pub(crate) fn stored_tile(&self, tile: usize) -> Weights<'a> {
+        let part = |bytes: &'a [u8], len: usize| &bytes[tile * len..(tile + 1) * len];
+        match self.weights {
+            Weights::Plain(bytes) => {
+                Weights::Plain(part(bytes, TILE_ROWS * self.cols.next_multiple_of(GROUP)))
+            }
+            Weights::Packed(bytes) => Weights::Packed(part(bytes, packed::tile_len(self.cols))),
+        }
+    }
+
+    /// The bytes of a row tile as they are stored.
     pub fn tile(&self, tile: usize) -> &'a [u8] {
-        let len = TILE_ROWS * self.cols.next_multiple_of(GROUP);
-        &self.bytes[tile * len..(tile + 1) * len]
+        match self.stored_tile(tile) {
+            Weights::Plain(bytes) | Weights::Packed(bytes) => bytes,
+        }
     }
 }
 

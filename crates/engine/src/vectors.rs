@@ -1,8 +1,9 @@
-//! Conformance vectors: hashes that every engine for profile `int8-v1` must reproduce, on any machine.
+//! Conformance vectors: hashes that every engine for a profile must reproduce, on any machine.
 //!
 //! Inputs come from a fixed generator (xorshift64 with shifts 13, 7, 17, from the seed that each vector names); each hash is
 //! Keccak-256 over the results, numbers big-endian in their width. The programs exercise every operation over shapes with
-//! tails and weights at their ends.
+//! tails and weights at their ends. Packed matrices are put group by group, row by row: a scale of -63 to 63, then 32 numbers of -8
+//! to 7, of which the last group needs fewer.
 
 use std::sync::Arc;
 
@@ -10,10 +11,12 @@ use assay_core::id::Hash;
 use assay_core::keccak::keccak256;
 use assay_core::request::Sampling;
 
+use crate::artifact::Profile;
 use crate::cache::Sequence;
 use crate::constants::Constants;
 use crate::forward::{Executor, Segment};
 use crate::kernel::Kernel;
+use crate::matrix::packed::{self, PACKED_GROUP};
 use crate::matrix::{Matrix, store};
 use crate::pool::Pool;
 use crate::program::{
@@ -37,6 +40,12 @@ pub struct Vector {
     pub hash: Hash,
 }
 
+/// Matrices whose rows are looked up: no profile packs them.
+const TABLES: [&str; 2] = ["embed", "positions"];
+
+/// Whether a matrix is packed, its weights as they are stored, and its row scales.
+type Stored = (bool, Vec<u8>, Vec<u16>);
+
 /// The generator of all inputs.
 struct Random(u64);
 
@@ -48,6 +57,27 @@ impl Random {
         self.0
     }
 
+    /// A matrix of any weights, with its row scales.
+    fn matrix(&mut self, packed: bool, rows: u32, cols: u32) -> Stored {
+        let (rows, cols) = (rows as usize, cols as usize);
+        let stored = if packed {
+            let mut bytes = packed::zeros(rows, cols);
+            for row in 0..rows {
+                for (group, first) in (0..cols).step_by(PACKED_GROUP).enumerate() {
+                    let g = (self.next() % 127) as i32 - 63;
+                    let count = PACKED_GROUP.min(cols - first);
+                    let q: Vec<i8> = (0..count).map(|_| (self.next() % 16) as i8 - 8).collect();
+                    packed::put(&mut bytes, cols, (row, group), g, &q);
+                }
+            }
+            bytes
+        } else {
+            let w: Vec<i8> = (0..rows * cols).map(|_| self.next() as i8).collect();
+            store(rows, cols, &w)
+        };
+        (packed, stored, (0..rows).map(|_| self.next() as u16).collect())
+    }
+
     /// A 32-bit number of random size.
     fn sized(&mut self) -> i32 {
         let bits = self.next() % 32;
@@ -55,36 +85,48 @@ impl Random {
     }
 }
 
-/// Computes all vectors; programs run on the reference, or on a kernel, which must give the same.
-pub fn compute(kernel: Option<Kernel>) -> Vec<Vector> {
-    let functions = [
-        ("rounding", rounding()),
-        ("scales", scales()),
-        ("powers", powers()),
-        ("quantise", quantised()),
-        ("norm", norms()),
-        ("sample", samples()),
-    ];
+/// Computes all vectors of a profile; programs run on the reference, or on a kernel, which must give the same.
+pub fn compute(profile: Profile, kernel: Option<Kernel>) -> Vec<Vector> {
+    let functions = match profile {
+        Profile::Int8 => vec![
+            ("rounding", rounding()),
+            ("scales", scales()),
+            ("powers", powers()),
+            ("quantise", quantised()),
+            ("norm", norms()),
+            ("sample", samples()),
+        ],
+        Profile::Int4 => vec![("worth", worths())],
+    };
     let mut all: Vec<Vector> = functions
         .iter()
         .map(|(name, bytes)| Vector { name: (*name).to_owned(), hash: keccak256(&[bytes]) })
         .collect();
     for (i, shape) in SHAPES.iter().enumerate() {
-        let bytes = execute(&Arc::new(Model::new(shape)), kernel);
+        let bytes = execute(&Arc::new(Model::new(shape, profile)), kernel);
         all.push(Vector { name: format!("program-{}", i + 1), hash: keccak256(&[&bytes]) });
     }
     for (i, shape) in SHAPES.iter().enumerate() {
-        let bytes = encode(&Arc::new(Model::encoder(shape)), kernel);
+        let bytes = encode(&Arc::new(Model::encoder(shape, profile)), kernel);
         all.push(Vector { name: format!("encoder-{}", i + 1), hash: keccak256(&[&bytes]) });
     }
     all
 }
 
-/// The programs that vectors execute, with their constants: first those that make tokens, then encoders. Small, odd in every
-/// dimension, and with every operation, they serve other tests, too.
+/// Programs that vectors execute, with their constants: first those that make tokens, then encoders. Small, odd in every
+/// dimension, and with every operation, they serve other tests, too. Of those with packed matrices there is a plain one, one with every
+/// operation, and an encoder.
 pub fn models() -> Vec<Arc<dyn Constants>> {
-    let decoders = SHAPES.iter().map(Model::new);
-    decoders.chain(SHAPES.iter().map(Model::encoder)).map(|m| Arc::new(m) as Arc<dyn Constants>).collect()
+    let decoders = SHAPES.iter().map(|s| Model::new(s, Profile::Int8));
+    let packed = [&SHAPES[0], &SHAPES[3]].map(|s| Model::new(s, Profile::Int4));
+    let encoders = SHAPES.iter().map(|s| Model::encoder(s, Profile::Int8));
+    let all = decoders.chain(packed).chain(encoders).chain([Model::encoder(&SHAPES[1], Profile::Int4)]);
+    all.map(|m| Arc::new(m) as Arc<dyn Constants>).collect()
+}
+
+/// What every number is worth with every scale.
+fn worths() -> Vec<u8> {
+    (-63..=63).flat_map(|g| (-8..8).map(move |q| packed::worth(q, g) as i8 as u8)).collect()
 }
 
 fn rounding() -> Vec<u8> {
@@ -170,8 +212,9 @@ fn samples() -> Vec<u8> {
 
 /// A model of two layers in memory.
 struct Model {
+    profile: Profile,
     program: Checked,
-    matrices: Vec<(Vec<u8>, Vec<u16>)>,
+    matrices: Vec<Stored>,
     vectors: Vec<(TensorId, Vec<i32>)>,
     table: Vec<i32>,
     rotary: Vec<i16>,
@@ -213,15 +256,13 @@ const VOCABULARY: u32 = 83;
 const CONTEXT: u32 = 96;
 
 impl Model {
-    fn new(s: &ModelShape) -> Model {
+    fn new(s: &ModelShape, profile: Profile) -> Model {
         let mut r = Random(s.seed);
         let (q, kv) = (s.heads * s.head_dim, s.kv_heads * s.head_dim);
         let mut tensors = Vec::new();
         let mut matrices = Vec::new();
         let mut matrix = |name: String, rows: u32, cols: u32| {
-            let w: Vec<i8> = (0..rows * cols).map(|_| r.next() as i8).collect();
-            let scales = (0..rows).map(|_| r.next() as u16).collect();
-            matrices.push((store(rows as usize, cols as usize, &w), scales));
+            matrices.push(r.matrix(profile == Profile::Int4 && !TABLES.contains(&&*name), rows, cols));
             tensors.push(Tensor { name, shape: Shape::Matrix { rows, cols, shift: s.shift } });
         };
         matrix("embed".into(), VOCABULARY, s.dim);
@@ -240,18 +281,24 @@ impl Model {
         let last = (ops.len() - 1) as ValueId;
         // With a bend after the logits there is one operation more.
         let hidden = last - if s.rich { 3 } else { 2 };
-        Model::finish(vectors, matrices, ops, Head::Tokens { hidden, logits: last }, &mut r, s.head_dim)
+        Model::finish(
+            profile,
+            vectors,
+            matrices,
+            ops,
+            Head::Tokens { hidden, logits: last },
+            &mut r,
+            s.head_dim,
+        )
     }
 
     /// An encoder of two layers: learned positions, layer norms, transforms, a function of its own, means.
-    fn encoder(s: &ModelShape) -> Model {
+    fn encoder(s: &ModelShape, profile: Profile) -> Model {
         let mut r = Random(s.seed + 100);
         let dim = s.heads * s.head_dim;
         let (mut tensors, mut matrices) = (Vec::new(), Vec::new());
         let mut matrix = |name: String, rows: u32, cols: u32| {
-            let w: Vec<i8> = (0..rows * cols).map(|_| r.next() as i8).collect();
-            let scales = (0..rows).map(|_| r.next() as u16).collect();
-            matrices.push((store(rows as usize, cols as usize, &w), scales));
+            matrices.push(r.matrix(profile == Profile::Int4 && !TABLES.contains(&&*name), rows, cols));
             tensors.push(Tensor { name, shape: Shape::Matrix { rows, cols, shift: s.shift } });
         };
         let inner = s.hidden.next_multiple_of(8);
@@ -308,12 +355,13 @@ impl Model {
             x = push(Op::Normalise { x, groups: 1, center: true, epsilon: 42_950, gain, bias, frac: 16 });
         }
         let pooled = push(Op::Pool { x, pooling: Pooling::Mean });
-        Model::finish(v, matrices, ops, Head::Vector { pooled }, &mut r, head_dim)
+        Model::finish(profile, v, matrices, ops, Head::Vector { pooled }, &mut r, head_dim)
     }
 
     fn finish(
+        profile: Profile,
         vectors: Vectors,
-        matrices: Vec<(Vec<u8>, Vec<u16>)>,
+        matrices: Vec<Stored>,
         ops: Vec<Op>,
         head: Head,
         r: &mut Random,
@@ -327,7 +375,7 @@ impl Model {
         let rotary = (0..CONTEXT * head_dim).map(|_| (r.next() % 32_769) as u16 as i32 - 16_384);
         let rotary = rotary.map(|v| v as i16).collect();
         let program = program.check().expect("the programs of vectors are valid");
-        Model { program, matrices, vectors: numbers, table, rotary }
+        Model { profile, program, matrices, vectors: numbers, table, rotary }
     }
 }
 
@@ -418,11 +466,15 @@ impl Constants for Model {
         &self.program
     }
 
+    fn profile(&self) -> Profile {
+        self.profile
+    }
+
     fn matrix(&self, t: u16) -> Matrix<'_> {
         let (rows, cols, shift) = self.program.matrix_shape(t);
-        let (bytes, scales) = &self.matrices[usize::from(t)];
-        Matrix::new(rows as usize, cols as usize, shift, bytes, scales)
-            .expect("lengths follow from the shape")
+        let (packed, bytes, scales) = &self.matrices[usize::from(t)];
+        let of = if *packed { Matrix::packed } else { Matrix::new };
+        of(rows as usize, cols as usize, shift, bytes, scales).expect("lengths follow from the shape")
     }
 
     fn table(&self, _: u16) -> &[i32] {
@@ -499,12 +551,17 @@ mod tests {
 
     #[test]
     fn every_kernel_gives_the_published_vectors() {
-        let published = include_str!("../../../docs/vectors/int8-v1.txt");
         let print =
             |all: Vec<Vector>| all.iter().map(|v| format!("{} {}\n", v.name, v.hash)).collect::<String>();
-        assert_eq!(print(compute(None)), published, "the reference moved: that is a new profile");
-        for kernel in Kernel::available() {
-            assert_eq!(print(compute(Some(kernel))), published, "{kernel:?}");
+        for (profile, published) in [
+            (Profile::Int8, include_str!("../../../docs/vectors/int8-v1.txt")),
+            (Profile::Int4, include_str!("../../../docs/vectors/int4-v1.txt")),
+        ] {
+            let reference = print(compute(profile, None));
+            assert_eq!(reference, published, "the reference of {profile:?} moved: that is a new profile");
+            for kernel in Kernel::available() {
+                assert_eq!(print(compute(profile, Some(kernel))), published, "{kernel:?}");
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use assay_core::canonical::Canonical as _;
 use assay_engine::artifact::writer::Writer;
-use assay_engine::artifact::{Artifact, Manifest, Provenance, TextModel};
+use assay_engine::artifact::{Artifact, Manifest, Profile, Provenance, TextModel};
 use assay_engine::constants::Constants as _;
 use assay_engine::matrix::store;
 use assay_engine::program::{Head, Op, Program, Shape, TABLE_LEN, Tensor};
@@ -59,7 +59,7 @@ fn write(path: &Path, manifest: Manifest) {
     let Shape::Rotary { positions, .. } = manifest.program.tensors[2].shape else {
         panic!("angles come third")
     };
-    let mut writer = Writer::create(path, manifest, b"{}".to_vec()).unwrap();
+    let mut writer = Writer::create(path, Profile::Int8, manifest, b"{}".to_vec()).unwrap();
     let (rows, cols) = (ROWS as usize, COLS as usize);
     let weights: Vec<i8> = (0..rows * cols).map(|i| weight(i / cols, i % cols)).collect();
     let scales: Vec<u16> = (0..ROWS as u16).map(|r| 40_000 + r).collect();

@@ -521,7 +521,7 @@ impl Inference for Provider {
                     created: self.created,
                     owned_by: "assay".to_owned(),
                     context_length: a.program().program().context,
-                    profile: assay_engine::artifact::PROFILE.to_owned(),
+                    profile: a.profile().name().to_owned(),
                     bytes: a.len() as u64,
                     has_chat_template: a.text().has_chat_template,
                     task: task(a),

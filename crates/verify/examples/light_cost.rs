@@ -53,6 +53,7 @@ fn main() {
         tied: false,
         vocabulary,
         context: 4096,
+        packed: false,
         alike: true,
         seed: 1,
     };

@@ -246,6 +246,7 @@ fn challenges_before_the_beacon_can_be_ground() {
         tied: false,
         vocabulary: VOCABULARY,
         context: small::CONTEXT,
+        packed: false,
         alike: false,
         seed: 5,
     };

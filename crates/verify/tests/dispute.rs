@@ -288,7 +288,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 96, max_shrink_iters: 0, ..ProptestConfig::default() })]
 
     #[test]
-    fn an_honest_defender_never_loses(randoms in prop::collection::vec(any::<u64>(), 12), m in 0usize..5) {
+    fn an_honest_defender_never_loses(randoms in prop::collection::vec(any::<u64>(), 12), m in 0usize..7) {
         let model = &MODELS[m];
         let record = model.answer(20, 50, if randoms[0] % 2 == 0 { sampling() } else { Sampling::GREEDY });
         let mut defender = Defender::new(player(model, &record), &record, &model.tree);
@@ -300,7 +300,7 @@ proptest! {
 
     /// A challenger that walks to a number with the right accumulators but for one run, or with one too many or few.
     #[test]
-    fn wrong_accumulators_lose(randoms in prop::collection::vec(any::<u64>(), 12), m in 0usize..5) {
+    fn wrong_accumulators_lose(randoms in prop::collection::vec(any::<u64>(), 12), m in 0usize..7) {
         let model = &MODELS[m];
         let record = model.answer(20, 50, sampling());
         let mut defender = Defender::new(player(model, &record), &record, &model.tree);

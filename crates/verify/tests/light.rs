@@ -701,6 +701,7 @@ static SMALL: LazyLock<(Arc<Small>, Key, Case)> = LazyLock::new(|| {
         tied: true,
         vocabulary: VOCABULARY,
         context: small::CONTEXT,
+        packed: false,
         alike: false,
         seed: 77,
     };

@@ -8,6 +8,7 @@ use assay_engine::import::synthetic;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
+use super::import::ProfileArg;
 use super::up::EngineArgs;
 use crate::home::Home;
 
@@ -36,6 +37,9 @@ enum What {
         shape: String,
         /// The artifact to write.
         out: PathBuf,
+        /// How to store weights.
+        #[arg(long, value_enum, default_value_t)]
+        profile: ProfileArg,
     },
     /// Speed of prefill and decode: each round reads 512 tokens in one go, then writes 64 one by one.
     Engine {
@@ -135,9 +139,9 @@ impl Bench {
             }
         };
         match self.what {
-            What::Synthetic { shape, out } => {
+            What::Synthetic { shape, out, profile } => {
                 let names: Vec<_> = synthetic::SHAPES.iter().map(|s| s.name).collect();
-                let made = synthetic::write(&shape, 1, &out)
+                let made = synthetic::write(&shape, profile.into(), 1, &out)
                     .with_context(|| format!("no shape `{shape}`; there are {}", names.join(", ")))?;
                 print(json!({"root": made?, "path": out}));
                 Ok(())

@@ -1,7 +1,7 @@
 //! `assay list`, `show` and `rm`.
 
 use anyhow::{Result, bail};
-use assay_engine::artifact::{Artifact, PROFILE};
+use assay_engine::artifact::Artifact;
 use assay_engine::constants::Constants as _;
 use clap::Args;
 use comfy_table::{Table, presets};
@@ -41,7 +41,7 @@ fn describe(a: &Artifact) -> Value {
     json!({
         "name": a.provenance().name,
         "root": a.root(),
-        "profile": PROFILE,
+        "profile": a.profile().name(),
         "parameters": a.parameters(),
         "bytes": a.len(),
         "context": program.context,

@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use alloy_signer_local::PrivateKeySigner;
 use anyhow::{Context as _, Result, bail};
 use assay_core::id::NodeAddress;
-use assay_engine::artifact::{Artifact, PROFILE};
+use assay_engine::artifact::Artifact;
 use assay_engine::constants::Constants as _;
 use assay_hub::blob::BlobHash;
 use assay_hub::content::ContentTree;
@@ -246,7 +246,7 @@ impl Publish {
             blob: hashed.hash,
             size,
             content_root: tree.root(),
-            profile: PROFILE.to_owned(),
+            profile: artifact.profile().name().to_owned(),
             parameters: artifact.parameters(),
             context: artifact.program().program().context,
             licence: self.licence.clone().unwrap_or_else(|| provenance.licence.clone()),

@@ -9,7 +9,7 @@ use assay_hub::sources::{Client, Fetched, Hub, Limits, Pace, PlainHttp, Progress
 use clap::Args;
 
 use super::host::RelaysArg;
-use super::import::{Made, install_artifact, make};
+use super::import::{Made, ProfileArg, install_artifact, make};
 use super::ledger::connection::{KeyArgs, LedgerArgs};
 use crate::home::Home;
 use crate::progress;
@@ -46,6 +46,9 @@ pub struct Pull {
     /// Licence of the weights, for those who list models.
     #[arg(long, value_name = "SPDX")]
     licence: Option<String>,
+    /// How to store the weights of a checkpoint.
+    #[arg(long, value_enum, default_value_t)]
+    profile: ProfileArg,
     /// The Python whose pip fetches.
     #[arg(long, env = "ASSAY_PYTHON", default_value = "python3", value_name = "PROGRAM")]
     python: PathBuf,
@@ -144,14 +147,17 @@ impl Pull {
 
     fn install(&self, home: &Home, path: &Path, name: Option<&str>) -> Result<Made> {
         if path.extension().is_some_and(|e| e == "assay") && path.is_file() {
-            if self.name.is_some() || self.licence.is_some() {
-                bail!("an artifact has its name and licence in it; leave out --name and --licence");
+            if self.name.is_some() || self.licence.is_some() || self.profile != ProfileArg::default() {
+                bail!(
+                    "an artifact has its name, licence and profile in it; leave out --name, --licence and --profile"
+                );
             }
             return install_artifact(home, path);
         }
         let options = ImportOptions {
             name: self.name.clone().or(name.map(str::to_owned)),
             licence: self.licence.clone(),
+            profile: self.profile.into(),
             ..ImportOptions::default()
         };
         make(home, path, &options, None)

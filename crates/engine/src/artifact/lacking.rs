@@ -65,6 +65,7 @@ impl Artifact {
     fn rows(&self, t: TensorId, rows: impl Iterator<Item = usize>) -> Vec<Range<u64>> {
         let place = self.places[usize::from(t)];
         let (_, cols, _) = self.program.matrix_shape(t);
+        // Tables are not packed.
         let tile = TILE_ROWS * (cols as usize).next_multiple_of(GROUP);
         let row =
             |r: usize| [bytes(place.data.0 + r / TILE_ROWS * tile, tile), bytes(place.scales.0 + 2 * r, 2)];

@@ -4,8 +4,8 @@
 //!
 //! The tag `assay/layer/1` behind its length as one byte; the length of the header (4 bytes, little-endian) and the header in
 //! borsh: the program, the leaf hashes of the model root in order, the index of the layer (u32); then the tensors that the
-//! layer's operations name, in the program's order, as they are in an artifact and without gaps: a matrix's stored weights
-//! (see [`crate::matrix`]) and its row scales as u16, tables and vectors as i32, angles as i16, all little-endian. Which tensors
+//! layer's operations name, in the program's order, as they are in an artifact of `int8-v1` and without gaps: a matrix's weights, a byte
+//! for each (see [`crate::matrix`]), and its row scales as u16, tables and vectors as i32, angles as i16, all little-endian. Which tensors
 //! these are and how long they are follows from the program, so that one layer has one encoding.
 //!
 //! [`LayerModel::read`] believes nothing but a model root: the leaves must hash to it, the program and every tensor must be
@@ -23,8 +23,9 @@ use borsh::{BorshDeserialize, BorshSerialize};
 
 use super::root::{self, BEFORE_TENSORS, Branch, PROGRAM};
 use super::tree::ModelTree;
-use super::{PROFILE, check_tensor};
+use super::{Profile, check_tensor};
 use crate::constants::Constants;
+use crate::kernel::USUAL;
 use crate::matrix::{GROUP, Matrix, TILE_ROWS};
 use crate::program::layers::Layers;
 use crate::program::{Checked, Program, ProgramError, Shape, TABLE_LEN, TensorId};
@@ -124,6 +125,7 @@ struct Header {
 /// A layer of a model, ready to be executed.
 pub struct LayerModel {
     root: ModelRoot,
+    profile: Profile,
     program: Checked,
     layers: Layers,
     layer: usize,
@@ -171,7 +173,9 @@ pub fn extract(constants: &dyn Constants, tree: &ModelTree, layer: usize) -> Opt
         match shape {
             Shape::Matrix { .. } => {
                 let w = constants.matrix(t);
-                (0..w.tiles()).for_each(|tile| bytes.extend_from_slice(w.tile(tile)));
+                // Unpacked blocks are of more columns than the matrix may have.
+                let tile_len = TILE_ROWS * w.cols().next_multiple_of(GROUP);
+                (0..w.tiles()).for_each(|t| bytes.extend_from_slice(&USUAL.plain_tile(&w, t)[..tile_len]));
                 bytes.extend(w.scales().iter().flat_map(|s| s.to_le_bytes()));
             }
             Shape::Table => bytes.extend(constants.table(t).iter().flat_map(|v| v.to_le_bytes())),
@@ -214,14 +218,14 @@ impl LayerModel {
         let (header, content) = rest.split_at_checked(len).ok_or_else(short)?;
         let Header { program, leaves, layer } =
             Header::try_from_slice(header).map_err(|e| LayerError::Header { reason: e.to_string() })?;
-        let program = authenticate(program, &leaves, root)?;
+        let (profile, program) = authenticate(program, &leaves, root)?;
         let layers = Layers::of(&program);
         let index = layer as usize;
         if index >= layers.all().len() {
             return Err(LayerError::Index { got: layer, layers: layers.all().len() });
         }
         let tensors = read_tensors(&program, &layers, index, content)?;
-        let model = LayerModel { root, program, layers, layer: index, tensors };
+        let model = LayerModel { root, profile, program, layers, layer: index, tensors };
         model.check(&leaves)?;
         Ok(model)
     }
@@ -268,17 +272,20 @@ impl LayerModel {
     }
 }
 
-/// The checked program, if it is the one under the root's leaves.
-fn authenticate(program: Program, leaves: &[Hash], expected: ModelRoot) -> Result<Checked, LayerError> {
+/// The profile and the checked program, if they are those under the root's leaves.
+fn authenticate(
+    program: Program,
+    leaves: &[Hash],
+    expected: ModelRoot,
+) -> Result<(Profile, Checked), LayerError> {
     let got = ModelRoot::from_bytes(*merkle::root(leaves.iter().copied()).as_bytes());
     if got != expected {
         return Err(LayerError::Root { got, expected });
     }
     let is = |index: usize, name: &str, hash: Hash| leaves.get(index) == Some(&root::component(name, &hash));
     let leaf = |what: &str| LayerError::Leaf { what: what.into() };
-    if !is(PROFILE_INDEX, "profile", keccak256(&[PROFILE.as_bytes()])) {
-        return Err(leaf("profile"));
-    }
+    let named = |p: &Profile| is(PROFILE_INDEX, "profile", keccak256(&[p.name().as_bytes()]));
+    let profile = Profile::ALL.into_iter().find(named).ok_or_else(|| leaf("profile"))?;
     let program = program.check()?;
     if !is(PROGRAM, "program", merkle::root(root::program_leaves(&program))) {
         return Err(leaf("program"));
@@ -286,7 +293,7 @@ fn authenticate(program: Program, leaves: &[Hash], expected: ModelRoot) -> Resul
     if leaves.len() != BEFORE_TENSORS + program.program().tensors.len() {
         return Err(leaf("number of tensors"));
     }
-    Ok(program)
+    Ok((profile, program))
 }
 
 fn read_tensors(
@@ -333,6 +340,10 @@ fn numbers<T, const N: usize>(bytes: &[u8], number: fn([u8; N]) -> T) -> Vec<T> 
 impl Constants for LayerModel {
     fn program(&self) -> &Checked {
         &self.program
+    }
+
+    fn profile(&self) -> Profile {
+        self.profile
     }
 
     fn matrix(&self, t: TensorId) -> Matrix<'_> {

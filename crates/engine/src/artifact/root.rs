@@ -5,7 +5,7 @@
 //!
 //! | name | hash |
 //! |---|---|
-//! | `profile` | Keccak of `int8-v1` |
+//! | `profile` | Keccak of the profile's name: `int8-v1` or `int4-v1` |
 //! | `program` | Merkle root over, each in borsh: the program's facts (context u32, vocabulary u32, residual fraction bits u8, head, number of operations u16, what is carried: a list of u16), each tensor's declaration, each operation as declared |
 //! | `text` | Keccak of the canonical [`TextModel`] |
 //! | `tokenizer` | Keccak of the tokenizer's bytes |
@@ -27,9 +27,9 @@ use assay_core::keccak::keccak256;
 use assay_core::merkle;
 pub(super) use assay_core::text::component;
 
-use super::{PROFILE, TextModel};
+use super::{Profile, TextModel};
 use crate::constants::Constants;
-use crate::kernel::keccak;
+use crate::kernel::{USUAL, keccak};
 use crate::matrix::{BIAS, GROUP, Matrix, TILE_COLS, TILE_ROWS};
 use crate::program::{Checked, Shape, TensorId, ValueId};
 
@@ -52,7 +52,7 @@ pub fn model_root(
         progress(t.shape.parameters());
         hash
     });
-    assemble(c.program(), text, tokenizer, tensors)
+    assemble((c.profile(), c.program()), text, tokenizer, tensors)
 }
 
 /// The hashes that stand under one tensor's.
@@ -106,12 +106,12 @@ impl Branch {
 
 /// The root from the hashes of all tensors, in order.
 pub(super) fn assemble(
-    program: &Checked,
+    model: (Profile, &Checked),
     text: &TextModel,
     tokenizer: &[u8],
     tensors: impl Iterator<Item = Hash>,
 ) -> ModelRoot {
-    let root = merkle::root(component_leaves(program, text, tokenizer, tensors));
+    let root = merkle::root(component_leaves(model, text, tokenizer, tensors));
     ModelRoot::from_bytes(*root.as_bytes())
 }
 
@@ -122,13 +122,13 @@ pub(super) const PROGRAM: usize = 1;
 
 /// The leaves of the root.
 pub(super) fn component_leaves(
-    program: &Checked,
+    (profile, program): (Profile, &Checked),
     text: &TextModel,
     tokenizer: &[u8],
     tensors: impl Iterator<Item = Hash>,
 ) -> impl Iterator<Item = Hash> {
     let parts = [
-        ("profile", keccak256(&[PROFILE.as_bytes()])),
+        ("profile", keccak256(&[profile.name().as_bytes()])),
         ("program", merkle::root(program_leaves(program))),
         ("text", text.canonical_hash()),
         ("tokenizer", keccak256(&[tokenizer])),
@@ -161,11 +161,17 @@ pub(super) fn tile_rows(rows: usize, row_tile: usize) -> std::ops::Range<usize> 
     row_tile * TILE_ROWS..((row_tile + 1) * TILE_ROWS).min(rows)
 }
 
-/// Appends the bytes of one tile: row by row, what its leaves hold.
-pub(super) fn append_tile(w: &Matrix<'_>, row_tile: usize, col_tile: usize, bytes: &mut Vec<u8>) {
+/// Appends the bytes of one tile, row by row, what its leaves hold. `plain` is its row tile, a byte for each weight.
+pub(super) fn append_tile(
+    w: &Matrix<'_>,
+    plain: &[u8],
+    row_tile: usize,
+    col_tile: usize,
+    bytes: &mut Vec<u8>,
+) {
     let rows = tile_rows(w.rows(), row_tile).len();
     let cols = tile_cols(w.cols(), col_tile);
-    let (groups, _) = w.tile(row_tile).as_chunks::<{ TILE_ROWS * GROUP }>();
+    let (groups, _) = plain.as_chunks::<{ TILE_ROWS * GROUP }>();
     let groups = &groups[cols.start / GROUP..];
     let at = bytes.len();
     bytes.resize(at + rows * cols.len(), 0);
@@ -188,12 +194,13 @@ fn tile_roots_of(w: &Matrix<'_>, row_tiles: std::ops::Range<usize>) -> Vec<Hash>
     let mut bytes = Vec::new();
     for row_tile in row_tiles {
         let rows = tile_rows(w.rows(), row_tile).len();
+        let plain = USUAL.plain_tile(w, row_tile);
         bytes.clear();
-        (0..whole).for_each(|col_tile| append_tile(w, row_tile, col_tile, &mut bytes));
+        (0..whole).for_each(|col_tile| append_tile(w, &plain, row_tile, col_tile, &mut bytes));
         roots.extend(keccak::roots(keccak::leaves(&bytes, TILE_COLS), rows));
         if rest > 0 {
             bytes.clear();
-            append_tile(w, row_tile, whole, &mut bytes);
+            append_tile(w, &plain, row_tile, whole, &mut bytes);
             roots.push(keccak::root(keccak::leaves(&bytes, rest)));
         }
     }

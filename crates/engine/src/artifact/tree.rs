@@ -10,7 +10,7 @@ use super::TextModel;
 use super::opening::{Item, ModelOpening, Part, Way};
 use super::root::{self, ANGLES_RUN, BEFORE_TENSORS, Branch, NUMBERS_RUN, PROGRAM, SCALES_RUN};
 use crate::constants::Constants;
-use crate::kernel::keccak;
+use crate::kernel::{USUAL, keccak};
 use crate::matrix::{TILE_COLS, TILE_ROWS};
 use crate::program::{Program, Shape, TensorId};
 
@@ -36,7 +36,7 @@ impl ModelTree {
         let tensors: Vec<Branch> = program.tensors.iter().enumerate().map(branch).collect();
         let hashes = tensors.iter().map(Branch::hash);
         ModelTree {
-            components: root::component_leaves(checked, text, tokenizer, hashes).collect(),
+            components: root::component_leaves((c.profile(), checked), text, tokenizer, hashes).collect(),
             program: root::program_leaves(checked),
             tensors,
         }
@@ -92,7 +92,7 @@ impl ModelTree {
         }
         let (row_tile, row) = (row / TILE_ROWS, row % TILE_ROWS);
         let mut tile = Vec::new();
-        root::append_tile(&w, row_tile, col_tile, &mut tile);
+        root::append_tile(&w, &USUAL.plain_tile(&w, row_tile), row_tile, col_tile, &mut tile);
         let len = root::tile_cols(w.cols(), col_tile).len();
         let way = Way::Weights {
             row: keccak::prove(&keccak::leaves(&tile, len), row)?,

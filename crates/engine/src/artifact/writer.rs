@@ -9,13 +9,13 @@ use assay_core::id::{Hash, ModelRoot};
 use tempfile::NamedTempFile;
 
 use super::root::{self, Branch};
-use super::{ArtifactError, HEADER, MAGIC, Manifest, Place, layout};
-use crate::matrix::{Matrix, stored_len};
+use super::{ArtifactError, HEADER, Manifest, Place, Profile, layout, matrix_of};
 use crate::program::{Shape, TABLE_LEN};
 
 /// An artifact being written. Constants come in the order of the program.
 pub struct Writer {
     path: PathBuf,
+    profile: Profile,
     manifest: Manifest,
     tokenizer: Vec<u8>,
     places: Vec<Place>,
@@ -29,27 +29,46 @@ impl Writer {
     ///
     /// # Panics
     /// When the program has no layout on this machine: importers build programs that do.
-    pub fn create(path: &Path, mut manifest: Manifest, tokenizer: Vec<u8>) -> Result<Writer, ArtifactError> {
+    pub fn create(
+        path: &Path,
+        profile: Profile,
+        mut manifest: Manifest,
+        tokenizer: Vec<u8>,
+    ) -> Result<Writer, ArtifactError> {
         manifest.tokenizer_len = tokenizer.len() as u64;
         let bytes = manifest.to_canonical_bytes();
         let at = HEADER + bytes.len() + tokenizer.len();
-        let (places, _) = layout(&manifest.program, at).expect("an importer's program has a layout");
+        let (places, _) = layout(profile, &manifest.program, at).expect("an importer's program has a layout");
         let io = |source| ArtifactError::Io { path: path.to_owned(), source };
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         std::fs::create_dir_all(folder).map_err(io)?;
         let mut file = BufWriter::with_capacity(1 << 20, NamedTempFile::new_in(folder).map_err(io)?);
-        let mut header = MAGIC.to_vec();
+        let mut header = profile.magic().to_vec();
         header.extend_from_slice(&[0; 32]);
         header.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
         for part in [&header, &bytes, &tokenizer] {
             file.write_all(part).map_err(io)?;
         }
-        Ok(Writer { path: path.to_owned(), manifest, tokenizer, places, file, at, tensors: Vec::new() })
+        Ok(Writer {
+            path: path.to_owned(),
+            profile,
+            manifest,
+            tokenizer,
+            places,
+            file,
+            at,
+            tensors: Vec::new(),
+        })
     }
 
     fn next(&self) -> (Shape, Place) {
         let i = self.tensors.len();
         (self.manifest.program.tensors[i].shape, self.places[i])
+    }
+
+    /// Whether the next constant is a matrix that is stored packed.
+    pub fn packs_next(&self) -> bool {
+        self.next().1.packed
     }
 
     fn write_at(&mut self, at: usize, bytes: &[u8]) -> Result<(), ArtifactError> {
@@ -61,17 +80,15 @@ impl Writer {
         Ok(())
     }
 
-    /// The next constant, a matrix in the layout of [`crate::matrix`].
+    /// The next constant, a matrix in the layout of [`crate::matrix`], or packed where [`Writer::packs_next`] says so.
     ///
     /// # Panics
     /// When the program has another constant here.
     pub fn matrix(&mut self, stored: &[u8], scales: &[u16]) -> Result<(), ArtifactError> {
-        let (Shape::Matrix { rows, cols, shift }, place) = self.next() else {
+        let (shape @ Shape::Matrix { .. }, place) = self.next() else {
             panic!("the next constant of the program is no matrix")
         };
-        let (rows, cols) = (rows as usize, cols as usize);
-        assert_eq!(stored.len(), stored_len(rows, cols), "stored weights have their length");
-        let w = Matrix::new(rows, cols, shift, stored, scales).expect("a matrix has a scale for every row");
+        let w = matrix_of(shape, place.packed, stored, scales).expect("weights and scales have their length");
         self.tensors.push(Branch::matrix(&w).hash());
         self.write_at(place.data.0, stored)?;
         let bytes: Vec<u8> = scales.iter().flat_map(|s| s.to_le_bytes()).collect();
@@ -123,10 +140,15 @@ impl Writer {
         let io = |source| ArtifactError::Io { path: self.path.clone(), source };
         let tensors = std::mem::take(&mut self.tensors);
         let program = self.manifest.program.clone().check().expect("an importer's program is valid");
-        let root = root::assemble(&program, &self.manifest.text, &self.tokenizer, tensors.into_iter());
+        let root = root::assemble(
+            (self.profile, &program),
+            &self.manifest.text,
+            &self.tokenizer,
+            tensors.into_iter(),
+        );
         let temp = self.file.into_inner().map_err(|e| io(e.into_error()))?;
         let mut file = temp.as_file();
-        file.seek(SeekFrom::Start(MAGIC.len() as u64)).map_err(io)?;
+        file.seek(SeekFrom::Start(self.profile.magic().len() as u64)).map_err(io)?;
         file.write_all(root.as_bytes()).map_err(io)?;
         file.sync_all().map_err(io)?;
         set_readable(file).map_err(io)?;

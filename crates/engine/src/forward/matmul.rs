@@ -7,18 +7,26 @@ use std::sync::Arc;
 
 use super::{Executor, PutRow};
 use crate::kernel::{Dot, Kernel};
-use crate::matrix::{GROUP, Matrix, TILE_ROWS};
+use crate::matrix::packed::{PACKED_BLOCK, PACKED_GROUP, PLAIN_BLOCK};
+use crate::matrix::{GROUP, Matrix, TILE_ROWS, Weights};
 use crate::pool::{Parts, Pool};
 use crate::program::{TensorId, ValueId};
 use crate::reference::headroom;
 
 /// Column groups of a block: 128 groups × 256 bytes are 32 KiB of weights.
 const BLOCK_GROUPS: usize = 128;
+/// Column groups of a block of packed weights where few rows meet it: 8 KiB unpacked, which leave the nearest cache to what
+/// comes from memory.
+const PACKED_BLOCK_GROUPS: usize = 32;
+/// Rows that are few.
+const FEW_ROWS: usize = 6;
 /// Batch rows whose sums are kept at once: 64 KiB of accumulators.
 const BLOCK_ROWS: usize = 256;
 
 thread_local! {
     static SUMS: RefCell<Vec<i32>> = const { RefCell::new(Vec::new()) };
+    /// Unpacked weights of a block: column groups of 64 × 4 bytes.
+    static PLAIN: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 /// int8 rows with the sum of each.
@@ -143,22 +151,38 @@ fn multiply_tile(
     finish: &impl Fn(&[i32], i32, Range<usize>, &mut [i32]),
     out: &Parts<'_, i32>,
 ) {
-    let bytes = w.tile(tile);
-    let groups = bytes.len() / (TILE_ROWS * GROUP);
+    let groups = w.cols().div_ceil(GROUP);
     assert!(x.q.len() >= x.count * x.stride && x.stride == groups * GROUP, "rows are as wide as the matrix");
     let first = tile * TILE_ROWS;
     let tile_rows = (w.rows() - first).min(TILE_ROWS);
+    let stored = w.stored_tile(tile);
+    let block = match stored {
+        Weights::Packed(_) if x.count <= FEW_ROWS => PACKED_BLOCK_GROUPS,
+        _ => BLOCK_GROUPS,
+    };
     let f = kernel.functions;
-    SUMS.with_borrow_mut(|sums| {
-        sums.resize(BLOCK_ROWS.min(x.count.max(1)) * TILE_ROWS, 0);
+    let multiply = |sums: &mut Vec<i32>, plain: &mut Vec<u8>| {
         for from in (0..x.count).step_by(BLOCK_ROWS) {
             let count = (x.count - from).min(BLOCK_ROWS);
             sums.resize(sums.len().max(count * TILE_ROWS), 0);
-            for g in (0..groups).step_by(BLOCK_GROUPS) {
+            for g in (0..groups).step_by(block) {
+                let groups = (groups - g).min(block);
+                let weights = match stored {
+                    Weights::Plain(bytes) => &bytes[g * TILE_ROWS * GROUP..],
+                    Weights::Packed(bytes) => {
+                        let blocks = groups.div_ceil(PACKED_GROUP / GROUP);
+                        let bytes =
+                            &bytes[g * GROUP / PACKED_GROUP * PACKED_BLOCK..][..blocks * PACKED_BLOCK];
+                        plain.resize(plain.len().max(blocks * PLAIN_BLOCK), 0);
+                        // SAFETY: the kernel runs here.
+                        unsafe { (f.unpack_weights)(bytes, plain) };
+                        &plain[..]
+                    }
+                };
                 let d = Dot {
-                    w: bytes[g * TILE_ROWS * GROUP..].as_ptr(),
+                    w: weights[..groups * TILE_ROWS * GROUP].as_ptr(),
                     stride: TILE_ROWS * GROUP,
-                    groups: (groups - g).min(BLOCK_GROUPS),
+                    groups,
                     rows_16: tile_rows.div_ceil(16),
                     x: x.q[from * x.stride + g * GROUP..].as_ptr(),
                     x_stride: x.stride,
@@ -167,8 +191,8 @@ fn multiply_tile(
                     out_stride: TILE_ROWS,
                     accumulate: g > 0,
                 };
-                // SAFETY: the kernel runs here. A tile holds `groups` groups of 64 rows, `x` has `count` rows of that
-                // many groups from `from` on (asserted above), and `sums` has `count` rows of 64.
+                // SAFETY: the kernel runs here. There are `groups` groups of 64 rows, `x` has `count` rows of that
+                // many groups from `g` on (asserted above), and `sums` has `count` rows of 64.
                 unsafe { (f.dot)(d) };
             }
             for r in 0..count {
@@ -179,5 +203,6 @@ fn multiply_tile(
                 finish(&sums[r * TILE_ROWS..][..tile_rows], correction, first..first + tile_rows, out);
             }
         }
-    });
+    };
+    SUMS.with_borrow_mut(|sums| PLAIN.with_borrow_mut(|plain| multiply(sums, plain)));
 }

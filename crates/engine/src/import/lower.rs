@@ -1,7 +1,7 @@
 //! A program and its constants, put together operation by operation; what turns float tensors into integers is shared by
 //! all architectures.
 
-use super::quantise::{Part, Stack, exp2};
+use super::quantise::{Part, Stack, Storage, exp2};
 use super::rotate::Turn;
 use super::source::Source;
 use super::{ImportError, ImportOptions, ImportReport, Progress};
@@ -259,15 +259,17 @@ pub(super) fn write(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<ImportReport, ImportError> {
     // The program names every matrix's shift: one pass over the weights finds them, a second writes the numbers.
+    let storages = options.profile.packed(&program);
+    let storages = storages.into_iter().map(|packed| if packed { Storage::Packed } else { Storage::Plain });
+    let storages: Vec<Storage> = storages.collect();
     let mut before = None;
-    for (constant, tensor) in constants.iter().zip(&mut program.tensors) {
+    for ((constant, tensor), storage) in constants.iter().zip(&mut program.tensors).zip(&storages) {
         match (constant, before, &mut tensor.shape) {
             (Constant::Matrix { layer, parts, cols, columns }, _, Shape::Matrix { shift, .. }) => {
-                *shift = stack(source, *layer, parts, *cols, columns)?.shift()?;
+                *shift = stack(source, *layer, parts, *cols, columns)?.shift(*storage)?;
             }
             (Constant::Remainder, Some(Shape::Matrix { shift: first, .. }), Shape::Matrix { shift, .. }) => {
-                // What is left of a number is at most half a step of its row.
-                *shift = first + 7;
+                *shift = first + storage.remainder_shift();
             }
             _ => {}
         }
@@ -289,13 +291,13 @@ pub(super) fn write(
     };
     let (text, tokenizer) = text;
     let manifest = Manifest { program, text, provenance, tokenizer_len: 0 };
-    let mut writer = Writer::create(out, manifest, tokenizer)?;
+    let mut writer = Writer::create(out, options.profile, manifest, tokenizer)?;
     let mut parameters = 0;
     for (i, (constant, tensor)) in constants.iter().zip(&tensors).enumerate() {
         progress(Progress { done: i, total, tensor: tensor.name.clone() });
         match (constant, tensor.shape) {
             (Constant::Matrix { layer, parts, cols, columns }, Shape::Matrix { shift, .. }) => {
-                let q = stack(source, *layer, parts, *cols, columns)?.quantise(shift)?;
+                let q = stack(source, *layer, parts, *cols, columns)?.quantise(storages[i], shift)?;
                 writer.matrix(&q.stored, &q.scales)?;
             }
             (Constant::Remainder, Shape::Matrix { shift, .. }) => {
@@ -304,7 +306,9 @@ pub(super) fn write(
                 else {
                     unreachable!("a remainder follows its matrix")
                 };
-                let q = stack(source, *layer, parts, *cols, columns)?.remainder(first, shift)?;
+                // Both are multiplied with the same numbers, or both are tables.
+                let stack = stack(source, *layer, parts, *cols, columns)?;
+                let q = stack.remainder(storages[i], first, shift)?;
                 writer.matrix(&q.stored, &q.scales)?;
             }
             (Constant::Vector { layer, parts, plus }, Shape::Vector { frac, .. }) => {

@@ -13,7 +13,8 @@ use super::lower::{Constant, table};
 use super::rotate::Rotation;
 use super::source::Config;
 use crate::artifact::writer::Writer;
-use crate::artifact::{Manifest, Provenance, TextModel};
+use crate::artifact::{Manifest, Profile, Provenance, TextModel};
+use crate::matrix::packed::{self, PACKED_GROUP};
 use crate::matrix::stored_len;
 use crate::program::{Program, Shape};
 use crate::text::template::JOIN_MESSAGES;
@@ -85,9 +86,9 @@ const fn size(name: &'static str, [dim, layers, heads, kv_heads, hidden]: [u32; 
 }
 
 /// Writes a model of the named shape, with 4096 positions. `None` for a shape that is not in [`SHAPES`].
-pub fn write(shape: &str, seed: u64, out: &Path) -> Option<Result<ModelRoot, ImportError>> {
+pub fn write(shape: &str, profile: Profile, seed: u64, out: &Path) -> Option<Result<ModelRoot, ImportError>> {
     let size = SHAPES.iter().find(|s| s.name == shape)?;
-    Some(write_config(&size.config(size.layers, 4096), shape, seed, out))
+    Some(write_config(&size.config(size.layers, 4096), (shape, profile), seed, out))
 }
 
 /// The program of a shape, with shifts, and what its constants are.
@@ -126,26 +127,50 @@ impl Random {
         }
     }
 
+    /// Packed weights: numbers of -8 to 7 in groups whose scales are 32 to 63.
+    fn packed(&mut self, rows: usize, cols: usize) -> Vec<u8> {
+        let mut stored = packed::zeros(rows, cols);
+        for row in 0..rows {
+            for (group, first) in (0..cols).step_by(PACKED_GROUP).enumerate() {
+                let (bits, scale) = ([self.next(), self.next()], 32 + (self.next() % 32) as i32);
+                let q: [i8; PACKED_GROUP] =
+                    std::array::from_fn(|i| (bits[i / 16] >> (i % 16 * 4) & 15) as i8 - 8);
+                packed::put(&mut stored, cols, (row, group), scale, &q[..PACKED_GROUP.min(cols - first)]);
+            }
+        }
+        stored
+    }
+
     fn scales(&mut self, rows: u32) -> Vec<u16> {
         (0..rows).map(|_| 32_768 + (self.next() % 8_192) as u16).collect()
     }
 }
 
-fn write_config(config: &Config, shape: &str, seed: u64, out: &Path) -> Result<ModelRoot, ImportError> {
+fn write_config(
+    config: &Config,
+    (shape, profile): (&str, Profile),
+    seed: u64,
+    out: &Path,
+) -> Result<ModelRoot, ImportError> {
     let (program, constants) = shifted(config);
     let (text, tokenizer) = text(VOCABULARY);
     let provenance =
         Provenance { name: format!("synthetic-{shape}"), licence: "none".into(), sources: vec![] };
     let manifest = Manifest { program: program.clone(), text, provenance, tokenizer_len: 0 };
-    let mut writer = Writer::create(out, manifest, tokenizer)?;
+    let mut writer = Writer::create(out, profile, manifest, tokenizer)?;
     let mut random = Random::new(seed);
     for (t, constant) in program.tensors.iter().zip(&constants) {
         match (t.shape, constant) {
             (_, Constant::Rotary(from)) => writer.rotary(&from.numbers())?,
             (_, Constant::Table(f)) => writer.table(&table(*f))?,
             (Shape::Matrix { rows, cols, .. }, _) => {
-                let mut stored = vec![0u8; stored_len(rows as usize, cols as usize)];
-                random.weights(&mut stored);
+                let stored = if writer.packs_next() {
+                    random.packed(rows as usize, cols as usize)
+                } else {
+                    let mut stored = vec![0u8; stored_len(rows as usize, cols as usize)];
+                    random.weights(&mut stored);
+                    stored
+                };
                 writer.matrix(&stored, &random.scales(rows))?;
             }
             _ => unreachable!("the plain family has matrices, angles and a table"),

@@ -2,6 +2,7 @@
 //! vectorises them for it; what they compute is written once.
 
 use super::{HeadScales, WeightSums};
+use crate::matrix::packed::{EIGHT, PACKED_BLOCK, PLAIN_BLOCK, group_scale};
 use crate::matrix::{BIAS, GROUP, TILE_ROWS};
 use crate::program::ROTARY_FRAC;
 use crate::reference::{Affine, GATE_FRAC, activation, gate_product, score, value_weight};
@@ -348,6 +349,39 @@ pub(super) fn fold_tile(tile: &[u8], low: &[i32], high: &[i32], sums_low: &mut [
     }
 }
 
+/// A lane for each pair of a group's four columns, of 64 rows.
+const PAIRS: usize = TILE_ROWS * GROUP / 2;
+
+/// Blocks of 64 rows × 32 columns as `matrix::packed` has them, a byte for each weight. In 16-bit lanes, which wrap but never
+/// need to: `64 · ((q + 8) · g - 8 · g + 2) + 2^15` has the biased weight as its high byte.
+#[inline(always)]
+pub(super) fn unpack_weights(packed: &[u8], plain: &mut [u8]) {
+    let blocks = packed.as_chunks::<PACKED_BLOCK>().0.iter();
+    for (block, plain) in blocks.zip(plain.as_chunks_mut::<PLAIN_BLOCK>().0) {
+        let (scales, words) = block.split_at(TILE_ROWS);
+        let (mut factor, mut offset) = ([0u16; PAIRS], [0u16; PAIRS]);
+        for i in 0..PAIRS {
+            let g = group_scale(scales[i / 2]) * 64;
+            factor[i] = g as u16;
+            offset[i] = (-8 * g + 2 * 64 + (1 << 15)) as u16;
+        }
+        for (words, plain) in
+            words.as_chunks::<EIGHT>().0.iter().zip(plain.as_chunks_mut::<{ 2 * EIGHT }>().0)
+        {
+            let words = words.as_chunks::<2>().0;
+            let (first, second) = plain.split_at_mut(EIGHT);
+            let (first, second) = (first.as_chunks_mut::<2>().0, second.as_chunks_mut::<2>().0);
+            for i in 0..PAIRS {
+                let word = u16::from_le_bytes(words[i]);
+                let weight = |q: u16| (q & 15).wrapping_mul(factor[i]).wrapping_add(offset[i]);
+                let both = |low: u16, high: u16| (weight(low) >> 8 | weight(high) & 0xff00).to_le_bytes();
+                first[i] = both(word, word >> 4);
+                second[i] = both(word >> 8, word >> 12);
+            }
+        }
+    }
+}
+
 /// Makes a module of functions with the given processor features from the bodies above.
 macro_rules! instantiate {
     (@ $(#[$feature:meta])* $name:ident($($arg:ident: $type:ty),*) -> $result:ty) => {
@@ -386,10 +420,11 @@ macro_rules! instantiate {
         instantiate!(@ $(#[$feature])* weigh_bytes(a: &[i8], low: &[i32], high: &[i32]) -> (i64, i64));
         instantiate!(@ $(#[$feature])* weigh_rows(a: &[i32], low: &[i32], high: &[i32], sums_low: &mut [i64], sums_high: &mut [i64]) -> ());
         instantiate!(@ $(#[$feature])* fold_tile(tile: &[u8], low: &[i32], high: &[i32], sums_low: &mut [i64], sums_high: &mut [i64]) -> ());
+        instantiate!(@ $(#[$feature])* unpack_weights(packed: &[u8], plain: &mut [u8]) -> ());
 
         pub(in crate::kernel) static FUNCTIONS: Functions = Functions {
             dot: $dot, max_abs, sum_squares, quantise, apply_row_scales, add_scaled, to_fixed, rotate, gate, sum, shift_by, affine,
-            activate, bend, hadamard, scores, weights, keccak: $keccak, weigh, unpack, likelihoods, weigh_bytes, weigh_rows, fold_tile,
+            activate, bend, hadamard, scores, weights, keccak: $keccak, weigh, unpack, likelihoods, weigh_bytes, weigh_rows, fold_tile, unpack_weights,
         };
     };
 }

@@ -4,13 +4,11 @@
 //! with AVX2. What comes out is what [`assay_core::keccak`] and [`assay_core::merkle`] say; they are also what runs where
 //! there are no such registers. Everything here is single-threaded.
 
-use std::sync::LazyLock;
-
 use assay_core::id::Hash;
 use assay_core::keccak::keccak256;
 use assay_core::merkle::{self, LEAF, NODE, Proof, ROOT};
 
-use super::Kernel;
+use super::{Kernel, USUAL};
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86;
@@ -29,17 +27,12 @@ pub(super) fn scalar(prefix: &[u8], bytes: &[u8], len: usize, out: &mut [Digest]
     }
 }
 
-/// The kernel that [`super::KERNEL_VARIABLE`] names, or the fastest. Whoever executes a model refuses an unknown name; a
-/// hash is the same by any.
-static KERNEL: LazyLock<Kernel> =
-    LazyLock::new(|| Kernel::from_environment().unwrap_or_else(|_| Kernel::available()[0]));
-
 /// Keccak-256 of each run of `len` bytes of `messages`, the last of which may be shorter.
 ///
 /// # Panics
 /// When `len` is 0.
 pub fn keccak_equal(messages: &[u8], len: usize) -> Vec<Hash> {
-    named(hash(*KERNEL, &[], messages, len))
+    named(hash(*USUAL, &[], messages, len))
 }
 
 /// [`merkle::leaf`] of each run of `leaf_len` bytes, the last of which may be shorter.
@@ -47,7 +40,7 @@ pub fn keccak_equal(messages: &[u8], len: usize) -> Vec<Hash> {
 /// # Panics
 /// When `leaf_len` is 0.
 pub fn leaves(bytes: &[u8], leaf_len: usize) -> Vec<Hash> {
-    named(hash(*KERNEL, &[LEAF], bytes, leaf_len))
+    named(hash(*USUAL, &[LEAF], bytes, leaf_len))
 }
 
 /// [`merkle::root`] of leaf hashes.
@@ -62,7 +55,7 @@ pub fn root(leaves: Vec<Hash>) -> Hash {
 /// # Panics
 /// When the leaves are no whole number of runs.
 pub fn roots(leaves: Vec<Hash>, width: usize) -> Vec<Hash> {
-    named(roots_by(*KERNEL, leaves, width))
+    named(roots_by(*USUAL, leaves, width))
 }
 
 /// [`merkle::prove`]: the proof for the leaf at `index`, or `None` if there is none.
@@ -73,7 +66,7 @@ pub fn prove(leaves: &[Hash], index: usize) -> Option<Proof> {
     let mut i = index;
     while level.len() > 1 {
         path.extend(level.get(i ^ 1).copied().map(Hash::from_bytes));
-        level = above(*KERNEL, &level, level.len());
+        level = above(*USUAL, &level, level.len());
         i /= 2;
     }
     Some(Proof { index: index as u64, count: leaves.len() as u64, path })

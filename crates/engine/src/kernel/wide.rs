@@ -3,8 +3,11 @@
 //! A wide weight is two halves, low and high, each an `i32`; who calls decides what they are worth. Sums of the two halves
 //! are told apart, so that nothing is rounded, reduced or lost.
 
+use std::borrow::Cow;
+
 use super::Kernel;
-use crate::matrix::{GROUP, Matrix, TILE_ROWS};
+use crate::matrix::packed::{PACKED_BLOCK, PLAIN_BLOCK};
+use crate::matrix::{GROUP, Matrix, TILE_ROWS, Weights};
 
 /// Numbers that [`Kernel::weigh`] takes are at most this in size.
 pub const WEIGH_MAX: u32 = 1 << 23;
@@ -70,6 +73,19 @@ impl Kernel {
         (low, high)
     }
 
+    /// A row tile, a byte for each weight; columns beyond the matrix's are worth 0.
+    pub(crate) fn plain_tile<'a>(self, matrix: &Matrix<'a>, tile: usize) -> Cow<'a, [u8]> {
+        match matrix.stored_tile(tile) {
+            Weights::Plain(bytes) => Cow::Borrowed(bytes),
+            Weights::Packed(bytes) => {
+                let mut plain = vec![0; bytes.len() / PACKED_BLOCK * PLAIN_BLOCK];
+                // SAFETY: the kernel runs here.
+                unsafe { (self.functions.unpack_weights)(bytes, &mut plain) };
+                Cow::Owned(plain)
+            }
+        }
+    }
+
     /// `Σ_r w_r · W[r][c]` for each column `c`, for the low and the high halves of `w`: exact, since a matrix has at most 2^20 rows.
     ///
     /// # Panics
@@ -84,7 +100,15 @@ impl Kernel {
                 four.chunks_exact_mut(GROUP).zip(&w[rows.clone()]).for_each(|(f, w)| f.fill(*w));
             }
             // SAFETY: the kernel runs here.
-            unsafe { (self.functions.fold_tile)(matrix.tile(tile), &four.0, &four.1, &mut low, &mut high) };
+            unsafe {
+                (self.functions.fold_tile)(
+                    &self.plain_tile(matrix, tile),
+                    &four.0,
+                    &four.1,
+                    &mut low,
+                    &mut high,
+                )
+            };
         }
         (low, high)
     }

@@ -14,6 +14,7 @@ use assay_engine::cache::Sequence;
 use assay_engine::constants::Constants;
 use assay_engine::forward::{Executor, Segment};
 use assay_engine::kernel::Kernel;
+use assay_engine::matrix::packed::{self, PACKED_GROUP};
 use assay_engine::matrix::{Matrix, store};
 use assay_engine::pool::Pool;
 use assay_engine::program::{Checked, Head, Op, Program, Reach, Shape, TABLE_LEN, Tensor};
@@ -34,6 +35,8 @@ pub const CONTEXT: u32 = 160;
 pub struct Small {
     pub program: Checked,
     pub matrices: Vec<(Arc<Vec<u8>>, Vec<u16>)>,
+    /// Which of them are packed.
+    packed: Vec<bool>,
     table: Vec<i32>,
     rotary: Vec<i16>,
     bias: Vec<i32>,
@@ -47,7 +50,8 @@ impl Constants for Small {
     fn matrix(&self, t: u16) -> Matrix<'_> {
         let (rows, cols, shift) = self.program.matrix_shape(t);
         let (bytes, scales) = &self.matrices[usize::from(t)];
-        Matrix::new(rows as usize, cols as usize, shift, bytes, scales).unwrap()
+        let of = if self.packed[usize::from(t)] { Matrix::packed } else { Matrix::new };
+        of(rows as usize, cols as usize, shift, bytes, scales).unwrap()
     }
 
     fn table(&self, _: u16) -> &[i32] {
@@ -78,6 +82,8 @@ pub struct Plan {
     pub tied: bool,
     pub vocabulary: u32,
     pub context: u32,
+    /// Whether weights of products have four bits.
+    pub packed: bool,
     /// Whether matrices of one shape have the same weights: large models in little memory.
     pub alike: bool,
     pub seed: u64,
@@ -92,15 +98,28 @@ impl Random {
         self.0 ^= self.0 << 17;
         self.0
     }
+
+    /// Any weights in four bits each.
+    fn packed(&mut self, rows: usize, cols: usize) -> Vec<u8> {
+        let mut bytes = packed::zeros(rows, cols);
+        for row in 0..rows {
+            for (group, first) in (0..cols).step_by(PACKED_GROUP).enumerate() {
+                let count = PACKED_GROUP.min(cols - first);
+                let q: Vec<i8> = (0..count).map(|_| (self.next() % 16) as i8 - 8).collect();
+                packed::put(&mut bytes, cols, (row, group), (self.next() % 127) as i32 - 63, &q);
+            }
+        }
+        bytes
+    }
 }
 
 pub fn plans() -> impl Strategy<Value = Plan> {
     let heads = prop_oneof![Just((1, 1)), Just((2, 1)), Just((4, 2)), Just((6, 3))];
     let head_dim = prop_oneof![Just(4u32), Just(8), Just(20), Just(64), Just(132)];
     let reach = prop_oneof![Just(Reach::Past), (1u32..50).prop_map(Reach::Window)];
-    let kinds = (any::<bool>(), any::<bool>());
+    let kinds = (any::<bool>(), any::<bool>(), any::<bool>());
     (1u32..300, heads, head_dim, 1u32..150, 1u32..3, reach, kinds, any::<u64>()).prop_map(
-        |(d, (heads, per_kv), head_dim, ff, layers, reach, (positions, tied), seed)| Plan {
+        |(d, (heads, per_kv), head_dim, ff, layers, reach, (positions, tied, packed), seed)| Plan {
             d,
             heads,
             per_kv,
@@ -112,6 +131,7 @@ pub fn plans() -> impl Strategy<Value = Plan> {
             tied,
             vocabulary: VOCABULARY,
             context: CONTEXT,
+            packed,
             alike: false,
             seed: seed | 1,
         },
@@ -130,18 +150,24 @@ impl Ops {
 
 pub fn small(p: &Plan) -> Small {
     let mut random = Random(p.seed);
-    let (mut tensors, mut matrices) = (Vec::new(), Vec::new());
-    let mut shapes: BTreeMap<(u32, u32), Arc<Vec<u8>>> = BTreeMap::new();
+    let (mut tensors, mut matrices, mut all_packed) = (Vec::new(), Vec::new(), Vec::new());
+    let mut shapes: BTreeMap<(u32, u32, bool), Arc<Vec<u8>>> = BTreeMap::new();
     let mut matrix = |name: String, rows: u32, cols: u32| {
-        let shape = (rows, cols);
+        // No profile packs what rows are looked up in.
+        let packed = p.packed && !(name == "embed" || name == "positions");
+        let shape = (rows, cols, packed);
         let known = shapes.get(&shape).filter(|_| p.alike).cloned();
         let bytes = known.unwrap_or_else(|| {
+            if packed {
+                return Arc::new(random.packed(rows as usize, cols as usize));
+            }
             let w: Vec<i8> = (0..u64::from(rows) * u64::from(cols)).map(|_| random.next() as i8).collect();
             Arc::new(store(rows as usize, cols as usize, &w))
         });
         shapes.insert(shape, bytes.clone());
         let scales = (0..rows).map(|_| random.next() as u16 | 1 << 15).collect();
         matrices.push((bytes, scales));
+        all_packed.push(packed);
         tensors.push(Tensor { name, shape: Shape::Matrix { rows, cols, shift: 24 } });
         tensors.len() as u16 - 1
     };
@@ -224,6 +250,7 @@ pub fn small(p: &Plan) -> Small {
     Small {
         program: program.check().unwrap(),
         matrices,
+        packed: all_packed,
         table: (0..TABLE_LEN as i32).map(|i| 32_768 + i * 32).collect(),
         rotary,
         bias: (0..p.vocabulary).map(|_| random.next() as i32 >> 15).collect(),

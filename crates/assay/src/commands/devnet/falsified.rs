@@ -5,7 +5,7 @@
 
 use assay_core::canonical::Canonical as _;
 use assay_core::request::Prompt;
-use assay_engine::artifact::{Artifact, MAGIC, Manifest, TextModel};
+use assay_engine::artifact::{Artifact, Manifest, TextModel};
 use assay_engine::constants::Constants as _;
 use assay_engine::matrix::{BIAS, stored_index};
 use assay_engine::program::layers::Layers;
@@ -123,7 +123,7 @@ impl Altered<'_> {
         let manifest = manifest.to_canonical_bytes();
         let constants = (self.place(tokenizer) + tokenizer.len()).next_multiple_of(GRID);
         let mut bytes = Vec::with_capacity(self.bytes.len() + GRID);
-        bytes.extend_from_slice(&MAGIC);
+        bytes.extend_from_slice(self.artifact.bytes().first_chunk::<8>()?);
         bytes.extend_from_slice(self.artifact.root().as_bytes());
         bytes.extend_from_slice(&(manifest.len() as u64).to_le_bytes());
         bytes.extend_from_slice(&manifest);

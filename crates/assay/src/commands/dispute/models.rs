@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use assay_engine::artifact::Profile;
 use assay_engine::constants::Constants;
 use assay_engine::matrix::{BIAS, Matrix, stored_index, stored_len};
 use assay_engine::program::{Checked, Op, Program, TensorId, ValueId};
@@ -74,6 +75,10 @@ impl Replaced {
 impl Constants for Replaced {
     fn program(&self) -> &Checked {
         self.constants.program()
+    }
+
+    fn profile(&self) -> Profile {
+        self.constants.profile()
     }
 
     fn matrix(&self, t: TensorId) -> Matrix<'_> {

@@ -3,10 +3,9 @@
 use anyhow::Result;
 use assay_engine::artifact::Artifact;
 use assay_engine::kernel::Kernel;
-use assay_engine::vectors::compute;
 
 use super::Findings;
-use crate::commands::vectors::are_published;
+use crate::commands::vectors::gives_what_is_published;
 use crate::home::{Home, built_in};
 use crate::progress;
 
@@ -19,7 +18,7 @@ pub(super) fn examine(home: &Home, found: &mut Findings) -> Result<()> {
     }
     for kernel in Kernel::available() {
         let what = format!("vectors {}", kernel.name());
-        match are_published(&compute(Some(kernel))) {
+        match gives_what_is_published(Some(kernel)) {
             true => found.ok("vectors", what, "equals the published vectors"),
             false => found.wrong(
                 "vectors_differ",
