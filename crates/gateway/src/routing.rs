@@ -1,7 +1,9 @@
 //! Which provider is asked: a state machine without I/O. Time comes in as a number.
 //!
 //! A provider's place is the time that a request of this size is expected to take there, from what it took before and from what runs there now. Who
-//! failed is left alone for a while, which doubles with every failure in a row; then one request at a time tries it, until one succeeds.
+//! failed is left alone for a while, which doubles with every failure in a row, and with every one that is not forgotten and that others did not have; then one
+//! request at a time tries it, until one succeeds. So who goes down and comes up again and again has fewer and fewer requests to lose, and where a line that all
+//! share breaks now and then, nobody rests for long.
 //! Invariant: who is out of the price's range, or does not offer the model, is never named.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -29,9 +31,12 @@ pub const REST_MS_MAX: u64 = 5 * 60 * 1000;
 const SEEN_DIVISOR: u64 = 2;
 /// By how much longer somebody without any standing is expected to take than somebody with the highest: a quarter.
 const UNKNOWN_DIVISOR: u64 = 4;
-/// Providers that are expected to need an eighth more than the best, and these milliseconds, are its equals: they take turns.
+/// Providers that are expected to need an eighth more than the best, and these milliseconds, which nobody notices, are its equals: they take turns.
 const EQUAL_DIVISOR: u64 = 8;
-const EQUAL_MS: u64 = 2;
+const EQUAL_MS: u64 = 20;
+/// A failure is forgotten after so many answers, or so many milliseconds without another one.
+const FORGOTTEN_AFTER_ANSWERS: u64 = 256;
+const FORGOTTEN_AFTER_MS: u64 = 10 * 60 * 1000;
 /// The highest standing.
 const PPM: u64 = 1_000_000;
 /// Beginnings of prompts that are remembered.
@@ -82,6 +87,10 @@ struct Provider {
     failures: u32,
     rests_until_ms: u64,
     completed: u64,
+    /// Failures that were not forgotten when it failed last, when that was, and after how many answers.
+    troubles: u32,
+    troubled_ms: u64,
+    troubled_after: u64,
     /// When it answered last.
     measured_ms: u64,
     failed: u64,
@@ -128,6 +137,13 @@ impl Provider {
         self.offer.models.iter().find(|m| m.root == want.model)?.price_for(want.audit)
     }
 
+    /// Failures that are not forgotten.
+    fn troubles(&self, now_ms: u64) -> u32 {
+        let forgotten = now_ms.saturating_sub(self.troubled_ms) / FORGOTTEN_AFTER_MS
+            + self.completed.saturating_sub(self.troubled_after) / FORGOTTEN_AFTER_ANSWERS;
+        self.troubles.saturating_sub(forgotten.try_into().unwrap_or(u32::MAX))
+    }
+
     fn resting(&self, now_ms: u64) -> bool {
         // After its rest, one request at a time, until one succeeds.
         now_ms < self.rests_until_ms || (self.failures > 0 && self.running > 0)
@@ -164,6 +180,9 @@ impl Routing {
                     failures: 0,
                     rests_until_ms: 0,
                     completed: 0,
+                    troubles: 0,
+                    troubled_ms: 0,
+                    troubled_after: 0,
                     measured_ms: 0,
                     failed: 0,
                     asked: 0,
@@ -262,6 +281,8 @@ impl Routing {
 
     /// An attempt ends, as each that began must.
     pub fn ended(&mut self, provider: NodeAddress, want: &Want, outcome: Outcome, now_ms: u64) {
+        let others = self.providers.iter().filter(|(id, p)| **id != provider && p.price(want).is_some());
+        let usual = others.map(|(_, p)| p.troubles(now_ms)).min().unwrap_or(u32::MAX);
         let Some(p) = self.providers.get_mut(&provider) else { return };
         p.running = p.running.saturating_sub(1);
         match outcome {
@@ -269,8 +290,12 @@ impl Routing {
             Outcome::Busy => p.rests_until_ms = p.rests_until_ms.max(now_ms.saturating_add(BUSY_MS)),
             Outcome::Failed => {
                 p.failed = p.failed.saturating_add(1);
-                let rest_ms = REST_MS.checked_shl(p.failures.min(20)).unwrap_or(REST_MS_MAX).min(REST_MS_MAX);
+                let troubles = p.troubles(now_ms);
+                let doublings = p.failures.max(troubles.saturating_sub(usual)).min(20);
+                let rest_ms = REST_MS.checked_shl(doublings).unwrap_or(REST_MS_MAX).min(REST_MS_MAX);
                 p.failures = p.failures.saturating_add(1);
+                (p.troubles, p.troubled_ms, p.troubled_after) =
+                    (troubles.saturating_add(1), now_ms, p.completed);
                 p.rests_until_ms = now_ms.saturating_add(rest_ms);
             }
             Outcome::Completed { first_ms, rest_ms, tokens } => {
@@ -406,6 +431,35 @@ mod tests {
         let alone = Want { model: MODEL, ..WANT };
         routing.providers.remove(&id(2));
         assert_eq!(ranked(&routing, &alone, NOW), [id(1)]);
+    }
+
+    #[test]
+    fn who_fails_again_and_again_between_answers_rests_longer_unless_all_do() {
+        let fails = |routing: &mut Routing, n: u8, now_ms: u64| {
+            routing.began(id(n));
+            routing.ended(id(n), &WANT, Outcome::Failed, now_ms);
+            let rests_ms = routing.standing(id(n)).unwrap().rests_until_ms - now_ms;
+            completes(routing, n, &WANT, 10, 100);
+            rests_ms
+        };
+        let mut one = routing(2);
+        let rests: Vec<u64> = (0..12).map(|i| fails(&mut one, 1, NOW + i)).collect();
+        assert_eq!(rests[..4], [REST_MS, 2 * REST_MS, 4 * REST_MS, 8 * REST_MS]);
+        assert_eq!(rests[11], REST_MS_MAX);
+        let mut all = routing(2);
+        for i in 0..12 {
+            assert_eq!(fails(&mut all, 1, NOW + i), REST_MS, "the other one has failed as often");
+            assert_eq!(fails(&mut all, 2, NOW + i), REST_MS);
+        }
+        // Time and answers are forgotten failures.
+        let mut later = one.clone();
+        assert_eq!(fails(&mut later, 1, NOW + 12 * FORGOTTEN_AFTER_MS), REST_MS);
+        let mut busy = one.clone();
+        (0..11 * FORGOTTEN_AFTER_ANSWERS).for_each(|_| completes(&mut busy, 1, &WANT, 10, 100));
+        assert_eq!(fails(&mut busy, 1, NOW + 12), 2 * REST_MS);
+        // Who is alone has nobody to be compared with.
+        let mut alone = routing(1);
+        assert!((0..5).all(|i| fails(&mut alone, 1, NOW + i) == REST_MS));
     }
 
     #[test]
