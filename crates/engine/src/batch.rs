@@ -128,7 +128,10 @@ pub enum Event {
     /// It left the queue: the next pass executes some of its prompt.
     Admitted,
     /// The whole prompt has been read and the first token chosen.
-    Started,
+    Started {
+        /// Tokens of the prompt that were not executed, since an earlier request had executed the same beginning.
+        cached_tokens: u32,
+    },
     /// A token was chosen.
     Token {
         /// The token.
@@ -372,7 +375,7 @@ impl<'t> Batcher<'t> {
                 cache_bytes,
                 output: Vec::new(),
                 blocks: 0,
-                resumed: false,
+                cached_tokens: 0,
                 history: History::new(&job.prompt),
                 logprobs: Vec::new(),
                 digests: DigestBuilder::new(),

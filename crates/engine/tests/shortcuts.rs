@@ -147,7 +147,8 @@ struct Heard {
 impl Heard {
     fn hear(&mut self, id: JobId, event: Event) {
         match event {
-            Event::Admitted | Event::Started => {}
+            Event::Admitted => {}
+            Event::Started { cached_tokens } => drop(self.cached.insert(id, cached_tokens)),
             Event::Token { text, .. } | Event::Rest(text) => {
                 self.texts.entry(id).or_default().push_str(&text)
             }
@@ -172,6 +173,8 @@ fn play(limits: BatchLimits, all: &[Coming]) {
             let id = next as JobId;
             batcher.submit(Job { id, ..job.clone() }).unwrap();
             if let Leaves::Cancelled(after) | Leaves::Stopped(after) = leaves {
+    /// Tokens of prompts that were not executed.
+    cached: BTreeMap<JobId, u32>,
                 leaving.entry(step + after).or_default().push((id, *leaves));
             }
             next += 1;
@@ -280,21 +283,21 @@ fn a_beginning_that_was_executed_is_not_executed_again() {
             count += 1;
         }
         assert_eq!(heard.answers[&id].0, whole);
-        (count, whole)
+        (count, heard.cached[&id], whole)
     };
     let first = plain_job(1, prompt(0, 140, 3, 0));
-    let (count, answer) = steps(&mut batcher, first.clone());
-    assert_eq!((count, batcher.spared().prefix_hits), (143 + 40 - 1, 0));
-    let (count, _) = steps(&mut batcher, Job { id: 2, ..first.clone() });
-    assert_eq!(count, 143 - 128 + 40 - 1);
+    let (count, cached, answer) = steps(&mut batcher, first.clone());
+    assert_eq!((count, cached, batcher.spared().prefix_hits), (143 + 40 - 1, 0, 0));
+    let (count, cached, _) = steps(&mut batcher, Job { id: 2, ..first.clone() });
+    assert_eq!((count, cached), (143 - 128 + 40 - 1, 128));
     // What a request wrote is the beginning of the next turn.
     let turn: Vec<u32> = answer.prompt.iter().chain(&answer.output).copied().chain([5, 6, 7, 8]).collect();
     assert!(turn.len() / BLOCK_TOKENS == 2 && turn.len() < 193 && answer.stop == StopReason::Length);
-    let (count, _) = steps(&mut batcher, plain_job(3, turn.clone()));
-    assert_eq!(count, turn.len() - 128 + 40 - 1);
+    let (count, cached, _) = steps(&mut batcher, plain_job(3, turn.clone()));
+    assert_eq!((count, cached), (turn.len() - 128 + 40 - 1, 128));
     // A prompt that ends where a block ends leaves its last token to be executed.
-    let (count, _) = steps(&mut batcher, plain_job(4, first.prompt[..128].to_vec()));
-    assert_eq!(count, 64 + 40 - 1);
+    let (count, cached, _) = steps(&mut batcher, plain_job(4, first.prompt[..128].to_vec()));
+    assert_eq!((count, cached), (64 + 40 - 1, 64));
     let spared = batcher.spared();
     assert_eq!((spared.prefix_hits, spared.prefix_tokens), (3, 128 + 128 + 64));
     assert!(spared.prefix_bytes > 3 * block_bytes());

@@ -23,8 +23,8 @@ pub(super) struct Active<'t> {
     pub(super) output: Vec<u32>,
     /// Blocks of the sequence that were taken from those kept, or offered to them.
     pub(super) blocks: usize,
-    /// Whether others had executed some of it.
-    pub(super) resumed: bool,
+    /// Tokens of the prompt that others had executed.
+    pub(super) cached_tokens: u32,
     pub(super) history: History,
     pub(super) logprobs: Vec<TokenLogprobs>,
     pub(super) digests: DigestBuilder,
@@ -66,7 +66,7 @@ impl Active<'_> {
         }
         self.logprobs.extend(likely.clone());
         if self.output.is_empty() {
-            report(*job, Event::Started);
+            report(*job, Event::Started { cached_tokens: self.cached_tokens });
         }
         self.output.push(id);
         self.transcriber.push(id);
@@ -83,7 +83,8 @@ impl Active<'_> {
         if tokens > 0 {
             self.blocks = self.sequence.position() / BLOCK_TOKENS;
             spared.prefix_tokens += tokens as u64;
-            spared.prefix_hits += u64::from(!std::mem::replace(&mut self.resumed, true));
+            spared.prefix_hits += u64::from(self.cached_tokens == 0);
+            self.cached_tokens += tokens as u32;
         }
     }
 

@@ -79,7 +79,7 @@ impl Measurement<'_> {
         let (started, mut first, mut done) = (Instant::now(), None, None);
         while !batcher.is_idle() {
             batcher.step(&mut |_, event| match event {
-                Event::Started => first = Some(Instant::now()),
+                Event::Started { .. } => first = Some(Instant::now()),
                 Event::Done(answer) => done = Some((*answer, Instant::now())),
                 _ => {}
             });
