@@ -149,15 +149,61 @@ async fn what_a_node_is_spared_is_in_its_metrics_and_in_no_record() {
         assert_eq!(count("vllm:prefix_cache_hits_total") >= 128, spares);
         assert_eq!(count("assay_prefix_cache_bytes") > 0, spares);
         assert_eq!(count("vllm:spec_decode_num_draft_tokens_total") > 0, spares);
+        assert!(count("vllm:prefix_cache_queries_total") > 3 * 64);
         // Each was told what it was spared: at least those that ask the same again on the same route.
         assert_eq!(cached.iter().sum::<u64>(), count("vllm:prefix_cache_hits_total"));
         assert!([1, 2, 4].iter().all(|i| (cached[*i] >= 64) == spares), "{cached:?}");
         let hits = cached.iter().filter(|tokens| **tokens > 0).count() as u64;
         assert_eq!(count("assay_prefix_cache_requests_total"), hits);
-        assert!(count("vllm:prefix_cache_queries_total") > 3 * 64);
     }
     assert_eq!(records[0], records[1]);
     assert_eq!(records[0][0], records[0][2]);
+}
+
+/// A node whose model is drafted for signs what one signs that executes everything when it is chosen.
+#[tokio::test]
+async fn a_draft_model_is_in_the_metrics_and_in_no_record() {
+    let home = tempfile::tempdir().unwrap();
+    // The same weights under another root: right wherever nothing but the model decides.
+    let mut bytes =
+        std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/stories-1.7m.assay")).unwrap();
+    bytes[8] ^= 1;
+    let twin = home.path().join("twin.assay");
+    std::fs::write(&twin, &bytes).unwrap();
+    let twin = twin.to_str().unwrap();
+    let mut records = Vec::new();
+    for options in [&["--draft", twin, "--prefix-mib", "0"][..], &["--draft-rows", "0", "--prefix-mib", "0"]]
+    {
+        let home = tempfile::tempdir().unwrap();
+        let node = Node::up(home.path(), false, options);
+        let mut told = Vec::new();
+        for (seed, temperature) in [(1, 0), (2, 1), (3, 1)] {
+            let mut body = chat(STORY, seed, 60);
+            body["temperature"] = temperature.into();
+            let request = client().post(node.chat_url()).header("x-assay-receipt", "inline").json(&body);
+            let answer: Value = request.send().await.unwrap().json().await.unwrap();
+            let record = &answer["assay_receipt"];
+            told.push((record["transcript"].clone(), record["digests"].clone()));
+        }
+        assert!(told.iter().all(|(transcript, _)| transcript["output_ids"].is_array()));
+        records.push(told);
+        let metrics =
+            client().get(format!("{}/metrics", node.url)).send().await.unwrap().text().await.unwrap();
+        let line = metrics.lines().find(|line| line.starts_with("assay_draft_model_accepted_tokens_total{"));
+        let accepted: u64 = line.unwrap().rsplit(' ').next().unwrap().parse().unwrap();
+        assert_eq!(accepted > 30, options[0] == "--draft", "{accepted}");
+    }
+    assert_eq!(records[0], records[1]);
+    // Nobody but itself to draft for, and other tokens.
+    let alone = assay(home.path(), &["up", "--listen", "127.0.0.1:0", "--draft", harness::MODEL]);
+    assert!(!alone.status.success() && stderr(&alone).contains("no other model"), "{}", stderr(&alone));
+    let json = bytes.windows(9).position(|window| window == b"\"version\"").unwrap();
+    bytes[json + 1] = b'V';
+    let other = home.path().join("other.assay");
+    std::fs::write(&other, &bytes).unwrap();
+    let other = assay(home.path(), &["up", "--listen", "127.0.0.1:0", "--draft", other.to_str().unwrap()]);
+    assert!(stderr(&other).contains("draft_other_tokenizer"), "{}", stderr(&other));
+    assert!(!other.status.success());
 }
 
 #[tokio::test]
