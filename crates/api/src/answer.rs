@@ -57,7 +57,7 @@ impl Frame {
     /// A whole answer of these choices.
     fn whole(&self, kind: &str, choices: Vec<Value>, answers: &[Answer]) -> Value {
         let mut whole = self.object(kind, Value::Array(choices));
-        whole["usage"] = usage_json(total_usage(self.n, answers.iter().map(|a| &a.end)));
+        whole["usage"] = usage_json(self.n, answers.iter().map(|a| &a.end));
         if self.inline {
             inline(&mut whole, answers.iter().map(|a| &a.end));
         }
@@ -70,6 +70,7 @@ impl Frame {
 pub(crate) struct End {
     pub(crate) stop: StopReason,
     pub(crate) usage: Usage,
+    pub(crate) cached_tokens: u32,
     pub(crate) record: Arc<AnswerRecord>,
 }
 
@@ -89,21 +90,18 @@ pub(crate) fn finish_reason(stop: StopReason, has_calls: bool) -> &'static str {
     }
 }
 
-/// Each prompt is counted once, whatever the number of its choices.
-fn total_usage<'a>(n: u32, ends: impl Iterator<Item = &'a End>) -> Usage {
-    let mut total = Usage { prompt_tokens: 0, completion_tokens: 0 };
+/// The usage of `n` choices for each prompt: a prompt is counted once, and of its choices the first says how much of it was executed before.
+fn usage_json<'a>(n: u32, ends: impl Iterator<Item = &'a End>) -> Value {
+    let (mut prompt, mut cached, mut completion) = (0u64, 0u64, 0u64);
     for (i, end) in (0u32..).zip(ends) {
         if i.checked_rem(n).is_none_or(|choice| choice == 0) {
-            total.prompt_tokens = total.prompt_tokens.saturating_add(end.usage.prompt_tokens);
+            prompt = prompt.saturating_add(end.usage.prompt_tokens.into());
+            cached = cached.saturating_add(end.cached_tokens.into());
         }
-        total.completion_tokens = total.completion_tokens.saturating_add(end.usage.completion_tokens);
+        completion = completion.saturating_add(end.usage.completion_tokens.into());
     }
-    total
-}
-
-fn usage_json(usage: Usage) -> Value {
-    let total = u64::from(usage.prompt_tokens) + u64::from(usage.completion_tokens);
-    json!({"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens, "total_tokens": total})
+    json!({"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt.saturating_add(completion),
+           "prompt_tokens_details": {"cached_tokens": cached}})
 }
 
 /// Puts the records into an answer: one as it is, several in order of their indices.
@@ -299,7 +297,9 @@ pub(crate) async fn collect(mut choices: Choices) -> Result<Vec<Answer>, Refusal
                 }
             }
             Event::Failed(refusal) => return Err(refusal),
-            Event::End { stop, usage, record } => c.end = Some(End { stop, usage, record }),
+            Event::End { stop, usage, cached_tokens, record } => {
+                c.end = Some(End { stop, usage, cached_tokens, record });
+            }
         }
     }
     let broke_off = || Refusal::Internal { message: "the answer broke off".into() };
@@ -417,7 +417,7 @@ impl Tail {
     fn done(&self, out: &mut Ready) {
         if self.frame.include_usage {
             let mut chunk = self.frame.chunk(self.kind, json!([]));
-            chunk["usage"] = usage_json(total_usage(self.frame.n, self.ends.iter().flatten()));
+            chunk["usage"] = usage_json(self.frame.n, self.ends.iter().flatten());
             out.push_back(data(&chunk));
         }
         out.push_back("data: [DONE]\n\n".to_owned());

@@ -120,7 +120,7 @@ pub(crate) async fn collect(mut generation: Heard, mut meter: Meter) -> Result<W
         let first = *first.get_or_insert_with(Instant::now);
         match event {
             Event::Failed(refusal) => return Err(refusal),
-            Event::End { stop, usage, record } => return Ok(Whole { parts, stop, usage, record, first }),
+            Event::End { stop, usage, record, .. } => return Ok(Whole { parts, stop, usage, record, first }),
             event => append(&mut parts, &event),
         }
     }

@@ -313,6 +313,9 @@ pub enum Event {
         stop: StopReason,
         /// Tokens read and written.
         usage: Usage,
+        /// Tokens of the prompt that were not executed for it, since an earlier request began with the same: at most all of them, 0 if nobody says. No
+        /// price, hash or signature depends on them.
+        cached_tokens: u32,
         /// The record.
         record: Arc<AnswerRecord>,
     },

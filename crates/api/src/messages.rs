@@ -246,7 +246,7 @@ impl Dialect for Events {
                 out.push_back(event(&error(&refusal, &self.frame.request_id)));
                 true
             }
-            Event::End { stop, usage, record } => {
+            Event::End { stop, usage, record, .. } => {
                 self.end(out);
                 let (stop_reason, stop_sequence) = self.frame.reason(stop, self.called);
                 let delta = json!({"stop_reason": stop_reason, "stop_sequence": stop_sequence});

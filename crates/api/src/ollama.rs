@@ -270,7 +270,7 @@ impl Dialect for Lines {
                 out.push_back(line(&error(&refusal)));
                 true
             }
-            Event::End { stop, usage, record } => {
+            Event::End { stop, usage, record, .. } => {
                 self.close(out);
                 let end = End { stop, usage, cost: record.generation.as_ref(), first };
                 let mut last = self.frame.last("", vec![], &end);

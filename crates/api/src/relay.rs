@@ -134,6 +134,9 @@ pub enum Frame {
     Counted(u32),
     /// The last frame of an answer that will not be completed.
     Failed(Refusal),
+    /// Comes before the end if it is not 0: tokens of the prompt that an earlier request had executed. It is the provider's word, on which nothing
+    /// depends. Beside the end and not in it, since ends are kept in books.
+    Cached(u32),
 }
 
 impl Frame {

@@ -41,6 +41,11 @@ async fn chunks(s: &Served, path: &str, body: Value) -> Vec<Value> {
     events.map(|e| serde_json::from_str(e).unwrap()).collect()
 }
 
+fn usage(prompt: u32, completion: u32) -> Value {
+    json!({"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion,
+           "prompt_tokens_details": {"cached_tokens": 0}})
+}
+
 fn tools() -> Value {
     let tool = |name: &str| json!({"type": "function", "function": {"name": name}});
     json!({"tools": [tool("f"), tool("g")]})
@@ -154,14 +159,14 @@ async fn several_choices_whole() {
         body["choices"].as_array().unwrap().iter().map(|c| &c["message"]["content"]).collect();
     assert_eq!(texts, ["Hello", "Hel1", "Hel2"]);
     assert_eq!(body["choices"][2]["index"], 2);
-    assert_eq!(body["usage"], json!({"prompt_tokens": 3, "completion_tokens": 6, "total_tokens": 9}));
+    assert_eq!(body["usage"], usage(3, 6));
 
     let body = json!({"model": "mock/story", "prompt": ["a", "b"], "n": 2});
     let body = whole(&s, COMPLETIONS, body).await;
     let choices = body["choices"].as_array().unwrap();
     let seen: Vec<_> = choices.iter().map(|c| (c["index"].as_u64().unwrap(), &c["text"])).collect();
     assert_eq!(seen, [(0, &json!("Hello")), (1, &json!("Hel1")), (2, &json!("Hello")), (3, &json!("Hel1"))]);
-    assert_eq!(body["usage"], json!({"prompt_tokens": 6, "completion_tokens": 8, "total_tokens": 14}));
+    assert_eq!(body["usage"], usage(6, 8));
 }
 
 #[tokio::test]
@@ -169,8 +174,8 @@ async fn several_choices_streamed() {
     let s = served().await;
     let options = json!({"n": 3, "stream_options": {"include_usage": true}});
     let chunks = chunks(&s, CHAT, chat("hi", options)).await;
-    let (usage, rest) = chunks.split_last().unwrap();
-    assert_eq!(usage["usage"], json!({"prompt_tokens": 3, "completion_tokens": 6, "total_tokens": 9}));
+    let (last, rest) = chunks.split_last().unwrap();
+    assert_eq!(last["usage"], usage(3, 6));
     for (index, expected) in [(0, "Hello"), (1, "Hel1"), (2, "Hel2")] {
         let own: Vec<&Value> =
             rest.iter().map(|c| &c["choices"][0]).filter(|c| c["index"] == index).collect();
@@ -179,7 +184,7 @@ async fn several_choices_streamed() {
         assert_eq!(text, expected);
         assert_eq!(own.last().unwrap()["finish_reason"], "length");
     }
-    assert!(rest.iter().all(|c| c["choices"].as_array().unwrap().len() == 1 && c["id"] == usage["id"]));
+    assert!(rest.iter().all(|c| c["choices"].as_array().unwrap().len() == 1 && c["id"] == last["id"]));
 }
 
 #[tokio::test]
@@ -212,4 +217,23 @@ async fn one_failing_prompt_fails_all() {
         let response = s.post(COMPLETIONS, json!({"model": "mock/story", "prompt": ["hi", prompt]})).await;
         assert_eq!(response.status(), status, "{prompt}");
     }
+}
+
+/// Of each prompt's choices the first says what was known, as it says how long the prompt is.
+#[tokio::test]
+async fn what_was_executed_before_is_told_once_for_each_prompt() {
+    let s = served().await;
+    let told = |usage: &Value| {
+        (usage["prompt_tokens"].clone(), usage["prompt_tokens_details"]["cached_tokens"].clone())
+    };
+    let body = whole(&s, CHAT, chat("known", json!({"n": 3}))).await;
+    assert_eq!(told(&body["usage"]), (json!(3), json!(2)));
+    let asked = json!({"model": "mock/story", "prompt": ["known", "new", "known"], "n": 2});
+    let body = whole(&s, COMPLETIONS, asked.clone()).await;
+    assert_eq!(told(&body["usage"]), (json!(9), json!(4)));
+    let options = json!({"stream_options": {"include_usage": true}});
+    let in_chunks = chunks(&s, COMPLETIONS, merged(asked, options.clone())).await;
+    assert_eq!(told(&in_chunks.last().unwrap()["usage"]), (json!(9), json!(4)));
+    let in_chunks = chunks(&s, CHAT, chat("known", options)).await;
+    assert_eq!(told(&in_chunks.last().unwrap()["usage"]), (json!(3), json!(2)));
 }

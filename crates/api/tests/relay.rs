@@ -128,6 +128,15 @@ async fn an_answer_arrives_whole() {
     );
 }
 
+/// What the provider was spared comes beside the end, and only if there is something to say.
+#[tokio::test]
+async fn what_was_executed_before_goes_before_the_end() {
+    let p = provider().await;
+    let frames = frames(p.send(ask("known")).await).await.unwrap();
+    let [before @ .., Frame::Cached(2), Frame::End { .. }] = frames.as_slice() else { panic!("{frames:?}") };
+    assert!(!before.iter().any(|frame| matches!(frame, Frame::Cached(_))));
+}
+
 #[tokio::test]
 async fn refusals_and_failures_are_told_as_they_are() {
     let p = provider().await;

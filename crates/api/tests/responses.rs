@@ -285,3 +285,18 @@ async fn a_model_is_asked_for_what_it_does() {
         );
     }
 }
+
+#[tokio::test]
+async fn what_was_executed_before_is_told() {
+    let s = served().await;
+    let asked = json!({"model": "story", "input": "known"});
+    let body = whole(&s, asked.clone()).await;
+    assert_eq!(body["usage"]["input_tokens_details"]["cached_tokens"], 2);
+    let mut streamed = asked;
+    streamed["stream"] = json!(true);
+    let text = s.post(RESPONSES, streamed).await.text().await.unwrap();
+    let last = text.lines().filter_map(|line| line.strip_prefix("data: ")).next_back().unwrap();
+    let last: Value = serde_json::from_str(last).unwrap();
+    assert_eq!(last["response"]["usage"]["input_tokens_details"]["cached_tokens"], 2);
+    assert_eq!(last["response"]["usage"]["input_tokens"], 3);
+}

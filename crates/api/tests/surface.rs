@@ -53,7 +53,8 @@ async fn a_chat_answer() {
                "model": "mock/story", "system_fingerprint": ROOT.to_string(),
                "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hello", "refusal": null},
                             "logprobs": null, "finish_reason": "length"}],
-               "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}})
+               "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5,
+                         "prompt_tokens_details": {"cached_tokens": 0}}})
     );
 }
 

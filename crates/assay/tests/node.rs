@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use harness::{Node, assay, chat, client, stderr, stdout};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const STORY: &str = "Once upon a time there was a little dog";
 
@@ -92,6 +92,29 @@ async fn a_seed_fixes_the_answer_across_nodes() {
     assert_eq!(texts[0], texts[1], "on another node, with another kernel and thread count");
 }
 
+/// What other routes say of tokens that were executed before: two streams of completions of a text, and a response to it.
+async fn cached_elsewhere(node: &Node, text: &str) -> Vec<u64> {
+    let send = async |path: &str, body: Value| {
+        let request = client().post(format!("{}{path}", node.url)).json(&body);
+        request.send().await.unwrap().text().await.unwrap()
+    };
+    let model = &chat("", 0, 1)["model"];
+    let body = json!({"model": model, "prompt": text, "max_tokens": 2, "stream": true,
+                      "stream_options": {"include_usage": true}});
+    let mut cached = Vec::new();
+    for _ in 0..2 {
+        let chunks = send("/v1/completions", body.clone()).await;
+        let data = chunks.lines().filter_map(|line| line.strip_prefix("data: "));
+        let mut chunks = data.filter_map(|data| serde_json::from_str::<Value>(data).ok());
+        let usage = chunks.find_map(|chunk| chunk["usage"].as_object().cloned()).unwrap();
+        cached.push(usage["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap());
+    }
+    let body = json!({"model": model, "input": text, "max_output_tokens": 2});
+    let response: Value = serde_json::from_str(&send("/v1/responses", body).await).unwrap();
+    cached.push(response["usage"]["input_tokens_details"]["cached_tokens"].as_u64().unwrap());
+    cached
+}
+
 /// A node that goes on after what others asked, and executes tokens ahead, signs what one signs that does neither.
 #[tokio::test]
 async fn what_a_node_is_spared_is_in_its_metrics_and_in_no_record() {
@@ -100,7 +123,7 @@ async fn what_a_node_is_spared_is_in_its_metrics_and_in_no_record() {
     for options in [&[][..], &["--prefix-mib", "0", "--draft-rows", "0"]] {
         let home = tempfile::tempdir().unwrap();
         let node = Node::up(home.path(), false, options);
-        let (mut told, mut id) = (Vec::new(), String::new());
+        let (mut told, mut id, mut cached) = (Vec::new(), String::new(), Vec::new());
         for (seed, end) in [(1, "One day"), (2, "One night"), (1, "One day")] {
             let mut body = chat(&format!("{long} {end}"), seed, 40);
             body["temperature"] = if seed == 1 { 0 } else { 1 }.into();
@@ -111,8 +134,10 @@ async fn what_a_node_is_spared_is_in_its_metrics_and_in_no_record() {
             let record = &answer["assay_receipt"];
             assert!(record["digests"].as_array().unwrap().len() >= 3, "{answer}");
             told.push((record["transcript"].clone(), record["digests"].clone()));
+            cached.push(answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap());
         }
         records.push(told);
+        cached.extend(cached_elsewhere(&node, &long).await);
         assert!(assay(home.path(), &["verify", &id]).status.success());
         let metrics =
             client().get(format!("{}/metrics", node.url)).send().await.unwrap().text().await.unwrap();
@@ -121,14 +146,64 @@ async fn what_a_node_is_spared_is_in_its_metrics_and_in_no_record() {
             line.unwrap_or_else(|| panic!("{name} in {metrics}")).rsplit(' ').next().unwrap().parse().unwrap()
         };
         let spares = options.is_empty();
-        assert_eq!(count("assay_prefix_cache_requests_total"), if spares { 2 } else { 0 });
         assert_eq!(count("vllm:prefix_cache_hits_total") >= 128, spares);
         assert_eq!(count("assay_prefix_cache_bytes") > 0, spares);
         assert_eq!(count("vllm:spec_decode_num_draft_tokens_total") > 0, spares);
         assert!(count("vllm:prefix_cache_queries_total") > 3 * 64);
+        // Each was told what it was spared: at least those that ask the same again on the same route.
+        assert_eq!(cached.iter().sum::<u64>(), count("vllm:prefix_cache_hits_total"));
+        assert!([1, 2, 4].iter().all(|i| (cached[*i] >= 64) == spares), "{cached:?}");
+        let hits = cached.iter().filter(|tokens| **tokens > 0).count() as u64;
+        assert_eq!(count("assay_prefix_cache_requests_total"), hits);
     }
     assert_eq!(records[0], records[1]);
     assert_eq!(records[0][0], records[0][2]);
+}
+
+/// A node whose model is drafted for signs what one signs that executes everything when it is chosen.
+#[tokio::test]
+async fn a_draft_model_is_in_the_metrics_and_in_no_record() {
+    let home = tempfile::tempdir().unwrap();
+    // The same weights under another root: right wherever nothing but the model decides.
+    let mut bytes =
+        std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/stories-1.7m.assay")).unwrap();
+    bytes[8] ^= 1;
+    let twin = home.path().join("twin.assay");
+    std::fs::write(&twin, &bytes).unwrap();
+    let twin = twin.to_str().unwrap();
+    let mut records = Vec::new();
+    for options in [&["--draft", twin, "--prefix-mib", "0"][..], &["--draft-rows", "0", "--prefix-mib", "0"]]
+    {
+        let home = tempfile::tempdir().unwrap();
+        let node = Node::up(home.path(), false, options);
+        let mut told = Vec::new();
+        for (seed, temperature) in [(1, 0), (2, 1), (3, 1)] {
+            let mut body = chat(STORY, seed, 60);
+            body["temperature"] = temperature.into();
+            let request = client().post(node.chat_url()).header("x-assay-receipt", "inline").json(&body);
+            let answer: Value = request.send().await.unwrap().json().await.unwrap();
+            let record = &answer["assay_receipt"];
+            told.push((record["transcript"].clone(), record["digests"].clone()));
+        }
+        assert!(told.iter().all(|(transcript, _)| transcript["output_ids"].is_array()));
+        records.push(told);
+        let metrics =
+            client().get(format!("{}/metrics", node.url)).send().await.unwrap().text().await.unwrap();
+        let line = metrics.lines().find(|line| line.starts_with("assay_draft_model_accepted_tokens_total{"));
+        let accepted: u64 = line.unwrap().rsplit(' ').next().unwrap().parse().unwrap();
+        assert_eq!(accepted > 30, options[0] == "--draft", "{accepted}");
+    }
+    assert_eq!(records[0], records[1]);
+    // Nobody but itself to draft for, and other tokens.
+    let alone = assay(home.path(), &["up", "--listen", "127.0.0.1:0", "--draft", harness::MODEL]);
+    assert!(!alone.status.success() && stderr(&alone).contains("no other model"), "{}", stderr(&alone));
+    let json = bytes.windows(9).position(|window| window == b"\"version\"").unwrap();
+    bytes[json + 1] = b'V';
+    let other = home.path().join("other.assay");
+    std::fs::write(&other, &bytes).unwrap();
+    let other = assay(home.path(), &["up", "--listen", "127.0.0.1:0", "--draft", other.to_str().unwrap()]);
+    assert!(stderr(&other).contains("draft_other_tokenizer"), "{}", stderr(&other));
+    assert!(!other.status.success());
 }
 
 #[tokio::test]

@@ -73,7 +73,7 @@ fn node(home: &Path) -> Provider {
     let artifact = Arc::new(Artifact::from_bytes("stories", STORIES).unwrap());
     let pool = Arc::new(Pool::new(1));
     let kernel = Kernel::from_environment().unwrap();
-    let model = ServedModel::start(artifact, kernel, pool, BatchLimits::default()).unwrap();
+    let model = ServedModel::start(artifact, kernel, pool, BatchLimits::default(), None).unwrap();
     Provider::new(vec![model], key, store, 1, 1)
 }
 

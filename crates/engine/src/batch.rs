@@ -6,7 +6,7 @@
 //!
 //! What a request has executed is kept as blocks of its cache (`prefix`), and whoever begins with the same tokens goes on after them: tokens,
 //! digests and probabilities are those of a request that executed everything itself. Where few requests decode, a pass also executes tokens that
-//! are likely to follow (`draft`): those that are then chosen need no pass of their own, and the others are taken back.
+//! are likely to follow (`draft`; some of them by another model): those that are then chosen need no pass of their own, and the others are taken back.
 
 use std::collections::VecDeque;
 
@@ -27,7 +27,10 @@ mod draft;
 mod prefix;
 
 use active::{Active, segments};
+pub use draft::model::{Draft, DraftError};
+
 use draft::Drafter;
+use draft::model::DraftModel;
 use prefix::Prefixes;
 
 /// Names a job to its owner.
@@ -128,7 +131,10 @@ pub enum Event {
     /// It left the queue: the next pass executes some of its prompt.
     Admitted,
     /// The whole prompt has been read and the first token chosen.
-    Started,
+    Started {
+        /// Tokens of the prompt that were not executed, since an earlier request had executed the same beginning.
+        cached_tokens: u32,
+    },
     /// A token was chosen.
     Token {
         /// The token.
@@ -187,6 +193,10 @@ pub struct Spared {
     pub drafted: u64,
     /// Those of them that were then chosen: each is a pass that its request was spared.
     pub drafts_chosen: u64,
+    /// Those of the proposals that a draft model made.
+    pub model_drafted: u64,
+    /// Those of them that were then chosen.
+    pub model_drafts_chosen: u64,
 }
 
 /// The pass under way, of requests that stay where they are among those that run until it ends.
@@ -217,6 +227,7 @@ pub enum Stepped {
 /// The batcher of one model.
 pub struct Batcher<'t> {
     executor: Executor,
+    draft: Option<DraftModel>,
     tokenizer: &'t Tokenizer,
     end_tokens: Vec<u32>,
     limits: BatchLimits,
@@ -239,6 +250,7 @@ impl<'t> Batcher<'t> {
         let prefixes = Prefixes::new(executor.constants().program().caches(), limits.prefix_bytes_max);
         Batcher {
             executor,
+            draft: None,
             tokenizer,
             end_tokens,
             limits,
@@ -249,6 +261,20 @@ impl<'t> Batcher<'t> {
             spared: Spared::default(),
             under_way: None,
         }
+    }
+
+    /// The same with a draft model, which proposes tokens where the request's own text has nothing to propose. No answer is another for it; requests
+    /// take the memory of its caches too.
+    ///
+    /// # Panics
+    /// When it has not as many tokens as the model that answers: [`Draft::of`] checks that, and that they are the same.
+    #[must_use]
+    pub fn drafting(mut self, draft: Executor) -> Self {
+        let draft = DraftModel::new(draft);
+        let vocabulary = self.executor.constants().program().program().vocabulary;
+        assert_eq!(draft.vocabulary(), vocabulary, "a draft model has the tokens of the model that answers");
+        self.draft = Some(draft);
+        self
     }
 
     /// Whether there is nothing to do.
@@ -282,7 +308,9 @@ impl<'t> Batcher<'t> {
     }
 
     fn cache_bytes_of(&self, job: &Job) -> usize {
-        Sequence::bytes(self.executor.constants().program().caches(), self.capacity(job))
+        let capacity = self.capacity(job);
+        let drafts = self.draft.as_ref().map_or(0, |draft| draft.cache_bytes(capacity));
+        Sequence::bytes(self.executor.constants().program().caches(), capacity) + drafts
     }
 
     /// Takes a job on, to be started when there is room.
@@ -372,11 +400,13 @@ impl<'t> Batcher<'t> {
                 cache_bytes,
                 output: Vec::new(),
                 blocks: 0,
-                resumed: false,
+                cached_tokens: 0,
                 history: History::new(&job.prompt),
                 logprobs: Vec::new(),
                 digests: DigestBuilder::new(),
                 drafter: Drafter::new(),
+                ahead: self.draft.as_ref().map(|draft| draft.ahead(capacity)),
+                by_model: false,
                 transcriber: Transcriber::new(self.tokenizer, rules),
                 cancelled: false,
                 stopping: false,
@@ -407,7 +437,7 @@ impl<'t> Batcher<'t> {
             return None;
         }
         let most = self.draft_most(taking.len(), rows_max - left);
-        let tokens: Vec<(Vec<u32>, usize)> = taking
+        let mut tokens: Vec<(Vec<u32>, usize)> = taking
             .iter()
             .map(|i| {
                 let a = &mut self.running[*i];
@@ -416,12 +446,21 @@ impl<'t> Batcher<'t> {
                 if tokens.len() < pending.len() {
                     return (tokens, shares[*i]);
                 }
-                let proposed = a.propose(most);
-                self.spared.drafted += proposed.len() as u64;
-                tokens.extend(proposed);
+                tokens.extend(a.propose(most));
                 (tokens, shares[*i] - 1)
             })
             .collect();
+        if let Some(draft) = self.draft.as_mut().filter(|_| most > 0) {
+            // Everybody decodes, and is taken.
+            let asking = self.running.iter_mut().zip(&mut tokens);
+            let asking = asking.filter(|(_, (tokens, logits_from))| tokens.len() == logits_from + 1);
+            draft.propose(asking.filter_map(|(a, (tokens, _))| a.ask(most, tokens)), &self.end_tokens);
+        }
+        for (i, (tokens, logits_from)) in taking.iter().zip(&tokens) {
+            let proposed = tokens.len().saturating_sub(logits_from + 1) as u64;
+            self.spared.drafted += proposed;
+            self.spared.model_drafted += if self.running[*i].by_model { proposed } else { 0 };
+        }
         let positions = taking.iter().map(|i| self.running[*i].sequence.position()).collect();
         let pass = self.executor.begin(&segments(&mut self.running, &taking, &tokens));
         Some(UnderWay { pass, taking, tokens, positions })
@@ -474,8 +513,9 @@ impl<'t> Batcher<'t> {
                 a.sequence.rewind(*position + executed);
             }
             if let Some(chosen) = executed.checked_sub(*logits_from + 1) {
-                a.drafter.learn(tokens.len() - *logits_from - 1, chosen);
+                a.learn(tokens.len() - *logits_from - 1, chosen);
                 self.spared.drafts_chosen += chosen as u64;
+                self.spared.model_drafts_chosen += if a.by_model { chosen as u64 } else { 0 };
             }
             first_row += tokens.len();
             first_logits += tokens.len() - *logits_from;

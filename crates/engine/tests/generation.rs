@@ -67,7 +67,7 @@ fn run(batcher: &mut Batcher<'_>) -> BTreeMap<JobId, (Answer, String)> {
     let (mut answers, mut texts) = (BTreeMap::new(), BTreeMap::<JobId, String>::new());
     while !batcher.is_idle() {
         batcher.step(&mut |id, event| match event {
-            Event::Admitted | Event::Started => {}
+            Event::Admitted | Event::Started { .. } => {}
             Event::Token { text, .. } | Event::Rest(text) => texts.entry(id).or_default().push_str(&text),
             Event::Done(answer) => {
                 answers.insert(id, (*answer, texts.remove(&id).unwrap_or_default()));
@@ -156,7 +156,7 @@ fn an_answer_that_is_stopped_is_the_beginning_of_the_whole() {
         let mut asked = std::collections::BTreeSet::new();
         while !batcher.is_idle() {
             let mut report = |id, event| match event {
-                Event::Admitted | Event::Started => {}
+                Event::Admitted | Event::Started { .. } => {}
                 Event::Token { text, .. } => {
                     *tokens.entry(id).or_default() += 1;
                     texts.entry(id).or_default().push_str(&text);

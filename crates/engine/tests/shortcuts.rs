@@ -9,10 +9,14 @@ use std::sync::{Arc, LazyLock, Mutex};
 use assay_core::request::{Guide, Sampling};
 use assay_core::transcript::StopReason;
 use assay_engine::artifact::Artifact;
-use assay_engine::batch::{Answer, BatchLimits, Batcher, Event, Job, JobId, Load};
+use assay_engine::batch::{
+    Answer, BatchLimits, Batcher, Draft, DraftError, Event, Job, JobId, Load, SubmitError,
+};
 use assay_engine::cache::{BLOCK_TOKENS, Block};
-use assay_engine::constants::Constants as _;
+use assay_engine::constants::Constants;
 use assay_engine::forward::Executor;
+use assay_engine::import::synthetic::Size;
+use assay_engine::import::synthetic::memory::InMemory;
 use assay_engine::kernel::Kernel;
 use assay_engine::pool::Pool;
 use assay_engine::text::Tokenizer;
@@ -36,11 +40,39 @@ const PLAIN: BatchLimits = BatchLimits {
     draft_rows_max: 0,
 };
 
-fn batcher(limits: BatchLimits) -> Batcher<'static> {
+fn executor(constants: Arc<dyn Constants>) -> Executor {
     static POOL: LazyLock<Arc<Pool>> = LazyLock::new(|| Arc::new(Pool::new(1)));
+    Executor::new(constants, Kernel::available()[0], Arc::clone(&POOL))
+}
+
+fn batcher(limits: BatchLimits) -> Batcher<'static> {
     let (artifact, tokenizer) = &*MODEL;
-    let executor = Executor::new(artifact.shared(), Kernel::available()[0], Arc::clone(&POOL));
-    Batcher::new(executor, tokenizer, artifact.text().end_tokens.clone(), limits)
+    Batcher::new(executor(artifact.shared()), tokenizer, artifact.text().end_tokens.clone(), limits)
+}
+
+/// Who proposes what the text itself does not.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Drafts {
+    Nobody,
+    /// The model that answers: right, as far as nothing but it decides.
+    Itself,
+    /// Random weights: hardly ever right. Its window has so many positions.
+    Chance(u32),
+}
+
+impl Drafts {
+    fn for_(self, limits: BatchLimits) -> Batcher<'static> {
+        match self {
+            Drafts::Nobody => batcher(limits),
+            Drafts::Itself => batcher(limits).drafting(executor(MODEL.0.shared())),
+            Drafts::Chance(context) => {
+                let vocabulary = MODEL.0.program().program().vocabulary;
+                let size =
+                    Size { name: "tiny", dim: 32, layers: 1, heads: 2, kv_heads: 1, hidden: 64, vocabulary };
+                batcher(limits).drafting(executor(Arc::new(InMemory::new(&size, 1, context, 5))))
+            }
+        }
+    }
 }
 
 /// A request as it comes, and what becomes of it.
@@ -140,6 +172,8 @@ fn run(batcher: &mut Batcher<'_>) -> BTreeMap<JobId, (Answer, String)> {
 
 #[derive(Default)]
 struct Heard {
+    /// Tokens of prompts that were not executed.
+    cached: BTreeMap<JobId, u32>,
     texts: BTreeMap<JobId, String>,
     answers: BTreeMap<JobId, (Answer, String)>,
 }
@@ -147,7 +181,8 @@ struct Heard {
 impl Heard {
     fn hear(&mut self, id: JobId, event: Event) {
         match event {
-            Event::Admitted | Event::Started => {}
+            Event::Admitted => {}
+            Event::Started { cached_tokens } => drop(self.cached.insert(id, cached_tokens)),
             Event::Token { text, .. } | Event::Rest(text) => {
                 self.texts.entry(id).or_default().push_str(&text)
             }
@@ -160,8 +195,8 @@ impl Heard {
 }
 
 /// Plays requests as they come and leave, and compares each answer with what the request gets alone.
-fn play(limits: BatchLimits, all: &[Coming]) {
-    let mut batcher = batcher(limits);
+fn play(limits: BatchLimits, drafts: Drafts, all: &[Coming]) {
+    let mut batcher = drafts.for_(limits);
     let mut heard = Heard::default();
     let (mut next, mut due) = (0, all[0].after);
     let mut leaving: BTreeMap<usize, Vec<(JobId, Leaves)>> = BTreeMap::new();
@@ -238,7 +273,7 @@ proptest! {
     ) {
         // Keys and places come to less than half of a block.
         let prefix_bytes_max = blocks * block_bytes() * 3 / 2;
-        play(BatchLimits { running_max, rows_max, prefix_bytes_max, draft_rows_max, ..PLAIN }, &all);
+        play(BatchLimits { running_max, rows_max, prefix_bytes_max, draft_rows_max, ..PLAIN }, Drafts::Nobody, &all);
     }
 
     /// Proposals of every length, of requests that end in every way, beside one another and alone.
@@ -248,7 +283,21 @@ proptest! {
         draft_rows_max in 2usize..40,
         all in prop::collection::vec(coming(), 1..6),
     ) {
-        play(BatchLimits { running_max, draft_rows_max, ..PLAIN }, &all);
+        play(BatchLimits { running_max, draft_rows_max, ..PLAIN }, Drafts::Nobody, &all);
+    }
+
+    /// Another model's proposals, right and wrong ones, beside those of the text and of blocks that are kept, with windows that end before the requests'.
+    #[test]
+    fn proposals_of_a_draft_model_leave_no_trace(
+        drafts in prop_oneof![2 => Just(Drafts::Itself), 1 => (1..300u32).prop_map(Drafts::Chance)],
+        running_max in 1usize..5,
+        rows_max in prop_oneof![Just(33usize), Just(256)],
+        blocks in prop_oneof![Just(0usize), Just(1000)],
+        draft_rows_max in 2usize..40,
+        all in prop::collection::vec(coming(), 1..7),
+    ) {
+        let prefix_bytes_max = blocks * block_bytes() * 3 / 2;
+        play(BatchLimits { running_max, rows_max, prefix_bytes_max, draft_rows_max, ..PLAIN }, drafts, &all);
     }
 }
 
@@ -280,21 +329,21 @@ fn a_beginning_that_was_executed_is_not_executed_again() {
             count += 1;
         }
         assert_eq!(heard.answers[&id].0, whole);
-        (count, whole)
+        (count, heard.cached[&id], whole)
     };
     let first = plain_job(1, prompt(0, 140, 3, 0));
-    let (count, answer) = steps(&mut batcher, first.clone());
-    assert_eq!((count, batcher.spared().prefix_hits), (143 + 40 - 1, 0));
-    let (count, _) = steps(&mut batcher, Job { id: 2, ..first.clone() });
-    assert_eq!(count, 143 - 128 + 40 - 1);
+    let (count, cached, answer) = steps(&mut batcher, first.clone());
+    assert_eq!((count, cached, batcher.spared().prefix_hits), (143 + 40 - 1, 0, 0));
+    let (count, cached, _) = steps(&mut batcher, Job { id: 2, ..first.clone() });
+    assert_eq!((count, cached), (143 - 128 + 40 - 1, 128));
     // What a request wrote is the beginning of the next turn.
     let turn: Vec<u32> = answer.prompt.iter().chain(&answer.output).copied().chain([5, 6, 7, 8]).collect();
     assert!(turn.len() / BLOCK_TOKENS == 2 && turn.len() < 193 && answer.stop == StopReason::Length);
-    let (count, _) = steps(&mut batcher, plain_job(3, turn.clone()));
-    assert_eq!(count, turn.len() - 128 + 40 - 1);
+    let (count, cached, _) = steps(&mut batcher, plain_job(3, turn.clone()));
+    assert_eq!((count, cached), (turn.len() - 128 + 40 - 1, 128));
     // A prompt that ends where a block ends leaves its last token to be executed.
-    let (count, _) = steps(&mut batcher, plain_job(4, first.prompt[..128].to_vec()));
-    assert_eq!(count, 64 + 40 - 1);
+    let (count, cached, _) = steps(&mut batcher, plain_job(4, first.prompt[..128].to_vec()));
+    assert_eq!((count, cached), (64 + 40 - 1, 64));
     let spared = batcher.spared();
     assert_eq!((spared.prefix_hits, spared.prefix_tokens), (3, 128 + 128 + 64));
     assert!(spared.prefix_bytes > 3 * block_bytes());
@@ -348,4 +397,82 @@ fn guided_answers_are_proposed_too() {
     assert_eq!(answer.stop, StopReason::EndToken, "{}", answer.text);
     assert!(batcher.spared().drafts_chosen > 20, "{:?}", batcher.spared());
     assert_eq!(answer, alone(job));
+}
+
+/// A draft model that is the model itself foresees what is drawn as well as what is likeliest, in texts that repeat nothing: passes are spared,
+/// exactly as many as are counted.
+#[test]
+fn what_a_draft_model_foresees_needs_no_pass() {
+    let warm = Sampling { temperature_micro: 900_000, ..Sampling::GREEDY };
+    for sampling in [Sampling::GREEDY, warm] {
+        let mut batcher = Drafts::Itself.for_(BatchLimits { draft_rows_max: 16, ..PLAIN });
+        let job = Job { sampling, seed: [3; 32], max_tokens: 60, ..plain_job(1, prompt(0, 150, 2, 0)) };
+        let whole = alone(job.clone());
+        let (mut passes, mut heard) = (0, Heard::default());
+        batcher.submit(job).unwrap();
+        while !batcher.is_idle() {
+            batcher.step(&mut |id, event| heard.hear(id, event));
+            passes += 1;
+        }
+        assert_eq!(heard.answers[&1].0, whole);
+        let spared = batcher.spared();
+        assert_eq!(passes + spared.drafts_chosen, whole.output.len() as u64);
+        assert!(spared.model_drafts_chosen * 2 > whole.output.len() as u64, "{spared:?}");
+        assert_eq!(spared.model_drafts_chosen, spared.model_drafted, "nothing else decides");
+    }
+}
+
+/// Proposals that are wrong become rare.
+#[test]
+fn a_draft_model_that_is_wrong_is_asked_less() {
+    let mut batcher = Drafts::Chance(256).for_(BatchLimits { draft_rows_max: 16, ..PLAIN });
+    let warm = Sampling { temperature_micro: 1_000_000, ..Sampling::GREEDY };
+    let job = Job { sampling: warm, max_tokens: 180, ..plain_job(1, prompt(1, 20, 0, 0)) };
+    batcher.submit(job.clone()).unwrap();
+    assert_eq!(run(&mut batcher).remove(&1).unwrap().0, alone(job));
+    let spared = batcher.spared();
+    assert!(spared.model_drafted > 0 && spared.model_drafted < 60, "{spared:?}");
+}
+
+/// Many requests at once leave no row for proposals, and then nobody makes any.
+#[test]
+fn a_draft_model_rests_while_many_requests_write() {
+    let mut batcher = Drafts::Itself.for_(BatchLimits { draft_rows_max: 16, ..PLAIN });
+    let jobs: Vec<Job> = (0..9).map(|i| plain_job(i, prompt(2, 10 + i as usize, 3, i as u32))).collect();
+    jobs.iter().for_each(|job| batcher.submit(job.clone()).unwrap());
+    let mut heard = Heard::default();
+    while batcher.load().running + batcher.load().waiting == 9 || heard.answers.is_empty() {
+        batcher.step(&mut |id, event| heard.hear(id, event));
+    }
+    assert_eq!(batcher.spared().drafted, 0);
+}
+
+/// What a draft model keeps of a request counts as that request's.
+#[test]
+fn the_caches_of_a_draft_model_are_counted() {
+    let job = plain_job(1, prompt(0, 70, 0, 0));
+    let bytes = |mut batcher: Batcher<'_>| {
+        batcher.submit(job.clone()).unwrap();
+        batcher.step(&mut |_, _| {});
+        batcher.load().cache_bytes
+    };
+    let alone = bytes(batcher(PLAIN));
+    assert_eq!(bytes(Drafts::Itself.for_(PLAIN)), 2 * alone);
+    let mut batcher = Drafts::Itself.for_(BatchLimits { cache_bytes_max: 2 * alone - 1, ..PLAIN });
+    let refused = SubmitError::CacheTooSmall { needed: 2 * alone, limit: 2 * alone - 1 };
+    assert_eq!(batcher.submit(job.clone()), Err(refused));
+}
+
+#[test]
+fn only_a_model_of_the_same_tokens_drafts() {
+    let model = &MODEL.0;
+    assert!(Arc::ptr_eq(Draft::of(model, model).unwrap().artifact(), model));
+    let mut bytes = model.bytes().to_vec();
+    let json = model.tokenizer_json();
+    let at = bytes.windows(json.len()).position(|window| window == json).unwrap();
+    bytes[at + json.len() - 1] = b' ';
+    let other = Arc::new(Artifact::from_bytes("other", &bytes).unwrap());
+    let error = Draft::of(&other, model).err().unwrap();
+    assert!(matches!(error, DraftError::OtherTokenizer { .. }), "{error}");
+    assert_eq!(error.code(), "draft_other_tokenizer");
 }

@@ -15,7 +15,7 @@ use assay_gateway::accounts::{Accounts, Limits, Period, Secret};
 use assay_gateway::network::{Network, NetworkOptions};
 use assay_gateway::queue::QueueOptions;
 use books::Books;
-use providers::{Manner, Provider, model};
+use providers::{CACHED, Manner, Provider, model};
 
 /// 100 dollars for a million tokens: 10 read and 5 written cost 1500 millionths.
 const PRICE: Option<&str> = Some("100/100");
@@ -136,6 +136,26 @@ async fn an_answer_is_given_and_charged() {
     assert!(network.receipt(receipt).await.unwrap().is_some());
     let cards = network.models();
     assert_eq!((cards.len(), cards[0].id.as_str(), cards[0].root), (1, "org/model", model()));
+}
+
+/// What a provider was spared is its word alone: it is passed on as far as it can be true, and an answer that is told again says nothing of it.
+#[tokio::test]
+async fn what_a_provider_was_spared_is_passed_on() {
+    for (manner, expected) in [(Manner::Honest, CACHED), (Manner::Boasts, 10)] {
+        let provider = Provider::start(manner, PRICE).await;
+        let network = network(None, &[&provider]).await;
+        let mut generation = network.generate(order("hi", Caller::default())).await.unwrap();
+        loop {
+            match generation.events.recv().await.unwrap() {
+                Event::End { cached_tokens, usage, .. } => {
+                    assert_eq!((cached_tokens, usage.prompt_tokens), (expected, 10));
+                    break;
+                }
+                Event::Failed(refusal) => panic!("{refusal}"),
+                _ => {}
+            }
+        }
+    }
 }
 
 #[tokio::test]

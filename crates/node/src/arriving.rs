@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use assay_core::id::ModelRoot;
 use assay_engine::artifact::{Artifact, ArtifactError};
-use assay_engine::batch::BatchLimits;
+use assay_engine::batch::{BatchLimits, Draft};
 use assay_engine::kernel::Kernel;
 use assay_engine::pool::Pool;
 use assay_engine::presence::Presence;
@@ -92,15 +92,27 @@ impl ArriveError {
     }
 }
 
-/// What a served model is executed with.
+/// What served models are executed with.
 #[derive(Clone)]
 pub struct Engine {
     /// The kernel.
     pub kernel: Kernel,
     /// The threads.
     pub pool: Arc<Pool>,
-    /// What it takes on.
+    /// What each takes on.
     pub limits: BatchLimits,
+    /// What proposes tokens for those that have its tokens.
+    pub draft: Option<Arc<Artifact>>,
+}
+
+impl Engine {
+    /// Starts serving a model.
+    pub fn start(&self, artifact: Arc<Artifact>) -> Result<ServedModel, TextError> {
+        // For itself it would be no faster.
+        let draft = self.draft.as_ref().filter(|draft| draft.root() != artifact.root());
+        let draft = draft.and_then(|draft| Draft::of(draft, &artifact).ok());
+        ServedModel::start(artifact, self.kernel, Arc::clone(&self.pool), self.limits, draft)
+    }
 }
 
 /// What is to arrive, and from where.
@@ -285,8 +297,7 @@ impl Copier {
         // Before the tokenizer is loaded, which takes a while.
         self.first.set(self.order.clone());
         let artifact = Arc::new(artifact);
-        let Engine { kernel, pool, limits } = self.engine.clone();
-        self.provider.serve(ServedModel::start(Arc::clone(&artifact), kernel, pool, limits)?);
+        self.provider.serve(self.engine.start(Arc::clone(&artifact))?);
         self.artifact = Some(artifact);
         Ok(())
     }

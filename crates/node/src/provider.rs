@@ -244,6 +244,7 @@ impl Provider {
             started,
             admitted: None,
             first: None,
+            cached_tokens: 0,
             threads: self.threads,
             kernel: model.kernel().name(),
             request_id,
@@ -359,6 +360,8 @@ struct Answering {
     /// When it left the queue.
     admitted: Option<Instant>,
     first: Option<Instant>,
+    /// Tokens of the prompt that were not executed for it.
+    cached_tokens: u32,
     threads: u32,
     kernel: &'static str,
     request_id: String,
@@ -392,8 +395,9 @@ impl Answering {
                     self.admitted = Some(Instant::now());
                     continue;
                 }
-                Some(EngineEvent::Started) => {
+                Some(EngineEvent::Started { cached_tokens }) => {
                     self.first = Some(Instant::now());
+                    self.cached_tokens = cached_tokens;
                     continue;
                 }
                 Some(EngineEvent::Token { id, text, logprobs }) => {
@@ -435,6 +439,7 @@ impl Answering {
     /// Signs and stores; the end of the answer is reported only after its record is durable.
     async fn conclude(self, answer: Answer) -> Event {
         let (request_id, span) = (self.request_id.clone(), self.span.clone());
+        let cached_tokens = self.cached_tokens;
         let executed = Instant::now();
         let first = self.first.unwrap_or(executed);
         let admitted = self.admitted.unwrap_or(first);
@@ -448,7 +453,7 @@ impl Answering {
                 span.past("sign and store", executed, Instant::now());
                 span.used(usage.prompt_tokens, usage.completion_tokens);
                 span.responds(&record.receipt.receipt.id());
-                Event::End { stop: record.transcript.stop, usage, record: Arc::new(record) }
+                Event::End { stop: record.transcript.stop, usage, cached_tokens, record: Arc::new(record) }
             }
             Ok(Err(message)) => {
                 tracing::error!(request_id, message, "an answer could not be receipted");

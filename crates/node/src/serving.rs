@@ -16,7 +16,9 @@ use std::time::Duration;
 use assay_core::text::TextOpening;
 use assay_engine::artifact::Artifact;
 use assay_engine::artifact::tree::ModelTree;
-use assay_engine::batch::{BatchLimits, Batcher, Event, Job, JobId, Load, Spared, Stepped, SubmitError};
+use assay_engine::batch::{
+    BatchLimits, Batcher, Draft, Event, Job, JobId, Load, Spared, Stepped, SubmitError,
+};
 use assay_engine::constants::Constants as _;
 use assay_engine::forward::Executor;
 use assay_engine::kernel::Kernel;
@@ -138,12 +140,13 @@ impl Drop for Running {
 }
 
 impl ServedModel {
-    /// Starts serving `artifact`, sharing `pool` with other models.
+    /// Starts serving `artifact`, sharing `pool` with other models; `draft` proposes tokens for it.
     pub fn start(
         artifact: Arc<Artifact>,
         kernel: Kernel,
         pool: Arc<Pool>,
         limits: BatchLimits,
+        draft: Option<Draft>,
     ) -> Result<ServedModel, TextError> {
         let tokenizer = Arc::new(Tokenizer::new(artifact.text(), artifact.tokenizer_json())?);
         let load = Arc::new(Mutex::new(Load::default()));
@@ -158,12 +161,15 @@ impl ServedModel {
             std::thread::Builder::new()
                 .name("assay-batcher".into())
                 .spawn(move || {
-                    let executor = Executor::new(artifact.shared(), kernel, pool);
+                    let executor = Executor::new(artifact.shared(), kernel, Arc::clone(&pool));
                     if let Head::Vector { .. } = artifact.program().program().head {
                         return encode_all(executor, &inbox, artifact.presence(), &load);
                     }
                     let end_tokens = artifact.text().end_tokens.clone();
-                    let batcher = Batcher::new(executor, &tokenizer, end_tokens, limits);
+                    let mut batcher = Batcher::new(executor, &tokenizer, end_tokens, limits);
+                    if let Some(draft) = draft {
+                        batcher = batcher.drafting(draft.executor(kernel, pool));
+                    }
                     run(batcher, &inbox, artifact.presence(), (&load, &spared), &reached);
                     // Jobs that were dropped are under way no longer.
                     *load.lock().unwrap_or_else(PoisonError::into_inner) = Load::default();

@@ -81,11 +81,11 @@ impl Render for ChatStream {
                 let call = json!({"index": index, "function": {"arguments": json}});
                 out.push_back(self.delta(choice, json!({"tool_calls": [call]}), Value::Null));
             }
-            Event::End { stop, usage, record } => {
+            Event::End { stop, usage, cached_tokens, record } => {
                 let has_calls = self.has_calls.get(choice).copied().unwrap_or_default();
                 let last = json!({"index": choice, "delta": {}, "logprobs": null,
                                   "finish_reason": finish_reason(stop, has_calls)});
-                out.push_back(self.tail.last(choice, End { stop, usage, record }, last));
+                out.push_back(self.tail.last(choice, End { stop, usage, cached_tokens, record }, last));
             }
             Event::Failed(refusal) => self.failed(&refusal, out),
         }

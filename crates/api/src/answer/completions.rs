@@ -67,10 +67,10 @@ impl Render for CompletionStream {
             }
             // There are no tools on this route.
             Event::Call { .. } | Event::Arguments { .. } => {}
-            Event::End { stop, usage, record } => {
+            Event::End { stop, usage, cached_tokens, record } => {
                 let last = json!({"index": choice, "text": "", "logprobs": null,
                                   "finish_reason": finish_reason(stop, false)});
-                out.push_back(self.tail.last(choice, End { stop, usage, record }, last));
+                out.push_back(self.tail.last(choice, End { stop, usage, cached_tokens, record }, last));
             }
             Event::Failed(refusal) => self.failed(&refusal, out),
         }

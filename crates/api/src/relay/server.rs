@@ -404,6 +404,9 @@ impl Teller {
             if let (Some(meter), Some(event)) = (&mut meter, &event) {
                 meter.see(event);
             }
+            if let Some(Event::End { cached_tokens: cached @ 1.., .. }) = event {
+                self.tell(&Frame::Cached(cached)).await;
+            }
             let frame = frame(event);
             if frame.is_last() {
                 heard.told = false;

@@ -1,7 +1,6 @@
 //! The response object and its items.
 
 use assay_core::request::ToolCall;
-use assay_core::transcript::Usage;
 use serde_json::{Map, Value, json};
 
 use crate::answer::{Answer, End, inline};
@@ -74,7 +73,7 @@ impl Frame {
         } else {
             response["completed_at"] = json!(crate::server::now_s());
         }
-        response["usage"] = usage(end.usage);
+        response["usage"] = usage(end);
         if self.inline {
             inline(&mut response, std::iter::once(end));
         }
@@ -106,10 +105,11 @@ pub(crate) fn part(text: &str) -> Value {
     json!({"type": "output_text", "text": text, "annotations": [], "logprobs": []})
 }
 
-fn usage(usage: Usage) -> Value {
+fn usage(end: &End) -> Value {
+    let usage = end.usage;
     let total = u64::from(usage.prompt_tokens) + u64::from(usage.completion_tokens);
     json!({"input_tokens": usage.prompt_tokens,
-           "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+           "input_tokens_details": {"cached_tokens": end.cached_tokens, "cache_write_tokens": 0},
            "output_tokens": usage.completion_tokens, "output_tokens_details": {"reasoning_tokens": 0},
            "total_tokens": total})
 }

@@ -116,8 +116,8 @@ impl Render for ResponseStream {
                 self.open(Item::Call(ToolCall { id, name, arguments: String::new() }), out);
             }
             Event::Arguments { json, .. } => self.arguments(&json, out),
-            Event::End { stop, usage, record } => {
-                let end = End { stop, usage, record };
+            Event::End { stop, usage, cached_tokens, record } => {
+                let end = End { stop, usage, cached_tokens, record };
                 if self.open.is_none() && self.output.is_empty() {
                     self.open(Item::Message(String::new()), out);
                 }

@@ -203,7 +203,9 @@ impl Inference for SharedMock {
             drop(running);
             if let Some(stop) = stop {
                 let record = Arc::new(record(order.request, stop));
-                let _ = events.send(Event::End { stop, usage: record.transcript.usage(), record }).await;
+                let _ = events
+                    .send(Event::End { stop, usage: record.transcript.usage(), cached_tokens: 0, record })
+                    .await;
             }
         });
         let stop = Stop::default();

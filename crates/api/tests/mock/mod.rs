@@ -169,7 +169,8 @@ impl Inference for SharedMock {
             let more = |index, json: &str| Event::Arguments { index, json: json.into() };
             let end_by = |stop| {
                 let record = Arc::new(record(order.request.clone(), stop));
-                Event::End { stop, usage: record.transcript.usage(), record }
+                let cached_tokens = if script == "known" { 2 } else { 0 };
+                Event::End { stop, usage: record.transcript.usage(), cached_tokens, record }
             };
             let end = || end_by(StopReason::Length);
             let all = match script.as_str() {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use assay_engine::batch::Draft;
 use assay_engine::import::synthetic;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -103,6 +104,9 @@ enum What {
     Spared {
         /// Model: a name, root or file.
         model: String,
+        /// A small model with the same tokenizer whose proposals are measured too.
+        #[arg(long, value_name = "MODEL")]
+        draft: Option<String>,
         /// Tokens that prompts begin with alike.
         #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=100_000))]
         shared: u32,
@@ -158,8 +162,13 @@ impl Bench {
             What::Reexecution { model, prompt, answers, rounds, engine } => {
                 reexecution::run(&home.model(&model)?, engine, prompt, &answers, rounds, &mut print)
             }
-            What::Spared { model, shared, answer, rounds, engine } => {
-                spared::run(&home.model(&model)?, engine, (shared, answer), rounds, &mut print)
+            What::Spared { model, draft, shared, answer, rounds, engine } => {
+                let model = home.model(&model)?;
+                let draft = match draft {
+                    Some(draft) => Some(Draft::of(&home.model(&draft)?, &model)?),
+                    None => None,
+                };
+                spared::run(&model, draft.as_ref(), engine, (shared, answer), rounds, &mut print)
             }
             What::Verification(verification) => verification.run(&mut print),
             What::Loss { model, text, windows } => {

@@ -10,7 +10,7 @@ use assay_api::{FileOptions, Inference, ServerOptions, serve_with_files};
 use assay_core::id::ModelRoot;
 use assay_core::price::Price;
 use assay_engine::artifact::Artifact;
-use assay_engine::batch::BatchLimits;
+use assay_engine::batch::{BatchLimits, Draft};
 use assay_engine::kernel::Kernel;
 use assay_engine::pool::Pool;
 use assay_hub::name::Reference;
@@ -20,7 +20,6 @@ use assay_node::arriving::Engine;
 use assay_node::files::FolderStore;
 use assay_node::key::NodeKey;
 use assay_node::provider::Provider;
-use assay_node::serving::ServedModel;
 use assay_node::store::ReceiptStore;
 use assay_node::till::Till;
 use clap::Args;
@@ -92,6 +91,10 @@ pub struct Server {
     /// Tokens up to which a pass over a model that writes few answers is filled up with likely next ones, taken from what was said before. 0 for none.
     #[arg(long, default_value_t = BatchLimits::default().draft_rows_max, value_name = "N")]
     draft_rows: usize,
+    /// A small installed model (name, root or file) that proposes next tokens, where the text itself has none, for every served model with the same
+    /// tokenizer. Answers and receipts are the same with it and without.
+    #[arg(long, value_name = "MODEL")]
+    draft: Option<String>,
     /// Dollars for a million tokens of the prompt and of the answer, as in 0.10/0.40 [default: free]. Advertised in /v1/models; nothing
     /// is charged by the node without --settle; gateways charge it.
     #[arg(long, value_name = "IN/OUT")]
@@ -127,13 +130,13 @@ impl EngineArgs {
     }
 
     /// What models are executed with.
-    fn engine(&self, limits: BatchLimits) -> Result<Engine> {
-        Ok(Engine { kernel: Kernel::from_environment()?, pool: self.pool(), limits })
+    fn engine(&self, limits: BatchLimits, draft: Option<Arc<Artifact>>) -> Result<Engine> {
+        Ok(Engine { kernel: Kernel::from_environment()?, pool: self.pool(), limits, draft })
     }
 
     /// A provider of these models.
     pub fn provider(&self, home: &Home, models: Vec<Arc<Artifact>>, limits: BatchLimits) -> Result<Provider> {
-        provider(home, models, &self.engine(limits)?)
+        provider(home, models, &self.engine(limits, None)?)
     }
 }
 
@@ -143,13 +146,30 @@ fn provider(home: &Home, models: Vec<Arc<Artifact>>, engine: &Engine) -> Result<
     let mut served = Vec::new();
     for artifact in models {
         let name = artifact.provenance().name.clone();
-        let Engine { kernel, pool, limits } = engine.clone();
-        let model =
-            ServedModel::start(artifact, kernel, pool, limits).with_context(|| format!("model `{name}`"))?;
-        served.push(model);
+        served.push(engine.start(artifact).with_context(|| format!("model `{name}`"))?);
     }
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     Ok(Provider::new(served, key, store, created, engine.pool.threads() as u32))
+}
+
+/// Says for whom a draft model proposes. It must be able to for somebody: for one of the models, or perhaps for what is to arrive.
+fn drafting(draft: &Arc<Artifact>, models: &[Arc<Artifact>], is_more_to_come: bool) -> Result<()> {
+    let others = models.iter().filter(|model| model.root() != draft.root());
+    let (mut names, mut reasons) = (Vec::new(), Vec::new());
+    for model in others {
+        match Draft::of(draft, model) {
+            Ok(_) => names.push(model.provenance().name.as_str()),
+            Err(e) => reasons.push(format!("{e} ({})", e.code())),
+        }
+    }
+    let name = &draft.provenance().name;
+    match (names.is_empty(), reasons.is_empty()) {
+        (false, _) => note!("Drafts: {name} proposes for {}.", names.join(", ")),
+        (true, _) if is_more_to_come => {}
+        (true, true) => bail!("there is no other model for which `{name}` could draft"),
+        (true, false) => bail!("{}", reasons.join("; ")),
+    }
+    Ok(())
 }
 
 impl Up {
@@ -215,7 +235,11 @@ impl Server {
             let at = listener.local_addr()?;
             let mut names: Vec<String> = models.iter().map(|m| m.provenance().name.clone()).collect();
             names.extend(early.iter().map(|e| format!("{} as soon as it can be", e.release)));
-            let engine = self.engine.engine(self.limits())?;
+            let draft = self.draft.as_deref().map(|name| home.model(name)).transpose()?;
+            if let Some(draft) = &draft {
+                drafting(draft, &models, early.is_some())?;
+            }
+            let engine = self.engine.engine(self.limits(), draft)?;
             let kernel = engine.kernel.name();
             let provider = provider(home, models, &engine)?;
             let (provider, till) = match (self.settle, self.price) {

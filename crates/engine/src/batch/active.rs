@@ -4,6 +4,7 @@ use assay_core::digest::DigestBuilder;
 use assay_core::transcript::TokenLogprobs;
 
 use super::draft::Drafter;
+use super::draft::model::{Ahead, Asking};
 use super::prefix::Prefixes;
 use super::{Event, Job, JobId, Spared};
 use crate::cache::{BLOCK_TOKENS, Sequence};
@@ -23,12 +24,16 @@ pub(super) struct Active<'t> {
     pub(super) output: Vec<u32>,
     /// Blocks of the sequence that were taken from those kept, or offered to them.
     pub(super) blocks: usize,
-    /// Whether others had executed some of it.
-    pub(super) resumed: bool,
+    /// Tokens of the prompt that others had executed.
+    pub(super) cached_tokens: u32,
     pub(super) history: History,
     pub(super) logprobs: Vec<TokenLogprobs>,
     pub(super) digests: DigestBuilder,
     pub(super) drafter: Drafter,
+    /// What the draft model has of it.
+    pub(super) ahead: Option<Ahead>,
+    /// Whether the draft model made the last proposal.
+    pub(super) by_model: bool,
     pub(super) transcriber: Transcriber<'t>,
     /// Dropped while a pass is under way that it may be in: it goes with the end of the pass.
     pub(super) cancelled: bool,
@@ -48,9 +53,37 @@ impl Active<'_> {
 
     /// At most `most` tokens that may follow the last one, all within what may still be executed.
     pub(super) fn propose(&mut self, most: usize) -> Vec<u32> {
-        // The last token of an answer is not executed.
-        let left = (self.sequence.capacity() - self.sequence.position()).saturating_sub(2);
-        self.drafter.propose(&self.job.prompt, &self.output, most.min(left))
+        self.by_model = false;
+        self.drafter.propose(&self.job.prompt, &self.output, most.min(self.left()))
+    }
+
+    /// Most tokens that may be proposed: the last token of an answer is not executed.
+    fn left(&self) -> usize {
+        (self.sequence.capacity() - self.sequence.position()).saturating_sub(2)
+    }
+
+    /// Asks the draft model for at most `most` tokens that may follow those that are executed next, if that pays.
+    pub(super) fn ask<'a>(&'a mut self, most: usize, tokens: &'a mut Vec<u32>) -> Option<Asking<'a>> {
+        let (most, total) = (most.min(self.left()), self.job.prompt.len() + self.output.len());
+        let ahead = self.ahead.as_mut()?;
+        let most = ahead.due(total, most);
+        if most == 0 {
+            return None;
+        }
+        self.by_model = true;
+        let Active { job, output, history, .. } = self;
+        Some(Asking { ahead, job, output, history, most, tokens })
+    }
+
+    /// Learns what became of the proposal.
+    pub(super) fn learn(&mut self, proposed: usize, chosen: usize) {
+        let Some(ahead) = &mut self.ahead else { return self.drafter.learn(proposed, chosen) };
+        ahead.follow(self.job.prompt.len() + self.output.len());
+        if self.by_model {
+            ahead.learn(proposed, chosen);
+        } else {
+            self.drafter.learn(proposed, chosen);
+        }
     }
 
     /// Chooses the next token by its logits.
@@ -66,7 +99,7 @@ impl Active<'_> {
         }
         self.logprobs.extend(likely.clone());
         if self.output.is_empty() {
-            report(*job, Event::Started);
+            report(*job, Event::Started { cached_tokens: self.cached_tokens });
         }
         self.output.push(id);
         self.transcriber.push(id);
@@ -83,7 +116,8 @@ impl Active<'_> {
         if tokens > 0 {
             self.blocks = self.sequence.position() / BLOCK_TOKENS;
             spared.prefix_tokens += tokens as u64;
-            spared.prefix_hits += u64::from(!std::mem::replace(&mut self.resumed, true));
+            spared.prefix_hits += u64::from(self.cached_tokens == 0);
+            self.cached_tokens += tokens as u32;
         }
     }
 

@@ -1,7 +1,10 @@
-//! Proposals of next tokens: what followed the last few tokens where they stood before, in the prompt or the answer.
+//! Proposals of next tokens: what followed the last few tokens where they stood before, in the prompt or the answer; where they did not, what a draft
+//! model writes ([`model`]), if there is one.
 //!
 //! A pass verifies a proposal by choosing, at each position, the token that it chooses without one; what agrees was executed ahead of its time, and
 //! the rest is taken back. So a proposal decides nothing but how long an answer takes, and this module only judges when it is worth its rows.
+
+pub(super) mod model;
 
 /// Tokens that must stand alike before one is proposed.
 const MATCH: usize = 3;
@@ -12,9 +15,9 @@ const LONGEST: usize = 12;
 /// Proposals of which nothing was chosen, in a row, that make pauses longer.
 const MISSES: u32 = 6;
 
-/// Judges the proposals of one request by what became of those before.
+/// How long the proposals of one request are, and when there are none: judged by what became of those before.
 #[derive(Clone, Debug)]
-pub(super) struct Drafter {
+struct Pace {
     /// Tokens of the next proposal.
     length: usize,
     /// Proposals in a row of which nothing was chosen.
@@ -23,18 +26,45 @@ pub(super) struct Drafter {
     pause: u32,
 }
 
+/// Proposes what stood in a request before.
+#[derive(Clone, Debug)]
+pub(super) struct Drafter {
+    pace: Pace,
+}
+
+impl Pace {
+    fn new() -> Pace {
+        Pace { length: FIRST, misses: 0, pause: 0 }
+    }
+
+    /// Tokens of the proposal that is due, at most `most`; 0 while proposals do not pay.
+    fn due(&mut self, most: usize) -> usize {
+        if self.pause > 0 {
+            self.pause -= 1;
+            return 0;
+        }
+        self.length.min(most)
+    }
+
+    /// Learns that of so many proposed tokens so many were chosen.
+    fn learn(&mut self, proposed: usize, chosen: usize) {
+        if proposed == 0 {
+            return;
+        }
+        self.length = if chosen == proposed { (self.length * 2).min(LONGEST) } else { chosen.max(1) };
+        self.misses = if chosen == 0 { (self.misses + 1).min(MISSES) } else { 0 };
+        self.pause = if chosen == 0 { 1 << self.misses } else { 0 };
+    }
+}
+
 impl Drafter {
     pub(super) fn new() -> Drafter {
-        Drafter { length: FIRST, misses: 0, pause: 0 }
+        Drafter { pace: Pace::new() }
     }
 
     /// At most `most` tokens that may follow; none while proposals do not pay, or where the last tokens did not stand before.
     pub(super) fn propose(&mut self, prompt: &[u32], output: &[u32], most: usize) -> Vec<u32> {
-        if self.pause > 0 {
-            self.pause -= 1;
-            return Vec::new();
-        }
-        let length = self.length.min(most);
+        let length = self.pace.due(most);
         if length == 0 {
             return Vec::new();
         }
@@ -56,12 +86,7 @@ impl Drafter {
 
     /// Learns that of so many proposed tokens so many were chosen.
     pub(super) fn learn(&mut self, proposed: usize, chosen: usize) {
-        if proposed == 0 {
-            return;
-        }
-        self.length = if chosen == proposed { (self.length * 2).min(LONGEST) } else { chosen.max(1) };
-        self.misses = if chosen == 0 { (self.misses + 1).min(MISSES) } else { 0 };
-        self.pause = if chosen == 0 { 1 << self.misses } else { 0 };
+        self.pace.learn(proposed, chosen);
     }
 }
 

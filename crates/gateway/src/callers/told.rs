@@ -58,7 +58,11 @@ impl Told {
                 Frame::Arguments { index, json } => Event::Arguments { index, json },
                 Frame::End { record, .. } => break Record::Answer(record),
                 Frame::Embedded(record) => break Record::Embedding(record),
-                Frame::Alive | Frame::Queued { .. } | Frame::Counted(_) | Frame::Failed(_) => return None,
+                Frame::Alive
+                | Frame::Queued { .. }
+                | Frame::Counted(_)
+                | Frame::Failed(_)
+                | Frame::Cached(_) => return None,
             });
         };
         let second = match bytes {

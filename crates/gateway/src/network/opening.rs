@@ -86,7 +86,8 @@ impl Network {
         let (provider, model) = (record.receipt.receipt.provider, record.receipt.receipt.model_root);
         let (events, receiver) = mpsc::channel(told.len() + 1);
         let (audit, class) = (record.request.audit, Class::of(record.request.audit, &record.receipt));
-        let end = Event::End { stop, usage, record: Arc::new(*record) };
+        // Nobody notes of an answer what its provider was spared.
+        let end = Event::End { stop, usage, cached_tokens: 0, record: Arc::new(*record) };
         for event in told.into_iter().chain([end]) {
             // There is room for all of them.
             let _ = events.try_send(event);

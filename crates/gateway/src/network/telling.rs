@@ -168,6 +168,7 @@ impl Telling {
         // Until when the end is waited for, if the provider was asked to stop.
         let (mut next, mut until) = (Some(frame), None);
         let mut place = Place::default();
+        let mut cached = 0;
         loop {
             let frame = match next.take() {
                 Some(frame) => frame,
@@ -183,6 +184,10 @@ impl Telling {
             };
             let event = match frame {
                 Frame::Alive | Frame::Queued { .. } => continue,
+                Frame::Cached(tokens) => {
+                    cached = tokens;
+                    continue;
+                }
                 Frame::Text { text, logprobs } => Event::Text { text, logprobs },
                 Frame::Call { index, id, name } => Event::Call { index, id, name },
                 Frame::Arguments { index, json } => Event::Arguments { index, json },
@@ -200,7 +205,9 @@ impl Telling {
                         return failed(reason);
                     }
                     let usage = record.transcript.usage();
-                    let end = Event::End { stop, usage, record: Arc::clone(&record) };
+                    // Nobody proves it, but more than all of them is no answer.
+                    let cached_tokens = cached.min(usage.prompt_tokens);
+                    let end = Event::End { stop, usage, cached_tokens, record: Arc::clone(&record) };
                     // One that was stopped may end before what another provider had told.
                     if let (false, Err(differs)) = (cancelled, self.told.new_of(&mut place, end.clone())) {
                         return failed(differs.to_string());

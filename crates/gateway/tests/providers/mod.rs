@@ -28,6 +28,8 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
 
+/// Tokens of a prompt that was executed before, as every provider tells it.
+pub const CACHED: u32 = 7;
 /// What ends the model's answers.
 const END: u32 = 9;
 
@@ -56,6 +58,8 @@ pub fn model() -> ModelRoot {
 pub enum Manner {
     /// Answers.
     Honest,
+    /// Answers, and says that it had executed more tokens of the prompt than it has.
+    Boasts,
     /// Has no place.
     Busy,
     /// Refuses the request itself.
@@ -240,7 +244,7 @@ impl Inference for Shared {
                     let record = Arc::new(node.record(manner, order.request, nonce, sequence, said));
                     let _ = events.send(text("Hel")).await;
                     let (stop, usage) = (record.transcript.stop, record.transcript.usage());
-                    let _ = events.send(Event::End { stop, usage, record }).await;
+                    let _ = events.send(Event::End { stop, usage, cached_tokens: CACHED, record }).await;
                 }
                 Manner::Paced | Manner::PacedOther | Manner::PacedAndLost => {
                     let nonce = order.nonce.unwrap_or(Nonce::from_bytes([9; 32]));
@@ -267,7 +271,7 @@ impl Inference for Shared {
                         Said { text: &word.repeat(words), ids: vec![id; words], stop: StopReason::Cancelled };
                     let record = Arc::new(node.record(manner, order.request, nonce, sequence, said));
                     let (stop, usage) = (record.transcript.stop, record.transcript.usage());
-                    let _ = events.send(Event::End { stop, usage, record }).await;
+                    let _ = events.send(Event::End { stop, usage, cached_tokens: CACHED, record }).await;
                 }
                 Manner::BreaksOff => {
                     let _ = events.send(text("Hel")).await;
@@ -300,7 +304,8 @@ impl Inference for Shared {
                     if manner == Manner::Late {
                         node.go.acquire().await.unwrap().forget();
                     }
-                    for event in [text(ends), Event::End { stop, usage, record }] {
+                    let cached_tokens = if manner == Manner::Boasts { 1000 } else { CACHED };
+                    for event in [text(ends), Event::End { stop, usage, cached_tokens, record }] {
                         if events.send(event).await.is_err() {
                             return;
                         }

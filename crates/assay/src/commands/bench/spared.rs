@@ -1,4 +1,4 @@
-//! What the batcher spares: prompts that begin like another's, and passes for tokens that were foreseen. Each is measured beside the same batcher
+//! What the batcher spares: prompts that begin like another's, and passes for tokens that were foreseen, by the text itself or by a draft model. Each is measured beside the same batcher
 //! without, taking turns, and must give the same answer.
 
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail, ensure};
 use assay_core::request::Sampling;
 use assay_engine::artifact::Artifact;
-use assay_engine::batch::{Answer, BatchLimits, Batcher, Event, Job, Spared};
+use assay_engine::batch::{Answer, BatchLimits, Batcher, Draft, Event, Job, Spared};
 use assay_engine::constants::Constants as _;
 use assay_engine::forward::Executor;
 use assay_engine::kernel::Kernel;
@@ -79,7 +79,7 @@ impl Measurement<'_> {
         let (started, mut first, mut done) = (Instant::now(), None, None);
         while !batcher.is_idle() {
             batcher.step(&mut |_, event| match event {
-                Event::Started => first = Some(Instant::now()),
+                Event::Started { .. } => first = Some(Instant::now()),
                 Event::Done(answer) => done = Some((*answer, Instant::now())),
                 _ => {}
             });
@@ -104,6 +104,7 @@ fn texts(ids: &[u32]) -> [(&'static str, Sampling); 4] {
 
 pub fn run(
     artifact: &Arc<Artifact>,
+    draft: Option<&Draft>,
     engine: EngineArgs,
     (shared, answer): (u32, u32),
     rounds: usize,
@@ -151,6 +152,9 @@ pub fn run(
     let draft_rows_max = BatchLimits::default().draft_rows_max;
     for (text, sampling) in texts(&prompt) {
         let (mut plain, mut sparing) = (m.batcher(PLAIN), m.batcher(BatchLimits { draft_rows_max, ..PLAIN }));
+        if let Some(draft) = draft {
+            sparing = sparing.drafting(draft.executor(kernel, Arc::clone(&m.pool)));
+        }
         let mut before = Spared::default();
         for _ in 0..rounds {
             let without = m.answer(&mut plain, &prompt, answer, &sampling)?;
@@ -160,6 +164,8 @@ pub fn run(
             let speed = |m: &Measured| f64::from(answer - 1) / m.rest.as_secs_f64();
             print(about(json!({"measures": "drafts", "text": text, "tokens": answer,
                 "drafted": now.drafted - before.drafted, "chosen": now.drafts_chosen - before.drafts_chosen,
+                "drafted_by_model": now.model_drafted - before.model_drafted,
+                "chosen_by_model": now.model_drafts_chosen - before.model_drafts_chosen,
                 "tokens_per_s": speed(&without), "tokens_per_s_drafted": speed(&with),
                 "ratio": without.rest.as_secs_f64() / with.rest.as_secs_f64()})));
             before = now;

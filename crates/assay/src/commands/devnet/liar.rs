@@ -117,6 +117,7 @@ impl Lying {
             Ok(Ok(record)) => Event::End {
                 stop: record.transcript.stop,
                 usage: record.transcript.usage(),
+                cached_tokens: 0,
                 record: Arc::new(record),
             },
             Ok(Err(message)) => Event::Failed(Refusal::Internal { message }),
