@@ -15,7 +15,9 @@ import pathlib
 import statistics
 import subprocess
 
+import peer
 import run
+from peer import ASSAY, HERE, lines
 
 PEER = "llama.cpp Q4_K_M"
 SIDES = ["int4", "int8", "peer"]
@@ -32,22 +34,22 @@ sys.exit(llama.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), 
 def prepare(python, folder, shapes):
     for shape in shapes:
         if not (ours := folder / f"{shape}-int4.assay").exists():
-            run.lines([run.ASSAY, "bench", "--json", "synthetic", shape, ours, "--profile", "int4-v1"])
+            lines([ASSAY, "bench", "--json", "synthetic", shape, ours, "--profile", "int4-v1"])
         if not (theirs := folder / f"{shape}-q4km.gguf").exists():
-            subprocess.run([python, "-c", QUANTISE, folder / f"{shape}.gguf", theirs], check=True, capture_output=True)
+            subprocess.run([python, "-c", QUANTISE, peer.their_model(folder, shape), theirs], check=True, capture_output=True)
 
 
 def speed(python, folder, shapes, threads, rounds):
     rows = []
     for shape in shapes:
         for count in threads:
-            bench = lambda model: run.lines([run.ASSAY, "bench", "--json", "engine", folder / model, "--threads", count])
+            bench = lambda model: lines([ASSAY, "bench", "--json", "engine", folder / model, "--threads", count])
             taken = []
             for _ in range(rounds):
                 runs = {
                     "int4": bench(f"{shape}-int4.assay"),
                     "int8": bench(f"{shape}.assay"),
-                    "peer": run.lines([python, run.HERE / "peer_speed.py", folder / f"{shape}-q4km.gguf", count, 3]),
+                    "peer": lines([python, HERE / "peer_speed.py", folder / f"{shape}-q4km.gguf", count, 3]),
                 }
                 taken.append({(side, phase): run.median(runs[side], f"{phase}_tokens_per_s") for side in SIDES for phase in run.PHASES})
             for phase in run.PHASES:
@@ -78,8 +80,8 @@ def loss(folder, data):
             row = {"model": name, "text": text.split(".")[0]}
             for profile in ["int8-v1", "int4-v1"]:
                 out = folder / f"loss-{profile}.assay"
-                run.lines([run.ASSAY, "import", source, "--name", "x", "--out", out, "--profile", profile, "--json", *options])
-                found = run.lines([run.ASSAY, "bench", "--json", "loss", out, data / "text" / text])[-1]
+                lines([ASSAY, "import", source, "--name", "x", "--out", out, "--profile", profile, "--json", *options])
+                found = lines([ASSAY, "bench", "--json", "loss", out, data / "text" / text])[-1]
                 row |= {"tokens": found["tokens"], profile: round(found["nats_per_token"], 5)}
             print(row, flush=True)
             rows.append(row)
@@ -88,18 +90,18 @@ def loss(folder, data):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=pathlib.Path, default=run.ROOT / "target/benchmarks", help="models and the peer")
+    parser.add_argument("--folder", type=pathlib.Path, default=peer.FOLDER, help="models and the peer")
     parser.add_argument("--what", nargs="+", default=["speed"], choices=["speed", "loss"])
     parser.add_argument("--data", type=pathlib.Path, help="folder with llm/ and text/, for the loss")
     parser.add_argument("--shapes", nargs="+", default=["135M", "1B"], choices=["135M", "360M", "1B"])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    out = run.ROOT / "docs/benchmarks/int4.json"
+    out = peer.ROOT / "docs/benchmarks/int4.json"
     found = json.loads(out.read_text()) if out.exists() else {}
-    run.prepare(options.folder, options.shapes if "speed" in options.what else [])
+    peer.ours(options.folder, options.shapes if "speed" in options.what else [])
     if "speed" in options.what:
-        python = run.prepare_peer(options.folder, options.shapes)
+        python = peer.theirs(options.folder, options.shapes)
         prepare(python, options.folder, options.shapes)
         found["speed"] = speed(python, options.folder, options.shapes, options.threads, options.rounds)
     if "loss" in options.what:

@@ -1,6 +1,6 @@
 """Writes a Q8_0 GGUF with random weights in a known shape, for the peer: peer_model.py SHAPE OUT.gguf
 
-The shapes are those of `assay bench synthetic`; there is no tokenizer in the file, since only ids are fed.
+The shapes are those of `assay bench synthetic`. Ids are fed, so the vocabulary is only what a server needs to write text: a word for each id.
 """
 
 import sys
@@ -17,13 +17,27 @@ VOCABULARY = 32_000
 BLOCK = 32  # Numbers per scale in Q8_0: two bytes of f16, then 32 of int8.
 
 
+def vocabulary(writer):
+    kinds = gguf.TokenType
+    special = [("<unk>", kinds.UNKNOWN), ("<s>", kinds.CONTROL), ("</s>", kinds.CONTROL)]
+    tokens = special + [(f"<0x{byte:02X}>", kinds.BYTE) for byte in range(256)]
+    tokens += [(f"\u2581w{i}", kinds.NORMAL) for i in range(len(tokens), VOCABULARY)]
+    writer.add_vocab_size(VOCABULARY)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([text for text, _ in tokens])
+    writer.add_token_types([int(kind) for _, kind in tokens])
+    writer.add_token_scores([0.0] * VOCABULARY)
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+
+
 def main(shape, out):
     width, layers, heads, kv_heads, gated = SHAPES[shape]
     head = width // heads
     random = np.random.default_rng(0)
     writer = gguf.GGUFWriter(out, "llama")
-    writer.add_tokenizer_model("no_vocab")
-    writer.add_vocab_size(VOCABULARY)
+    vocabulary(writer)
     writer.add_context_length(4096)
     writer.add_embedding_length(width)
     writer.add_block_count(layers)

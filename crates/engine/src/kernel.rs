@@ -42,7 +42,14 @@ pub(crate) struct Dot {
     pub(crate) out: *mut i32,
     pub(crate) out_stride: usize,
     pub(crate) accumulate: bool,
+    /// Whether rows come from memory and are met by few vectors: then what is read soon is asked for.
+    pub(crate) from_memory: bool,
 }
+
+/// How far ahead of a product its weights are asked for, in bytes. A processor foresees no further than the end of a page, and two threads then wait at
+/// every one.
+#[cfg(target_arch = "x86_64")]
+pub(crate) const AHEAD: usize = 2048;
 
 #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 impl Dot {
@@ -305,6 +312,7 @@ mod tests {
                                 out: out.as_mut_ptr(),
                                 out_stride,
                                 accumulate,
+                                from_memory: m == 1,
                             };
                             // SAFETY: the kernel runs here; the vectors have the lengths that `d` says.
                             unsafe { (kernel.functions.dot)(d) };

@@ -16,6 +16,8 @@ pub mod forward;
 pub mod import;
 pub mod kernel;
 pub mod matrix;
+#[cfg(feature = "native")]
+pub mod peak;
 mod plan;
 pub mod pool;
 pub mod presence;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use assay_engine::batch::Draft;
 use assay_engine::import::synthetic;
 use clap::{Args, Subcommand};
@@ -42,10 +42,15 @@ enum What {
         #[arg(long, value_enum, default_value_t)]
         profile: ProfileArg,
     },
-    /// Speed of prefill and decode: each round reads 512 tokens in one go, then writes 64 one by one.
+    /// Speed of prefill and decode, and the share that it is of what this machine can read and multiply: each round measures the machine, reads 512
+    /// tokens, then writes 64 one by one.
     Engine {
         /// Model: a name, root or file.
-        model: String,
+        #[arg(required_unless_present = "render")]
+        model: Option<String>,
+        /// Measure nothing: draw engine.svg from the engine.json of this folder.
+        #[arg(long, value_name = "FOLDER", conflicts_with = "model")]
+        render: Option<PathBuf>,
         /// How often.
         #[arg(long, default_value_t = 3)]
         rounds: usize,
@@ -153,9 +158,11 @@ impl Bench {
             What::Embeddings { model, texts, out, rounds, engine } => {
                 embeddings::run(&home.model(&model)?, &texts, out.as_deref(), engine, rounds, &mut print)
             }
-            What::Engine { model, rounds, engine } => {
-                engine::run(&home.model(&model)?, engine, rounds, &mut print)
-            }
+            What::Engine { model, render, rounds, engine } => match (model, render) {
+                (Some(model), None) => engine::run(&home.model(&model)?, engine, rounds, &mut print),
+                (None, Some(folder)) => engine::render(&folder),
+                _ => bail!("name a model to measure, or a folder with --render"),
+            },
             What::Receipts { model, prompt, answer, rounds, engine } => {
                 receipts::run(&home.model(&model)?, engine, prompt, answer, rounds, &mut print)
             }

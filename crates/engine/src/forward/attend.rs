@@ -222,6 +222,7 @@ fn answer(
             out: s.scores[tile * TILE_ROWS - start..].as_mut_ptr(),
             out_stride: stride,
             accumulate: false,
+            from_memory: false,
         };
         // SAFETY: the kernel runs here. A key tile has n/4 groups of 64 positions, `queries` has `count` rows of n
         // numbers, and a row of scores has room for whole tiles from `start` on.
@@ -276,6 +277,7 @@ fn answer(
                 out: s.sums.as_mut_ptr(),
                 out_stride: block.rows,
                 accumulate: tile * TILE_ROWS > start,
+                from_memory: false,
             };
             // SAFETY: the kernel runs here. A value tile has a group for every 4 of its 64 positions, a plane has whole tiles from `start` on, and
             // `sums` has a row for every plane.

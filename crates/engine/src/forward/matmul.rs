@@ -190,6 +190,7 @@ fn multiply_tile(
                     out: sums.as_mut_ptr(),
                     out_stride: TILE_ROWS,
                     accumulate: g > 0,
+                    from_memory: matches!(stored, Weights::Plain(_)) && count == 1,
                 };
                 // SAFETY: the kernel runs here. There are `groups` groups of 64 rows, `x` has `count` rows of that
                 // many groups from `g` on (asserted above), and `sums` has `count` rows of 64.

@@ -359,12 +359,13 @@ pub(super) fn unpack_weights(packed: &[u8], plain: &mut [u8]) {
     let blocks = packed.as_chunks::<PACKED_BLOCK>().0.iter();
     for (block, plain) in blocks.zip(plain.as_chunks_mut::<PLAIN_BLOCK>().0) {
         let (scales, words) = block.split_at(TILE_ROWS);
-        let (mut factor, mut offset) = ([0u16; PAIRS], [0u16; PAIRS]);
-        for i in 0..PAIRS {
-            let g = group_scale(scales[i / 2]) * 64;
-            factor[i] = g as u16;
-            offset[i] = (-8 * g + 2 * 64 + (1 << 15)) as u16;
+        let (mut factor, mut offset) = ([[0u16; 2]; TILE_ROWS], [[0u16; 2]; TILE_ROWS]);
+        for ((factor, offset), scale) in factor.iter_mut().zip(&mut offset).zip(scales) {
+            let g = group_scale(*scale) * 64;
+            *factor = [g as u16; 2];
+            *offset = [(-8 * g + 2 * 64 + (1 << 15)) as u16; 2];
         }
+        let (factor, offset) = (factor.as_flattened(), offset.as_flattened());
         for (words, plain) in
             words.as_chunks::<EIGHT>().0.iter().zip(plain.as_chunks_mut::<{ 2 * EIGHT }>().0)
         {

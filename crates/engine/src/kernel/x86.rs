@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::Dot;
+use super::{AHEAD, Dot};
 
 pub(super) use avx2::FUNCTIONS as AVX2;
 pub(super) use avx512::FUNCTIONS as AVX512;
@@ -90,6 +90,11 @@ unsafe fn block_avx512<const N: usize, const M: usize>(d: &Dot) {
             }
         }
         for g in 0..d.groups {
+            if M == 1 && d.from_memory {
+                for n in 0..N {
+                    _mm_prefetch::<_MM_HINT_T0>(d.w.wrapping_add(g * d.stride + n * 64 + AHEAD).cast());
+                }
+            }
             let mut w = [_mm512_setzero_si512(); N];
             for (n, w) in w.iter_mut().enumerate() {
                 *w = _mm512_loadu_si512(d.w.add(g * d.stride + n * 64).cast());
