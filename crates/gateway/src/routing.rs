@@ -386,8 +386,8 @@ mod tests {
         let mut routing = routing(3);
         for _ in 0..40 {
             completes(&mut routing, 1, &WANT, 300, 4_000);
-            completes(&mut routing, 2, &WANT, 100, 1_000);
-            completes(&mut routing, 3, &WANT, 200, 2_500);
+            completes(&mut routing, 2, &WANT, 200, 1_000);
+            completes(&mut routing, 3, &WANT, 300, 2_500);
         }
         assert_eq!(ranked(&routing, &WANT, NOW), [id(2), id(3), id(1)]);
         // For an answer of one token only the first one counts, for a long one the others do.
@@ -453,7 +453,7 @@ mod tests {
         }
         // Time and answers are forgotten failures.
         let mut later = one.clone();
-        assert_eq!(fails(&mut later, 1, NOW + 12 * FORGOTTEN_AFTER_MS), REST_MS);
+        assert_eq!(fails(&mut later, 1, NOW + 13 * FORGOTTEN_AFTER_MS), REST_MS);
         let mut busy = one.clone();
         (0..11 * FORGOTTEN_AFTER_ANSWERS).for_each(|_| completes(&mut busy, 1, &WANT, 10, 100));
         assert_eq!(fails(&mut busy, 1, NOW + 12), 2 * REST_MS);
@@ -519,12 +519,12 @@ mod tests {
     #[test]
     fn who_has_a_standing_is_preferred_and_who_lied_is_not_asked() {
         let mut routing = routing(3);
-        (1..=3).for_each(|n| completes(&mut routing, n, &WANT, 100, 1_000));
+        (1..=3).for_each(|n| completes(&mut routing, n, &WANT, 1_000, 10_000));
         routing.stand([(id(2), 900_000), (id(3), 600_000)].into(), BTreeSet::new());
         assert_eq!(ranked(&routing, &WANT, NOW), [id(2), id(3), id(1)]);
         // A standing does not outweigh what is measured.
         for _ in 0..20 {
-            completes(&mut routing, 2, &WANT, 900, 9_000);
+            completes(&mut routing, 2, &WANT, 9_000, 90_000);
         }
         assert_eq!(ranked(&routing, &WANT, NOW)[..2], [id(3), id(1)]);
         routing.stand([(id(2), 900_000)].into(), [id(3)].into());
