@@ -43,6 +43,7 @@ pub(crate) struct Dot {
     pub(crate) out_stride: usize,
     pub(crate) accumulate: bool,
     /// Whether rows come from memory and are met by few vectors: then what is read soon is asked for.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only kernels of x86-64 ask ahead"))]
     pub(crate) from_memory: bool,
 }
 
