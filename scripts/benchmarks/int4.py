@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Measures the profile int4-v1 beside int8-v1 and beside llama.cpp's Q4_K_M, and writes docs/benchmarks/int4.json. Needs what run.py needs.
+"""Measures the profile int4-v1 beside int8-v1 and beside llama.cpp's Q4_K_M, and writes int4.json and int4-loss.json in docs/benchmarks,
+and the tables in docs made of them. Needs what run.py needs.
 
     scripts/benchmarks/int4.py                       speed, about half an hour with the first build of the peer
     scripts/benchmarks/int4.py --shapes 1B --threads 2
@@ -10,13 +11,13 @@ the median of the rounds' ratios. Loss: `assay bench loss` over the same windows
 """
 
 import argparse
-import json
 import pathlib
 import statistics
 import subprocess
 
 import peer
 import run
+import tables
 from peer import ASSAY, HERE, lines
 
 PEER = "llama.cpp Q4_K_M"
@@ -96,20 +97,18 @@ def main():
     parser.add_argument("--shapes", nargs="+", default=["135M", "1B"], choices=["135M", "360M", "1B"])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=pathlib.Path, default=peer.ROOT / "docs/benchmarks")
     options = parser.parse_args()
-    out = peer.ROOT / "docs/benchmarks/int4.json"
-    found = json.loads(out.read_text()) if out.exists() else {}
     peer.ours(options.folder, options.shapes if "speed" in options.what else [])
     if "speed" in options.what:
         python = peer.theirs(options.folder, options.shapes)
         prepare(python, options.folder, options.shapes)
-        found["speed"] = speed(python, options.folder, options.shapes, options.threads, options.rounds)
+        peer.write(options.out, "int4", speed(python, options.folder, options.shapes, options.threads, options.rounds))
     if "loss" in options.what:
         if not options.data:
             raise SystemExit("--data says where the models and texts are")
-        found["loss"] = loss(options.folder, options.data)
-    parts = ",\n".join(f'  "{part}": [\n' + ",\n".join(f"    {json.dumps(row)}" for row in rows) + "\n  ]" for part, rows in found.items())
-    out.write_text(f"{{\n{parts}\n}}\n")
+        peer.write(options.out, "int4-loss", loss(options.folder, options.data))
+    tables.fill()
 
 
 if __name__ == "__main__":

@@ -96,6 +96,21 @@ def reexecution(rows):
         yield [r["shape"], f"{r['completion_tokens']} tokens", *parts, f"{r['share_percent']:.2g} %"]
 
 
+def four(rows):
+    yield ["shape", "phase", "threads", "int4-v1", "int8-v1", "llama.cpp Q4_K_M", "over int8-v1", "over Q4_K_M"]
+    for r in rows:
+        speeds = [digits(r[f"{side}_tokens_per_s"]) for side in ["int4", "int8", "peer"]]
+        over = [f"{r[f'over_{other}']:.2f} ({r[f'over_{other}_range'][0]:.2f}–{r[f'over_{other}_range'][1]:.2f})" for other in ["int8", "peer"]]
+        yield [r["shape"], r["phase"], r["threads"], *speeds, *over]
+
+
+def fourloss(rows):
+    yield ["model", "text", "tokens", "int8-v1", "int4-v1", "difference"]
+    for r in rows:
+        change = f"{r['int4-v1'] - r['int8-v1']:+.5f}".replace("-", "−")
+        yield [r["model"], r["text"], f"{r['tokens']:,}".replace(",", " "), f"{r['int8-v1']:.5f}", f"{r['int4-v1']:.5f}", change]
+
+
 # Each table's name: its file, what makes its lines, and what measures its numbers.
 TABLES = {
     "engine": ("engine.json", speeds, "scripts/benchmarks/run.py"),
@@ -104,6 +119,8 @@ TABLES = {
     "prefix": ("spared.json", prefix, "scripts/benchmarks/run.py --what spared"),
     "drafts": ("spared.json", drafts, "scripts/benchmarks/run.py --what spared"),
     "startup": ("startup.json", startup, "scripts/benchmarks/startup.py"),
+    "four": ("int4.json", four, "scripts/benchmarks/int4.py"),
+    "fourloss": ("int4-loss.json", fourloss, "scripts/benchmarks/int4.py --what loss"),
     "receipts": ("receipts.json", receipts, "scripts/benchmarks/run.py --what receipts"),
     "reexecution": ("reexecution.json", reexecution, "scripts/benchmarks/run.py --what reexecution"),
 }

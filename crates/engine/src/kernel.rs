@@ -47,8 +47,7 @@ pub(crate) struct Dot {
     pub(crate) from_memory: bool,
 }
 
-/// How far ahead of a product its weights are asked for, in bytes. A processor foresees no further than the end of a page, and two threads then wait at
-/// every one.
+/// How far ahead of a product its weights are asked for, in bytes: two threads that only read memory read it a fifth faster so.
 #[cfg(target_arch = "x86_64")]
 pub(crate) const AHEAD: usize = 2048;
 

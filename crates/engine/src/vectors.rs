@@ -16,8 +16,7 @@ use crate::cache::Sequence;
 use crate::constants::Constants;
 use crate::forward::{Executor, Segment};
 use crate::kernel::Kernel;
-use crate::matrix::packed::{self, PACKED_GROUP};
-use crate::matrix::{Matrix, store};
+use crate::matrix::{Matrix, packed, store};
 use crate::pool::Pool;
 use crate::program::{
     Checked, Head, LOGIT_FRAC, Op, Pooling, Program, Reach, Shape, SoftCap, TABLE_LEN, Tensor, TensorId,
@@ -61,16 +60,10 @@ impl Random {
     fn matrix(&mut self, packed: bool, rows: u32, cols: u32) -> Stored {
         let (rows, cols) = (rows as usize, cols as usize);
         let stored = if packed {
-            let mut bytes = packed::zeros(rows, cols);
-            for row in 0..rows {
-                for (group, first) in (0..cols).step_by(PACKED_GROUP).enumerate() {
-                    let g = (self.next() % 127) as i32 - 63;
-                    let count = PACKED_GROUP.min(cols - first);
-                    let q: Vec<i8> = (0..count).map(|_| (self.next() % 16) as i8 - 8).collect();
-                    packed::put(&mut bytes, cols, (row, group), g, &q);
-                }
-            }
-            bytes
+            packed::store(rows, cols, |_, cols| {
+                let g = (self.next() % 127) as i32 - 63;
+                (g, cols.map(|_| (self.next() % 16) as i8 - 8).collect())
+            })
         } else {
             let w: Vec<i8> = (0..rows * cols).map(|_| self.next() as i8).collect();
             store(rows, cols, &w)

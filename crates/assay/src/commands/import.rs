@@ -19,7 +19,7 @@ pub enum ProfileArg {
     /// A byte for each weight: what the source says, nearly.
     #[default]
     Int8V1,
-    /// Four bits for each weight: half of the memory and nearly twice the speed of single answers, for some of the quality.
+    /// Four bits for each weight: little more than half of the memory, and faster single answers of large models, for some of the quality.
     Int4V1,
 }
 

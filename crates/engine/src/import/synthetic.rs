@@ -14,8 +14,7 @@ use super::rotate::Rotation;
 use super::source::Config;
 use crate::artifact::writer::Writer;
 use crate::artifact::{Manifest, Profile, Provenance, TextModel};
-use crate::matrix::packed::{self, PACKED_GROUP};
-use crate::matrix::stored_len;
+use crate::matrix::{packed, stored_len};
 use crate::program::{Program, Shape};
 use crate::text::template::JOIN_MESSAGES;
 
@@ -129,16 +128,10 @@ impl Random {
 
     /// Packed weights: numbers of -8 to 7 in groups whose scales are 32 to 63.
     fn packed(&mut self, rows: usize, cols: usize) -> Vec<u8> {
-        let mut stored = packed::zeros(rows, cols);
-        for row in 0..rows {
-            for (group, first) in (0..cols).step_by(PACKED_GROUP).enumerate() {
-                let (bits, scale) = ([self.next(), self.next()], 32 + (self.next() % 32) as i32);
-                let q: [i8; PACKED_GROUP] =
-                    std::array::from_fn(|i| (bits[i / 16] >> (i % 16 * 4) & 15) as i8 - 8);
-                packed::put(&mut stored, cols, (row, group), scale, &q[..PACKED_GROUP.min(cols - first)]);
-            }
-        }
-        stored
+        packed::store(rows, cols, |_, cols| {
+            let (bits, scale) = ([self.next(), self.next()], 32 + (self.next() % 32) as i32);
+            (scale, (0..cols.len()).map(|i| (bits[i / 16] >> (i % 16 * 4) & 15) as i8 - 8).collect())
+        })
     }
 
     fn scales(&mut self, rows: u32) -> Vec<u16> {

@@ -11,6 +11,8 @@
 //! that splits words gets the layout of [`super`] without moving a byte to another lane. What only fills a tile or a group
 //! is worth 0.
 
+use std::ops::Range;
+
 use super::{GROUP, TILE_ROWS};
 
 /// Columns that share a scale.
@@ -73,6 +75,25 @@ pub fn zeros(rows: usize, cols: usize) -> Vec<u8> {
     bytes
 }
 
+/// The bytes of a matrix, group by group and row by row: `group` gives the scale and the numbers of a row's columns in a range.
+///
+/// # Panics
+/// As [`put`].
+pub fn store(
+    rows: usize,
+    cols: usize,
+    mut group: impl FnMut(usize, Range<usize>) -> (i32, Vec<i8>),
+) -> Vec<u8> {
+    let mut bytes = zeros(rows, cols);
+    for row in 0..rows {
+        for (index, first) in (0..cols).step_by(PACKED_GROUP).enumerate() {
+            let (g, q) = group(row, first..cols.min(first + PACKED_GROUP));
+            put(&mut bytes, cols, (row, index), g, &q);
+        }
+    }
+    bytes
+}
+
 /// Puts a group of a row: its scale and up to 32 numbers of -8 to 7.
 ///
 /// # Panics
@@ -98,16 +119,11 @@ mod tests {
     #[test]
     fn what_is_put_is_what_is_there() {
         for (rows, cols) in [(1, 1), (3, 31), (64, 32), (65, 33), (130, 96)] {
-            let mut bytes = zeros(rows, cols);
             let scale = |row: usize, group: usize| (row * 31 + group * 17) as i32 % 127 - 63;
             let number = |row: usize, col: usize| ((row * 7 + col * 5) % 16) as i8 - 8;
-            for row in 0..rows {
-                for (group, first) in (0..cols).step_by(PACKED_GROUP).enumerate() {
-                    let q: Vec<i8> =
-                        (first..cols.min(first + PACKED_GROUP)).map(|c| number(row, c)).collect();
-                    put(&mut bytes, cols, (row, group), scale(row, group), &q);
-                }
-            }
+            let bytes = store(rows, cols, |row, cols| {
+                (scale(row, cols.start / PACKED_GROUP), cols.map(|col| number(row, col)).collect())
+            });
             let scales = vec![1; rows];
             let w = Matrix::packed(rows, cols, 0, &bytes, &scales).unwrap();
             for row in 0..rows {

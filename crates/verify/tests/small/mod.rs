@@ -14,8 +14,7 @@ use assay_engine::cache::Sequence;
 use assay_engine::constants::Constants;
 use assay_engine::forward::{Executor, Segment};
 use assay_engine::kernel::Kernel;
-use assay_engine::matrix::packed::{self, PACKED_GROUP};
-use assay_engine::matrix::{Matrix, store};
+use assay_engine::matrix::{Matrix, packed, store};
 use assay_engine::pool::Pool;
 use assay_engine::program::{Checked, Head, Op, Program, Reach, Shape, TABLE_LEN, Tensor};
 use assay_engine::replay::Execution;
@@ -101,15 +100,10 @@ impl Random {
 
     /// Any weights in four bits each.
     fn packed(&mut self, rows: usize, cols: usize) -> Vec<u8> {
-        let mut bytes = packed::zeros(rows, cols);
-        for row in 0..rows {
-            for (group, first) in (0..cols).step_by(PACKED_GROUP).enumerate() {
-                let count = PACKED_GROUP.min(cols - first);
-                let q: Vec<i8> = (0..count).map(|_| (self.next() % 16) as i8 - 8).collect();
-                packed::put(&mut bytes, cols, (row, group), (self.next() % 127) as i32 - 63, &q);
-            }
-        }
-        bytes
+        packed::store(rows, cols, |_, cols| {
+            let q = cols.map(|_| (self.next() % 16) as i8 - 8).collect();
+            ((self.next() % 127) as i32 - 63, q)
+        })
     }
 }
 
