@@ -1,12 +1,13 @@
 //! A thread pool for work that comes in pieces of microseconds: workers spin between pieces and sleep only when the
 //! engine has been idle for a while.
 //!
-//! The pool decides who computes what, never what is computed: every task writes its own part of the output.
+//! The pool decides who computes what, never what is computed: every task writes its own part of the output. Nobody waits for a
+//! thread that has begun nothing: where other programs keep a worker from its processor, the rest do its part.
 
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread::JoinHandle;
 
@@ -28,15 +29,26 @@ pub struct Pool {
 type Task = dyn Fn(usize) + Sync;
 
 struct Shared {
-    /// Counts pieces of work; a worker acts when it changes.
-    epoch: AtomicUsize,
+    /// The number of the piece of work, whether workers may still enter it ([`OPEN`]), and how many are inside ([`INSIDE`]).
+    piece: AtomicU64,
     job: Mutex<Job>,
     next: AtomicUsize,
-    busy: AtomicUsize,
     panicked: AtomicBool,
     stop: AtomicBool,
     sleepers: AtomicUsize,
     wake: (Mutex<()>, Condvar),
+}
+
+/// Bits of [`Shared::piece`] that count the workers inside.
+const INSIDE: u64 = (1 << 16) - 1;
+/// The bit of a piece that may be entered.
+const OPEN: u64 = 1 << 16;
+/// What the next piece is more than the last.
+const NEXT: u64 = 1 << 17;
+
+/// Which piece a state is of.
+fn number(piece: u64) -> u64 {
+    piece / NEXT
 }
 
 #[derive(Clone, Copy)]
@@ -49,16 +61,7 @@ impl Pool {
     /// A pool of `threads` threads, the caller's included; at least 1, at most [`THREADS_MAX`], and fewer where the system
     /// has no more to give (in a browser there is the caller alone).
     pub fn new(threads: usize) -> Pool {
-        let shared = Arc::new(Shared {
-            epoch: AtomicUsize::new(0),
-            job: Mutex::new(Job { task: None, tasks: 0 }),
-            next: AtomicUsize::new(0),
-            busy: AtomicUsize::new(0),
-            panicked: AtomicBool::new(false),
-            stop: AtomicBool::new(false),
-            sleepers: AtomicUsize::new(0),
-            wake: (Mutex::new(()), Condvar::new()),
-        });
+        let shared = Arc::new(Shared::new());
         let workers = (1..threads.clamp(1, THREADS_MAX))
             .map_while(|i| {
                 let shared = Arc::clone(&shared);
@@ -87,20 +90,22 @@ impl Pool {
         }
         let _one_at_a_time = self.running.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let s = &self.shared;
-        // SAFETY: the reference is used by workers only while `busy` is above 0, which is waited for below.
+        // SAFETY: the reference is used by workers only while they are inside, and they are waited for below.
         let task: &'static Task =
             unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static Task>(task) };
         *s.job.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Job { task: Some(task), tasks };
         s.next.store(0, SeqCst);
-        s.busy.store(self.workers.len(), SeqCst);
-        s.epoch.fetch_add(1, SeqCst);
+        // The last piece is closed, and nobody is inside: nobody else changes the state.
+        s.piece.fetch_add(NEXT | OPEN, SeqCst);
         if s.sleepers.load(SeqCst) > 0 {
             let _guard = s.wake.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             s.wake.1.notify_all();
         }
         s.take_part(task, tasks);
+        // Every task is begun: who has not entered by now has nothing to do.
+        s.piece.fetch_and(!OPEN, SeqCst);
         let mut spins = 0u32;
-        while s.busy.load(SeqCst) != 0 {
+        while s.piece.load(SeqCst) & INSIDE != 0 {
             std::hint::spin_loop();
             spins += 1;
             if spins > SPINS_BEFORE_YIELD {
@@ -126,6 +131,18 @@ impl Pool {
 }
 
 impl Shared {
+    fn new() -> Shared {
+        Shared {
+            piece: AtomicU64::new(0),
+            job: Mutex::new(Job { task: None, tasks: 0 }),
+            next: AtomicUsize::new(0),
+            panicked: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            sleepers: AtomicUsize::new(0),
+            wake: (Mutex::new(()), Condvar::new()),
+        }
+    }
+
     fn work(&self) {
         let mut seen = 0;
         loop {
@@ -133,11 +150,14 @@ impl Shared {
             if self.stop.load(SeqCst) {
                 return;
             }
+            let enter = |piece| (piece & OPEN != 0).then_some(piece + 1);
+            let Ok(piece) = self.piece.fetch_update(SeqCst, SeqCst, enter) else { continue };
+            seen = number(piece);
             let job = *self.job.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             if let Some(task) = job.task {
                 self.take_part(task, job.tasks);
             }
-            self.busy.fetch_sub(1, SeqCst);
+            self.piece.fetch_sub(1, SeqCst);
         }
     }
 
@@ -156,9 +176,10 @@ impl Shared {
         }
     }
 
-    fn wait(&self, seen: usize) -> usize {
+    /// Until there is another piece than `seen`: which.
+    fn wait(&self, seen: u64) -> u64 {
         for _ in 0..SPINS_BEFORE_SLEEP {
-            let now = self.epoch.load(SeqCst);
+            let now = number(self.piece.load(SeqCst));
             if now != seen {
                 return now;
             }
@@ -166,18 +187,18 @@ impl Shared {
         }
         let mut guard = self.wake.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         self.sleepers.fetch_add(1, SeqCst);
-        while self.epoch.load(SeqCst) == seen {
+        while number(self.piece.load(SeqCst)) == seen {
             guard = self.wake.1.wait(guard).unwrap_or_else(std::sync::PoisonError::into_inner);
         }
         self.sleepers.fetch_sub(1, SeqCst);
-        self.epoch.load(SeqCst)
+        number(self.piece.load(SeqCst))
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.stop.store(true, SeqCst);
-        self.shared.epoch.fetch_add(1, SeqCst);
+        self.shared.piece.fetch_add(NEXT, SeqCst);
         {
             let _guard = self.shared.wake.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             self.shared.wake.1.notify_all();
@@ -231,6 +252,16 @@ mod tests {
                 assert_eq!(pool.map(tasks, &|i| i.to_string()).len(), tasks);
             }
         }
+    }
+
+    #[test]
+    fn a_worker_that_does_not_come_is_not_waited_for() {
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let worker = std::thread::spawn(move || held.recv().unwrap_or(()));
+        let pool = Pool { shared: Arc::new(Shared::new()), workers: vec![worker], running: Mutex::new(()) };
+        assert_eq!(pool.threads(), 2);
+        assert_eq!(pool.map(5, &|i| i * 2), [0, 2, 4, 6, 8]);
+        drop(release);
     }
 
     #[test]
