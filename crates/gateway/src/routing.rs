@@ -144,6 +144,11 @@ impl Provider {
         self.troubles.saturating_sub(forgotten.try_into().unwrap_or(u32::MAX))
     }
 
+    /// How often what is believed of it is to be halved, since it has answered nothing for so long.
+    fn halvings(&self, now_ms: u64) -> u64 {
+        (now_ms.saturating_sub(self.measured_ms) / HALF_AFTER_MS).min(63)
+    }
+
     fn resting(&self, now_ms: u64) -> bool {
         // After its rest, one request at a time, until one succeeds.
         now_ms < self.rests_until_ms || (self.failures > 0 && self.running > 0)
@@ -253,8 +258,7 @@ impl Routing {
         let first_ms = if seen { p.first_ms / SEEN_DIVISOR } else { p.first_ms };
         let tokens_ms = u64::from(tokens).saturating_mul(p.token_us) / 1000;
         let crowd = u64::from(p.running).saturating_add(1);
-        let halvings = (now_ms.saturating_sub(p.measured_ms) / HALF_AFTER_MS).min(63);
-        let expected_ms = first_ms.saturating_add(tokens_ms).saturating_mul(crowd) >> halvings;
+        let expected_ms = first_ms.saturating_add(tokens_ms).saturating_mul(crowd) >> p.halvings(now_ms);
         // Where anyone has a standing, those without are expected to take longer.
         let lacks = PPM - self.standings.get(&id).map_or(0, |ppm| u64::from(*ppm)).min(PPM);
         let doubt_ms = match self.standings.is_empty() {
@@ -300,14 +304,17 @@ impl Routing {
             }
             Outcome::Completed { first_ms, rest_ms, tokens } => {
                 let known = p.completed > 0;
+                // What was expected of it is what the measurement is an eighth of: an old belief would outlive many tries.
+                let halvings = p.halvings(now_ms);
                 p.completed = p.completed.saturating_add(1);
                 p.failures = 0;
                 p.rests_until_ms = 0;
                 p.measured_ms = now_ms;
-                p.first_ms = if known { believed(p.first_ms, first_ms) } else { first_ms.max(1) };
+                p.first_ms = if known { believed(p.first_ms >> halvings, first_ms) } else { first_ms.max(1) };
                 if tokens > 1 {
                     let token_us = rest_ms.saturating_mul(1000) / u64::from(tokens - 1);
-                    p.token_us = if known { believed(p.token_us, token_us) } else { token_us.max(1) };
+                    p.token_us =
+                        if known { believed(p.token_us >> halvings, token_us) } else { token_us.max(1) };
                 }
                 if let Some(beginning) = want.beginning {
                     self.see((want.model, beginning), provider);
@@ -514,6 +521,22 @@ mod tests {
         let answered = Outcome::Completed { first_ms: 10, rest_ms: 100, tokens: 11 };
         routing.ended(id(1), &WANT, answered, later);
         assert_eq!(ranked(&routing, &WANT, later), [id(3), id(2), id(1)]);
+    }
+
+    #[test]
+    fn who_was_slow_once_and_is_no_more_is_one_of_the_others_again() {
+        let mut routing = routing(2);
+        completes(&mut routing, 1, &WANT, 10, 0);
+        completes(&mut routing, 2, &WANT, 80, 0);
+        assert_eq!(ranked(&routing, &WANT, NOW), [id(1), id(2)]);
+        let later = NOW + 2 * HALF_AFTER_MS;
+        let fast = Outcome::Completed { first_ms: 10, rest_ms: 0, tokens: 100 };
+        for n in [1, 2, 1] {
+            routing.began(id(n));
+            routing.ended(id(n), &WANT, fast, later);
+        }
+        // It takes its turn, and no other silence must pass.
+        assert_eq!(ranked(&routing, &WANT, later), [id(2), id(1)]);
     }
 
     #[test]
