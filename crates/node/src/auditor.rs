@@ -8,7 +8,8 @@
 //! No round waits for an execution or for a provider: these are errands (`errands`), whose results are taken in by the next round, or between two. And
 //! between any two duties it looks whether a move has to be made, so that no more than one transaction is ever in front of one.
 //!
-//! Executing takes the threads of the library's pool and no others, so that it can be kept out of the way of paid work.
+//! Executing for audits takes threads of the lowest priority ([`go_last`]), and so it is kept out of the way of paid work. Reading, sending and what disputes
+//! execute do not: they take little and have an end.
 
 mod compared;
 mod decide;
@@ -50,6 +51,7 @@ pub use self::decide::{
     PATIENCE_PART, Pressing, Refused, SeatsView, UNHURRIED_MAX, View, WorkView, due, pressing,
 };
 use self::errands::Errands;
+pub use self::errands::go_last;
 pub use self::event::{Event, Listener};
 pub use self::journal::{Commitment, Done, Journal, JournalError, Work};
 use self::metrics::Metrics;

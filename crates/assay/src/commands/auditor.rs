@@ -4,12 +4,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use assay_engine::kernel::Kernel;
 use assay_engine::pool::Pool;
 use assay_ledger::amount::Amount;
 use assay_ledger::ledger::Role;
-use assay_node::auditor::{Auditor, AuditorOptions, Event, Listener};
+use assay_node::auditor::{self, Auditor, AuditorOptions, Event, Listener};
 use assay_node::execution::{Installed, Library};
 use assay_node::observed::{self, Rounds};
 use clap::Args;
@@ -21,23 +21,20 @@ use crate::home::{Daemon, Home};
 
 /// Where an auditor says how it is: 127.0.0.1:11741.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:11741";
-/// Lowest priority that a process can give itself.
-#[cfg(unix)]
-const NICEST: i32 = 19;
 /// Receipts that are fetched and wait to be executed.
 const EXECUTED_AT_ONCE: usize = 16;
 
 /// Check what the lottery draws: execute receipts again, commit to what came out, dispute what is wrong, and collect the pay.
 ///
 /// The node must be enrolled as an auditor, with stake for its seats (`assay stake 100 --role auditor`); what else it needs in its balance on the ledger
-/// are bonds: one to dispute a receipt, one to demand what a provider refuses to show. Models that are drawn must be installed here. The process gives
-/// itself the lowest priority.
+/// are bonds: one to dispute a receipt, one to demand what a provider refuses to show. Models that are drawn must be installed here. They are executed at the
+/// lowest priority, beside whatever else the machine does.
 #[derive(Args)]
 pub struct AuditorArgs {
     /// Take seats until there are so many.
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u64).range(0..=4096))]
     seats: u64,
-    /// Threads that execute.
+    /// Threads that execute, at the lowest priority.
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: u16,
     /// Seconds between two looks at the ledger.
@@ -55,12 +52,14 @@ pub struct AuditorArgs {
 impl AuditorArgs {
     pub fn run(self, home: &Home) -> Result<()> {
         let _held = home.hold(Daemon::Auditor)?;
-        // Threads that begin later have the priority of the one that begins them.
-        #[cfg(unix)]
-        if let Err(e) = rustix::process::nice(NICEST) {
-            tracing::warn!(reason = %e, "the process keeps its priority");
-        }
-        let library = library(home, Kernel::from_environment()?, Arc::new(Pool::new(self.threads.into())));
+        // Threads have the priority of the one that begins them.
+        let threads = self.threads.into();
+        let pool = std::thread::spawn(move || {
+            auditor::go_last();
+            Pool::new(threads)
+        });
+        let pool = pool.join().map_err(|_| anyhow!("the threads that execute cannot be started"))?;
+        let library = library(home, Kernel::from_environment()?, Arc::new(pool));
         let key = self.key.load(home)?;
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?.block_on(async {
             let ledger = self.ledger.ledger(home).await?;

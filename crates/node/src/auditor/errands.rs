@@ -2,7 +2,8 @@
 //!
 //! Invariant: an errand changes nothing; what it brings is taken in, written down and only then counted, one receipt at a time. One that was cut off is run
 //! again, and comes to the same. What was sent out under one beacon is of no use under another, and is dropped. Receipts are executed one at a time, in
-//! the order in which they came, and none is begun while a move of a dispute is computed, which has an end.
+//! the order in which they came, and none is begun while a move of a dispute is computed, which has an end. They are executed at the lowest priority; what has
+//! a time by which it must be sent is not.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,12 +17,25 @@ use assay_api::traces::Span;
 use assay_core::id::{Hash, ReceiptId, SignatureBytes};
 use assay_ledger::contracts::{Epochs, node_address};
 use assay_ledger::ledger::Ledger;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::metrics::Metrics;
 use super::{BatchId, Undone, check};
 use crate::execution::{Executed, ExecutionError, Library, Shown, Verdict};
+
+/// The lowest priority there is.
+#[cfg(unix)]
+const NICEST: i32 = 19;
+
+/// Gives this thread, and those that it begins, the lowest priority: what it executes takes what paid work leaves.
+/// Where threads have none of their own (systems other than Linux), it is the process's.
+pub fn go_last() {
+    #[cfg(unix)]
+    if let Err(e) = rustix::process::nice(NICEST) {
+        tracing::warn!(reason = %e, "what audits execute keeps the priority of the process");
+    }
+}
 
 /// Providers that are asked at the same time: one that lets its auditor wait keeps none of these others waiting.
 const ASKED_AT_ONCE: usize = 64;
@@ -190,14 +204,19 @@ impl Errands {
             let turn = turn.acquire_owned().await.expect("nobody closes it");
             // Who sends lives as long as the errands do.
             drop(moves.wait_for(|moves| *moves == 0).await);
-            let worked = tokio::task::spawn_blocking(move || {
+            let (tell, told) = oneshot::channel();
+            // A thread of its own: one that has gone last cannot come back.
+            let worker = std::thread::Builder::new().name("assay-audit".to_owned()).spawn(move || {
+                go_last();
                 let _turn = turn;
                 let began = Instant::now();
                 let executed = library.execute(&record);
                 metrics.took(began.elapsed());
-                (executed, record)
+                // Nobody waits any more when the errands were dropped.
+                drop(tell.send((executed, record)));
             });
-            let (executed, record) = worked.await.expect("executing a record does not panic");
+            worker.expect("the system has a thread");
+            let (executed, record) = told.await.expect("executing a record does not panic");
             match &executed {
                 Ok(Executed { verdict, .. }) => span.set("assay.stands", *verdict == Verdict::Stands),
                 Err(ExecutionError::Not(_)) => span.fail("answer_not_executable"),
