@@ -47,9 +47,25 @@ pub(crate) struct Dot {
     pub(crate) from_memory: bool,
 }
 
+/// int8 products of a packed row tile (`matrix::packed`) with one vector.
+///
+/// `w` points to the tile's blocks of 8 column groups, as many as hold `groups`, `x` to a vector of `4 · groups` int8 numbers. `out` receives 64 sums of biased
+/// weight times number, which wrap.
+#[derive(Clone, Copy)]
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "other kernels unpack first"))]
+pub(crate) struct DotPacked {
+    pub(crate) w: *const u8,
+    pub(crate) groups: usize,
+    pub(crate) x: *const i8,
+    pub(crate) out: *mut i32,
+}
+
 /// How far ahead of a product its weights are asked for, in bytes: two threads that only read memory read it a fifth faster so.
 #[cfg(target_arch = "x86_64")]
 pub(crate) const AHEAD: usize = 2048;
+/// The same of packed weights, which take longer to multiply.
+#[cfg(target_arch = "x86_64")]
+pub(crate) const PACKED_AHEAD: usize = 4096;
 
 #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
 impl Dot {
@@ -147,6 +163,8 @@ pub(crate) struct Functions {
     pub(crate) fold_tile: FoldTile,
     /// Blocks of packed weights as plain ones: as many as both slices hold.
     pub(crate) unpack_weights: unsafe fn(&[u8], &mut [u8]),
+    /// Products of packed weights with one vector, where that is faster than to unpack them first.
+    pub(crate) dot_packed: Option<unsafe fn(DotPacked)>,
 }
 
 impl<'a> HeadScales<'a> {
@@ -278,6 +296,53 @@ mod tests {
             // SAFETY: the kernel runs here.
             unsafe { (kernel.functions.unpack_weights)(&packed, &mut plain) };
             assert!(plain == expected, "{kernel:?}");
+        }
+    }
+
+    #[test]
+    fn products_of_packed_weights_are_those_of_what_they_unpack_to() {
+        use crate::matrix::TILE_ROWS;
+        use crate::matrix::packed::{PACKED_BLOCK, PLAIN_BLOCK};
+
+        for groups in [1usize, 2, 7, 8, 9, 16, 31, 130] {
+            let blocks = groups.div_ceil(8);
+            let packed: Vec<u8> = (0..blocks * PACKED_BLOCK).map(|i| (i * i / 7 + i * 13) as u8).collect();
+            for x in [|_| -128i8, |i: usize| (i * 37 + 5) as i8] {
+                let x: Vec<i8> = (0..groups * GROUP).map(x).collect();
+                let mut plain = vec![0; blocks * PLAIN_BLOCK];
+                // SAFETY: every processor runs it.
+                unsafe { (Kernel::SCALAR.functions.unpack_weights)(&packed, &mut plain) };
+                let mut expected = [7; TILE_ROWS];
+                let d = Dot {
+                    w: plain.as_ptr(),
+                    stride: TILE_ROWS * GROUP,
+                    groups,
+                    rows_16: 4,
+                    x: x.as_ptr(),
+                    x_stride: x.len(),
+                    m: 1,
+                    out: expected.as_mut_ptr(),
+                    out_stride: TILE_ROWS,
+                    accumulate: false,
+                    from_memory: false,
+                };
+                // SAFETY: every processor runs it, and the vectors have the lengths that `d` says.
+                unsafe { (Kernel::SCALAR.functions.dot)(d) };
+                for kernel in Kernel::available() {
+                    let Some(dot_packed) = kernel.functions.dot_packed else { continue };
+                    let mut sums = [7; TILE_ROWS];
+                    // SAFETY: the kernel runs here, and there are as many blocks, numbers and sums.
+                    unsafe {
+                        dot_packed(DotPacked {
+                            w: packed.as_ptr(),
+                            groups,
+                            x: x.as_ptr(),
+                            out: sums.as_mut_ptr(),
+                        })
+                    };
+                    assert!(sums == expected, "{kernel:?}: {groups} groups");
+                }
+            }
         }
     }
 

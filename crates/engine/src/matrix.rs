@@ -111,6 +111,19 @@ impl<'a> Matrix<'a> {
         }
     }
 
+    /// Tells every weight of a row, by its column: asked once how they are stored, not once for each.
+    #[inline(always)]
+    pub(crate) fn for_row(&self, row: usize, mut tell: impl FnMut(usize, i8)) {
+        match self.weights {
+            Weights::Plain(bytes) => {
+                (0..self.cols).for_each(|c| tell(c, (bytes[stored_index(self.cols, row, c)] ^ BIAS) as i8));
+            }
+            Weights::Packed(bytes) => {
+                (0..self.cols).for_each(|c| tell(c, packed::weight(bytes, self.cols, row, c)));
+            }
+        }
+    }
+
     /// Number of row tiles.
     pub fn tiles(&self) -> usize {
         self.rows.div_ceil(TILE_ROWS)

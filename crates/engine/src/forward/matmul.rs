@@ -6,8 +6,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::{Executor, PutRow};
-use crate::kernel::{Dot, Kernel};
-use crate::matrix::packed::{PACKED_BLOCK, PACKED_GROUP, PLAIN_BLOCK};
+use crate::kernel::{Dot, DotPacked, Functions, Kernel};
+use crate::matrix::packed::{self, PACKED_BLOCK, PACKED_GROUP, PLAIN_BLOCK};
 use crate::matrix::{GROUP, Matrix, TILE_ROWS, Weights};
 use crate::pool::{Parts, Pool};
 use crate::program::{TensorId, ValueId};
@@ -22,6 +22,10 @@ const PACKED_BLOCK_GROUPS: usize = 32;
 const FEW_ROWS: usize = 6;
 /// Batch rows whose sums are kept at once: 64 KiB of accumulators.
 const BLOCK_ROWS: usize = 256;
+
+/// Most bytes that a thread holds to multiply: sums, and the unpacked weights of a block.
+pub(super) const SCRATCH_BYTES: usize =
+    BLOCK_ROWS * TILE_ROWS * size_of::<i32>() + BLOCK_GROUPS * TILE_ROWS * GROUP;
 
 thread_local! {
     static SUMS: RefCell<Vec<i32>> = const { RefCell::new(Vec::new()) };
@@ -155,47 +159,13 @@ fn multiply_tile(
     assert!(x.q.len() >= x.count * x.stride && x.stride == groups * GROUP, "rows are as wide as the matrix");
     let first = tile * TILE_ROWS;
     let tile_rows = (w.rows() - first).min(TILE_ROWS);
-    let stored = w.stored_tile(tile);
-    let block = match stored {
-        Weights::Packed(_) if x.count <= FEW_ROWS => PACKED_BLOCK_GROUPS,
-        _ => BLOCK_GROUPS,
-    };
     let f = kernel.functions;
     let multiply = |sums: &mut Vec<i32>, plain: &mut Vec<u8>| {
         for from in (0..x.count).step_by(BLOCK_ROWS) {
             let count = (x.count - from).min(BLOCK_ROWS);
             sums.resize(sums.len().max(count * TILE_ROWS), 0);
-            for g in (0..groups).step_by(block) {
-                let groups = (groups - g).min(block);
-                let weights = match stored {
-                    Weights::Plain(bytes) => &bytes[g * TILE_ROWS * GROUP..],
-                    Weights::Packed(bytes) => {
-                        let blocks = groups.div_ceil(PACKED_GROUP / GROUP);
-                        let bytes =
-                            &bytes[g * GROUP / PACKED_GROUP * PACKED_BLOCK..][..blocks * PACKED_BLOCK];
-                        plain.resize(plain.len().max(blocks * PLAIN_BLOCK), 0);
-                        // SAFETY: the kernel runs here.
-                        unsafe { (f.unpack_weights)(bytes, plain) };
-                        &plain[..]
-                    }
-                };
-                let d = Dot {
-                    w: weights[..groups * TILE_ROWS * GROUP].as_ptr(),
-                    stride: TILE_ROWS * GROUP,
-                    groups,
-                    rows_16: tile_rows.div_ceil(16),
-                    x: x.q[from * x.stride + g * GROUP..].as_ptr(),
-                    x_stride: x.stride,
-                    m: count,
-                    out: sums.as_mut_ptr(),
-                    out_stride: TILE_ROWS,
-                    accumulate: g > 0,
-                    from_memory: matches!(stored, Weights::Plain(_)) && count == 1,
-                };
-                // SAFETY: the kernel runs here. There are `groups` groups of 64 rows, `x` has `count` rows of that
-                // many groups from `g` on (asserted above), and `sums` has `count` rows of 64.
-                unsafe { (f.dot)(d) };
-            }
+            let some = Rows { q: &x.q[from * x.stride..][..count * x.stride], count, ..*x };
+            sum_tile(f, w.stored_tile(tile), tile_rows, &some, sums, plain);
             for r in 0..count {
                 let at = (from + r) * w.rows() + first;
                 // SAFETY: each tile writes its own columns of each row.
@@ -206,4 +176,61 @@ fn multiply_tile(
         }
     };
     SUMS.with_borrow_mut(|sums| PLAIN.with_borrow_mut(|plain| multiply(sums, plain)));
+}
+
+/// The sums of biased products of a row tile for some rows of `x`: as many rows of 64.
+fn sum_tile(
+    f: &Functions,
+    stored: Weights<'_>,
+    tile_rows: usize,
+    x: &Rows<'_>,
+    sums: &mut [i32],
+    plain: &mut Vec<u8>,
+) {
+    let groups = x.stride / GROUP;
+    assert!(
+        x.q.len() == x.count * x.stride && sums.len() >= x.count * TILE_ROWS,
+        "there is room for all rows"
+    );
+    if let (Weights::Packed(bytes), 1, Some(dot_packed)) = (stored, x.count, f.dot_packed) {
+        assert!(bytes.len() >= packed::tile_len(x.stride), "a tile has all blocks");
+        let d = DotPacked { w: bytes.as_ptr(), groups, x: x.q.as_ptr(), out: sums.as_mut_ptr() };
+        // SAFETY: the kernel runs here, and there are as many blocks, numbers and sums (asserted above).
+        unsafe { dot_packed(d) };
+        return;
+    }
+    let block = match stored {
+        Weights::Packed(_) if x.count <= FEW_ROWS => PACKED_BLOCK_GROUPS,
+        _ => BLOCK_GROUPS,
+    };
+    for g in (0..groups).step_by(block) {
+        let groups = (groups - g).min(block);
+        let weights = match stored {
+            Weights::Plain(bytes) => &bytes[g * TILE_ROWS * GROUP..],
+            Weights::Packed(bytes) => {
+                let blocks = groups.div_ceil(PACKED_GROUP / GROUP);
+                let bytes = &bytes[g * GROUP / PACKED_GROUP * PACKED_BLOCK..][..blocks * PACKED_BLOCK];
+                plain.resize(plain.len().max(blocks * PLAIN_BLOCK), 0);
+                // SAFETY: the kernel runs here.
+                unsafe { (f.unpack_weights)(bytes, plain) };
+                &plain[..]
+            }
+        };
+        let d = Dot {
+            w: weights[..groups * TILE_ROWS * GROUP].as_ptr(),
+            stride: TILE_ROWS * GROUP,
+            groups,
+            rows_16: tile_rows.div_ceil(16),
+            x: x.q[g * GROUP..].as_ptr(),
+            x_stride: x.stride,
+            m: x.count,
+            out: sums.as_mut_ptr(),
+            out_stride: TILE_ROWS,
+            accumulate: g > 0,
+            from_memory: matches!(stored, Weights::Plain(_)) && x.count == 1,
+        };
+        // SAFETY: the kernel runs here. There are `groups` groups of 64 rows, `x` has `count` rows of that many groups from
+        // `g` on, and `sums` has `count` rows of 64 (asserted above).
+        unsafe { (f.dot)(d) };
+    }
 }

@@ -349,6 +349,21 @@ pub(super) fn fold_tile(tile: &[u8], low: &[i32], high: &[i32], sums_low: &mut [
     }
 }
 
+/// Asks for what lies [`PACKED_AHEAD`](crate::kernel) of some bytes.
+#[inline(always)]
+fn ahead(bytes: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in bytes.chunks(64) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a hint neither reads nor faults, wherever it points, and every x86-64 has the instruction.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_add(crate::kernel::PACKED_AHEAD).cast())
+        };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = bytes;
+}
+
 /// A lane for each pair of a group's four columns, of 64 rows.
 const PAIRS: usize = TILE_ROWS * GROUP / 2;
 
@@ -369,6 +384,7 @@ pub(super) fn unpack_weights(packed: &[u8], plain: &mut [u8]) {
         for (words, plain) in
             words.as_chunks::<EIGHT>().0.iter().zip(plain.as_chunks_mut::<{ 2 * EIGHT }>().0)
         {
+            ahead(words);
             let words = words.as_chunks::<2>().0;
             let (first, second) = plain.split_at_mut(EIGHT);
             let (first, second) = (first.as_chunks_mut::<2>().0, second.as_chunks_mut::<2>().0);
@@ -391,7 +407,7 @@ macro_rules! instantiate {
             body::$name($($arg),*)
         }
     };
-    ($(#[$feature:meta])* $dot:path, $keccak:path) => {
+    ($(#[$feature:meta])* $dot:path, $keccak:path, $dot_packed:expr) => {
         use crate::kernel::body::{self, instantiate};
         use crate::kernel::{Functions, HeadScales, WeightSums};
         use crate::reference::Affine;
@@ -426,6 +442,7 @@ macro_rules! instantiate {
         pub(in crate::kernel) static FUNCTIONS: Functions = Functions {
             dot: $dot, max_abs, sum_squares, quantise, apply_row_scales, add_scaled, to_fixed, rotate, gate, sum, shift_by, affine,
             activate, bend, hadamard, scores, weights, keccak: $keccak, weigh, unpack, likelihoods, weigh_bytes, weigh_rows, fold_tile, unpack_weights,
+            dot_packed: $dot_packed,
         };
     };
 }

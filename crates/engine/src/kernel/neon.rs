@@ -27,7 +27,8 @@ mod dotprod {
     crate::kernel::body::instantiate!(
         #[target_feature(enable = "neon,dotprod")]
         super::dot_dotprod,
-        crate::kernel::keccak::scalar
+        crate::kernel::keccak::scalar,
+        None
     );
 }
 
@@ -35,7 +36,8 @@ mod baseline {
     crate::kernel::body::instantiate!(
         #[target_feature(enable = "neon")]
         super::dot_neon,
-        crate::kernel::keccak::scalar
+        crate::kernel::keccak::scalar,
+        None
     );
 }
 

@@ -5,7 +5,7 @@ use super::Dot;
 pub(super) use functions::FUNCTIONS;
 
 mod functions {
-    crate::kernel::body::instantiate!(super::dot, crate::kernel::keccak::scalar);
+    crate::kernel::body::instantiate!(super::dot, crate::kernel::keccak::scalar, None);
 }
 
 /// # Safety

@@ -2,7 +2,9 @@
 
 use std::arch::x86_64::*;
 
-use super::{AHEAD, Dot};
+use super::{AHEAD, Dot, DotPacked, PACKED_AHEAD};
+use crate::matrix::packed::{EIGHT, GROUP_SCALE_MAX, PACKED_BLOCK, PACKED_GROUP};
+use crate::matrix::{GROUP, TILE_ROWS};
 
 pub(super) use avx2::FUNCTIONS as AVX2;
 pub(super) use avx512::FUNCTIONS as AVX512;
@@ -25,7 +27,8 @@ mod avx512 {
     crate::kernel::body::instantiate!(
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
         super::dot_avx512,
-        crate::kernel::keccak::x86::keccak_avx512
+        crate::kernel::keccak::x86::keccak_avx512,
+        Some(super::dot_packed_avx512)
     );
 }
 
@@ -33,7 +36,8 @@ mod avx2 {
     crate::kernel::body::instantiate!(
         #[target_feature(enable = "avx2")]
         super::dot_avx2,
-        crate::kernel::keccak::x86::keccak_avx2
+        crate::kernel::keccak::x86::keccak_avx2,
+        None
     );
 }
 
@@ -110,6 +114,70 @@ unsafe fn block_avx512<const N: usize, const M: usize>(d: &Dot) {
             for (n, a) in acc.iter().enumerate() {
                 _mm512_storeu_si512(d.out.add(r * d.out_stride + n * 16).cast(), *a);
             }
+        }
+    }
+}
+
+/// A weight is made in 16-bit lanes as in `body::unpack_weights`, and never leaves the registers.
+///
+/// # Safety
+/// AVX-512 VNNI is present and the pointers are as [`DotPacked`] describes.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+unsafe fn dot_packed_avx512(d: DotPacked) {
+    const GROUPS: usize = PACKED_GROUP / GROUP;
+    const ODD: u32 = 0xaaaa_aaaa;
+    // The first operand, or else both others: the low bytes of one with the high bytes of another.
+    const MERGE: i32 = 0xf8;
+    let most = _mm_set1_epi8(GROUP_SCALE_MAX as i8);
+    let least = _mm_set1_epi8(-GROUP_SCALE_MAX as i8);
+    let (nibble, high) = (_mm512_set1_epi16(15), _mm512_set1_epi16(0xff00_u16 as i16));
+    let bias = _mm512_set1_epi16((2 * 64 + (1 << 15)) as u16 as i16);
+    let mut acc = [_mm512_setzero_si512(); 4];
+    // SAFETY: all reads and writes are within what `DotPacked` describes; hints neither read nor fault.
+    unsafe {
+        for first in (0..d.groups).step_by(GROUPS) {
+            let block = d.w.add(first / GROUPS * PACKED_BLOCK);
+            for line in (0..PACKED_BLOCK).step_by(64) {
+                _mm_prefetch::<_MM_HINT_T0>(block.wrapping_add(line + PACKED_AHEAD).cast());
+            }
+            let mut factor = [_mm512_setzero_si512(); 4];
+            let mut offset = [_mm512_setzero_si512(); 4];
+            for n in 0..4 {
+                let g = _mm_loadu_si128(block.add(n * 16).cast());
+                let g = _mm_max_epi8(_mm_min_epi8(g, most), least);
+                // 64 · g in both halves of a row's lane.
+                let g = _mm512_slli_epi32::<6>(_mm512_cvtepi8_epi32(g));
+                factor[n] = _mm512_mask_blend_epi16(ODD, g, _mm512_slli_epi32::<16>(g));
+                offset[n] = _mm512_sub_epi16(bias, _mm512_slli_epi16::<3>(factor[n]));
+            }
+            let here = (d.groups - first).min(GROUPS);
+            for pair in 0..here.div_ceil(2) {
+                let x = d.x.add((first + 2 * pair) * GROUP).cast::<i32>();
+                let x_first = _mm512_set1_epi32(x.read_unaligned());
+                // What only fills a block is met by nothing.
+                let second = if 2 * pair + 1 < here { x.add(1).read_unaligned() } else { 0 };
+                let x_second = _mm512_set1_epi32(second);
+                let words = block.add(TILE_ROWS + pair * EIGHT);
+                for n in 0..4 {
+                    let q = _mm512_loadu_si512(words.add(n * 64).cast());
+                    let weight = |q| _mm512_add_epi16(_mm512_mullo_epi16(q, factor[n]), offset[n]);
+                    let both = |low, other| {
+                        let low = _mm512_srli_epi16::<8>(weight(low));
+                        _mm512_ternarylogic_epi32::<MERGE>(low, weight(other), high)
+                    };
+                    let first = both(
+                        _mm512_and_si512(q, nibble),
+                        _mm512_and_si512(_mm512_srli_epi16::<4>(q), nibble),
+                    );
+                    let second =
+                        both(_mm512_and_si512(_mm512_srli_epi16::<8>(q), nibble), _mm512_srli_epi16::<12>(q));
+                    acc[n] = _mm512_dpbusd_epi32(acc[n], first, x_first);
+                    acc[n] = _mm512_dpbusd_epi32(acc[n], second, x_second);
+                }
+            }
+        }
+        for (n, acc) in acc.iter().enumerate() {
+            _mm512_storeu_si512(d.out.add(n * 16).cast(), *acc);
         }
     }
 }
