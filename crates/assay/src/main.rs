@@ -15,6 +15,7 @@ mod said;
 mod commands;
 mod config;
 mod home;
+mod memory;
 mod progress;
 mod telemetry;
 

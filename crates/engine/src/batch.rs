@@ -24,10 +24,12 @@ use crate::transcribe::{StopRules, Transcriber};
 
 mod active;
 mod draft;
+mod memory;
 mod prefix;
 
 use active::{Active, segments};
 pub use draft::model::{Draft, DraftError};
+pub use memory::Memory;
 
 use draft::Drafter;
 use draft::model::DraftModel;
@@ -307,10 +309,10 @@ impl<'t> Batcher<'t> {
         job.prompt.len().saturating_add(asked).min(self.context())
     }
 
-    fn cache_bytes_of(&self, job: &Job) -> usize {
-        let capacity = self.capacity(job);
-        let drafts = self.draft.as_ref().map_or(0, |draft| draft.cache_bytes(capacity));
-        Sequence::bytes(self.executor.constants().program().caches(), capacity) + drafts
+    /// Bytes of the caches of a request of so many positions.
+    fn cache_bytes_for(&self, capacity: usize) -> usize {
+        let draft = self.draft.as_ref().map(DraftModel::executor);
+        memory::cache_bytes(&self.executor, draft, capacity)
     }
 
     /// Takes a job on, to be started when there is room.
@@ -325,7 +327,7 @@ impl<'t> Batcher<'t> {
         if let Some(id) = job.prompt.iter().find(|id| **id >= vocabulary) {
             return Err(SubmitError::TokenUnknown { id: *id, vocabulary });
         }
-        let needed = self.cache_bytes_of(&job);
+        let needed = self.cache_bytes_for(self.capacity(&job));
         if needed > self.limits.cache_bytes_max {
             return Err(SubmitError::CacheTooSmall { needed, limit: self.limits.cache_bytes_max });
         }
@@ -379,11 +381,11 @@ impl<'t> Batcher<'t> {
     fn admit(&mut self, report: &mut dyn FnMut(JobId, Event)) {
         while self.running.len() < self.limits.running_max {
             let Some(job) = self.waiting.front() else { return };
-            let cache_bytes = self.cache_bytes_of(job);
+            let capacity = self.capacity(job);
+            let cache_bytes = self.cache_bytes_for(capacity);
             if self.cache_bytes + cache_bytes > self.limits.cache_bytes_max {
                 return;
             }
-            let capacity = self.capacity(job);
             let Some(job) = self.waiting.pop_front() else { return };
             report(job.id, Event::Admitted);
             let rules = StopRules {

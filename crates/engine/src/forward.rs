@@ -174,6 +174,40 @@ impl Executor {
         &self.pool
     }
 
+    /// Most bytes that it ever holds for passes of up to `rows` rows, of which up to `logits` want logits: values, their scales, and what its threads
+    /// compute them with. The constants and the caches are not among them.
+    pub fn pass_bytes(&self, rows: usize, logits: usize) -> usize {
+        let checked = self.constants.program();
+        let program = checked.program();
+        let last = match program.head {
+            Head::Tokens { hidden, .. } => usize::from(hidden),
+            Head::Vector { .. } => program.ops.len(),
+        };
+        let (mut integers, mut int8) = (vec![0; self.plan.integer_buffers], vec![0; self.plan.int8_buffers]);
+        let (mut beside, mut hidden, mut scratch) = (0, 0, 0);
+        for (i, op) in program.ops.iter().enumerate() {
+            let width = self.width(i as ValueId);
+            let rows = if i > last { logits } else { rows };
+            let groups = match checked.value_types()[i] {
+                ValueType::Int8 { groups, .. } => groups as usize,
+                _ => 1,
+            };
+            match self.plan.places[i] {
+                Place::Integers(b) => integers[b] = integers[b].max(rows * width * size_of::<i32>()),
+                Place::Int8(b) => int8[b] = int8[b].max(rows * width),
+            }
+            beside += rows * groups * (size_of::<Scale>() + size_of::<i32>());
+            if i == last {
+                hidden = rows * (width + size_of::<Scale>());
+            }
+            if let Some((op, _)) = attend::Attention::of(op) {
+                scratch = scratch.max(attend::scratch_bytes(&op, rows, program.context as usize));
+            }
+        }
+        let values = integers.into_iter().chain(int8).sum::<usize>();
+        values + beside + hidden + self.pool.threads() * (scratch + matmul::SCRATCH_BYTES)
+    }
+
     /// Executes a batch of 1 to [`BATCH_ROWS_MAX`] rows.
     ///
     /// # Panics
@@ -359,9 +393,7 @@ impl Executor {
             unreachable!("the plan places integers among integers")
         };
         let mut buffer = std::mem::take(&mut self.buffers.integers[b]);
-        if buffer.len() < len {
-            buffer.resize(len, 0);
-        }
+        lengthen(&mut buffer, len);
         buffer
     }
 
@@ -389,9 +421,7 @@ impl Executor {
         for (token, row) in tokens.iter().zip(out.chunks_exact_mut(w.cols())) {
             let m = i64::from(w.scales()[*token as usize]);
             let shift = i32::from(w.shift()) - i32::from(frac);
-            for (c, o) in row.iter_mut().enumerate() {
-                *o = shift_sat(i64::from(w.weight(*token as usize, c)) * m, shift);
-            }
+            w.for_row(*token as usize, |c, w| row[c] = shift_sat(i64::from(w) * m, shift));
         }
         self.put_integers(i, out);
         self.buffers.scales[i] = vec![Scale::power(-i16::from(frac)); tokens.len()];
@@ -401,9 +431,7 @@ impl Executor {
         let (width, stride, n) = (self.width(x), len.next_multiple_of(4), len / groups);
         let Place::Int8(place) = self.plan.places[i] else { unreachable!("the plan places int8 among int8") };
         let mut out = std::mem::take(&mut self.buffers.int8[place]);
-        if out.len() < rows * stride {
-            out.resize(rows * stride, 0);
-        }
+        lengthen(&mut out, rows * stride);
         let mut scales = std::mem::take(&mut self.buffers.scales[i]);
         scales.resize(rows * groups, Scale::ZERO);
         let mut sums = std::mem::take(&mut self.buffers.sums[i]);
@@ -476,6 +504,14 @@ impl Executor {
                 move_rows(&mut self.buffers.sums[i], groups, wanted);
             }
         }
+    }
+}
+
+/// Makes a buffer at least so long, and no longer than that: it is as large as the largest batch needs.
+fn lengthen<T: Copy + Default>(buffer: &mut Vec<T>, len: usize) {
+    if buffer.len() < len {
+        buffer.reserve_exact(len - buffer.len());
+        buffer.resize(len, T::default());
     }
 }
 

@@ -17,7 +17,7 @@ pub use layer::{LayerExecution, LayerRow, LayerRun};
 /// Rows of a pass: enough to be fast, few enough that their logits stay small.
 const CHUNK: usize = 128;
 /// Tokens of one pass of an encoder: enough to be fast, few enough that their values stay in the caches.
-const ENCODER_ROWS: usize = 512;
+pub(crate) const ENCODER_ROWS: usize = 512;
 
 /// What an execution computed at one position.
 pub struct Row<'a> {

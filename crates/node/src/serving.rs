@@ -17,7 +17,7 @@ use assay_core::text::TextOpening;
 use assay_engine::artifact::Artifact;
 use assay_engine::artifact::tree::ModelTree;
 use assay_engine::batch::{
-    BatchLimits, Batcher, Draft, Event, Job, JobId, Load, Spared, Stepped, SubmitError,
+    BatchLimits, Batcher, Draft, Event, Job, JobId, Load, Memory, Spared, Stepped, SubmitError,
 };
 use assay_engine::constants::Constants as _;
 use assay_engine::forward::Executor;
@@ -90,6 +90,7 @@ pub struct ServedModel {
     encoding: AtomicUsize,
     kernel: Kernel,
     limits: BatchLimits,
+    memory: Memory,
     standing: watch::Sender<Standing>,
     /// What its root says of text, once somebody has asked.
     shown: OnceLock<Option<TextOpening>>,
@@ -155,20 +156,22 @@ impl ServedModel {
         let (commands, inbox) = channel();
         let arriving = artifact.presence().is_some_and(|p| !p.is_settled());
         let standing = watch::Sender::new(if arriving { Standing::Arriving } else { Standing::Whole });
+        let executor = Executor::new(artifact.shared(), kernel, Arc::clone(&pool));
+        let draft = draft.map(|draft| draft.executor(kernel, pool));
+        let memory = Memory::of(&limits, &executor, draft.as_ref());
         let thread = {
             let (artifact, tokenizer) = (Arc::clone(&artifact), Arc::clone(&tokenizer));
             let (load, spared, reached) = (Arc::clone(&load), Arc::clone(&spared), Arc::clone(&reached));
             std::thread::Builder::new()
                 .name("assay-batcher".into())
                 .spawn(move || {
-                    let executor = Executor::new(artifact.shared(), kernel, Arc::clone(&pool));
                     if let Head::Vector { .. } = artifact.program().program().head {
                         return encode_all(executor, &inbox, artifact.presence(), &load);
                     }
                     let end_tokens = artifact.text().end_tokens.clone();
                     let mut batcher = Batcher::new(executor, &tokenizer, end_tokens, limits);
                     if let Some(draft) = draft {
-                        batcher = batcher.drafting(draft.executor(kernel, pool));
+                        batcher = batcher.drafting(draft);
                     }
                     run(batcher, &inbox, artifact.presence(), (&load, &spared), &reached);
                     // Jobs that were dropped are under way no longer.
@@ -188,6 +191,7 @@ impl ServedModel {
             encoding: AtomicUsize::new(0),
             kernel,
             limits,
+            memory,
             standing,
             shown: OnceLock::new(),
             reached,
@@ -264,6 +268,11 @@ impl ServedModel {
     /// What it takes on.
     pub fn limits(&self) -> BatchLimits {
         self.limits
+    }
+
+    /// What it takes of memory while it has most to do.
+    pub fn memory(&self) -> Memory {
+        self.memory
     }
 
     /// What it is busy with.

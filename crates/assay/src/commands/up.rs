@@ -20,13 +20,16 @@ use assay_node::arriving::Engine;
 use assay_node::files::FolderStore;
 use assay_node::key::NodeKey;
 use assay_node::provider::Provider;
+use assay_node::serving::ServedModel;
 use assay_node::store::ReceiptStore;
 use assay_node::till::Till;
 use clap::Args;
+use indicatif::HumanBytes;
 
 use super::host::RelaysArg;
 use super::ledger::connection::{KeyArgs, LedgerArgs};
 use crate::home::{Daemon, Home, built_in};
+use crate::memory;
 
 mod early;
 mod settlement;
@@ -172,6 +175,27 @@ fn drafting(draft: &Arc<Artifact>, models: &[Arc<Artifact>], is_more_to_come: bo
     Ok(())
 }
 
+/// Says what the models take of memory when they have most to do, and whether there is as much.
+fn say_memory(models: &[Arc<ServedModel>]) {
+    let sum = |of: fn(&ServedModel) -> usize| models.iter().map(|model| of(model) as u64).sum::<u64>();
+    let files = sum(|model| model.artifact().len());
+    let caches = sum(|model| model.memory().caches + model.memory().prefixes);
+    let passes = sum(|model| model.memory().passes);
+    let all = files + caches + passes;
+    note!(
+        "Memory: {} of models, at most {} of caches and {} for passes.",
+        HumanBytes(files),
+        HumanBytes(caches),
+        HumanBytes(passes)
+    );
+    if let Some(there_is) = memory::there_is().filter(|there_is| all > *there_is) {
+        note!(
+            "There are {}, less than that: with many requests the system may end the node. Lower --cache-mib, --prefix-mib or --max-running.",
+            HumanBytes(there_is)
+        );
+    }
+}
+
 impl Up {
     pub fn run(self, home: &Home) -> Result<()> {
         let mut models = home.models()?;
@@ -252,6 +276,7 @@ impl Server {
             let provider = provider.private(self.price_private);
             let provider = Arc::new(provider);
             note!("Serving {} on http://{at}/v1 (kernel {kernel})", names.join(", "));
+            say_memory(&provider.served());
             note!("Data: {}. Stop with Ctrl-C; running answers are finished first.", home.path().display());
             let settlement = match &till {
                 None => None,

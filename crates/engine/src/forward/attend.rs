@@ -81,6 +81,18 @@ struct Scratch {
     sums: Vec<i32>,
 }
 
+/// Most bytes that a thread holds to answer queries of batches of up to `rows` rows over caches of up to `positions` positions.
+pub(super) fn scratch_bytes(op: &Attention, rows: usize, positions: usize) -> usize {
+    let per_kv = op.heads / op.kv_heads;
+    let count = QUERIES.max(per_kv).min(rows * per_kv);
+    let stride = positions.next_multiple_of(TILE_ROWS);
+    let planes = 2 * (stride + TILE_ROWS * size_of::<i32>());
+    let each =
+        op.head_dim + stride * size_of::<i32>() + planes + size_of::<(i32, i32)>() + size_of::<Share>();
+    // They grow with the longest request, and a vector that grows may take twice what it holds.
+    2 * count * each
+}
+
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }

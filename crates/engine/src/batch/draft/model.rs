@@ -20,7 +20,7 @@ use crate::program::Head;
 use crate::semantics::adjust::History;
 
 /// Tokens that it reads in one go, of all requests together.
-const ROWS_MAX: usize = 64;
+pub(in super::super) const ROWS_MAX: usize = 64;
 
 /// Why a model cannot propose tokens for another.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -161,23 +161,20 @@ impl DraftModel {
         DraftModel { executor }
     }
 
+    pub(in super::super) fn executor(&self) -> &Executor {
+        &self.executor
+    }
+
     pub(in super::super) fn vocabulary(&self) -> u32 {
         self.executor.constants().program().program().vocabulary
     }
 
-    fn capacity(&self, capacity: usize) -> usize {
-        capacity.min(self.executor.constants().program().program().context as usize)
-    }
-
-    /// Bytes of its caches for a request of so many positions.
-    pub(in super::super) fn cache_bytes(&self, capacity: usize) -> usize {
-        Sequence::bytes(self.executor.constants().program().caches(), self.capacity(capacity))
-    }
-
     /// For a request of so many positions.
     pub(in super::super) fn ahead(&self, capacity: usize) -> Ahead {
-        let caches = self.executor.constants().program().caches();
-        Ahead { sequence: Sequence::new(caches, self.capacity(capacity)), pace: Pace::new() }
+        let checked = self.executor.constants().program();
+        // Its window may be a shorter one.
+        let capacity = capacity.min(checked.program().context as usize);
+        Ahead { sequence: Sequence::new(checked.caches(), capacity), pace: Pace::new() }
     }
 
     /// Proposes for all who ask, in passes that they share. Whose tokens it has not all read yet gets nothing this time.
