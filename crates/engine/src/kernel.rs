@@ -42,7 +42,7 @@ pub(crate) struct Dot {
     pub(crate) out: *mut i32,
     pub(crate) out_stride: usize,
     pub(crate) accumulate: bool,
-    /// Whether rows come from memory and are met by few vectors: then what is read soon is asked for.
+    /// Whether rows come from memory, and the next groups follow these: then what is read soon is asked for.
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only kernels of x86-64 ask ahead"))]
     pub(crate) from_memory: bool,
 }
@@ -377,7 +377,7 @@ mod tests {
                                 out: out.as_mut_ptr(),
                                 out_stride,
                                 accumulate,
-                                from_memory: m == 1,
+                                from_memory: m % 2 == 1,
                             };
                             // SAFETY: the kernel runs here; the vectors have the lengths that `d` says.
                             unsafe { (kernel.functions.dot)(d) };

@@ -20,6 +20,8 @@ const BLOCK_GROUPS: usize = 128;
 const PACKED_BLOCK_GROUPS: usize = 32;
 /// Rows that are few.
 const FEW_ROWS: usize = 6;
+/// Rows up to which a product waits for memory as much as for the multipliers.
+const WAITING_ROWS: usize = 64;
 /// Batch rows whose sums are kept at once: 64 KiB of accumulators.
 const BLOCK_ROWS: usize = 256;
 
@@ -227,7 +229,7 @@ fn sum_tile(
             out: sums.as_mut_ptr(),
             out_stride: TILE_ROWS,
             accumulate: g > 0,
-            from_memory: matches!(stored, Weights::Plain(_)) && x.count == 1,
+            from_memory: matches!(stored, Weights::Plain(_)) && x.count <= WAITING_ROWS,
         };
         // SAFETY: the kernel runs here. There are `groups` groups of 64 rows, `x` has `count` rows of that many groups from
         // `g` on, and `sums` has `count` rows of 64 (asserted above).

@@ -61,19 +61,40 @@ unsafe fn dot_avx512(d: Dot) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 #[inline]
 unsafe fn dot_avx512_rows<const N: usize>(mut d: Dot) {
+    let mut ahead = Ahead::of(&d);
     // SAFETY: each block takes its own vectors and moves on by as many.
     unsafe {
         while d.m >= 6 {
-            block_avx512::<N, 6>(&d);
+            block_avx512::<N, 6>(&d, &ahead);
             d = d.skip(6);
+            ahead.first += 1;
         }
         match d.m {
-            5 => block_avx512::<N, 5>(&d),
-            4 => block_avx512::<N, 4>(&d),
-            3 => block_avx512::<N, 3>(&d),
-            2 => block_avx512::<N, 2>(&d),
-            1 => block_avx512::<N, 1>(&d),
+            5 => block_avx512::<N, 5>(&d, &ahead),
+            4 => block_avx512::<N, 4>(&d, &ahead),
+            3 => block_avx512::<N, 3>(&d, &ahead),
+            2 => block_avx512::<N, 2>(&d, &ahead),
+            1 => block_avx512::<N, 1>(&d, &ahead),
             _ => {}
+        }
+    }
+}
+
+/// Which registers of weights a block of vectors asks memory for, in each group of columns, and how far ahead: all that is read soon is asked for once, by
+/// all blocks in turn, so that memory never waits for the multipliers.
+struct Ahead {
+    first: usize,
+    step: usize,
+    bytes: usize,
+}
+
+impl Ahead {
+    #[inline(always)]
+    fn of(d: &Dot) -> Ahead {
+        match d.m.div_ceil(6) {
+            0 | 1 => Ahead { first: 0, step: 1, bytes: AHEAD },
+            // Further vectors meet these groups before memory is read again.
+            step => Ahead { first: 0, step, bytes: d.groups * d.stride },
         }
     }
 }
@@ -82,7 +103,7 @@ unsafe fn dot_avx512_rows<const N: usize>(mut d: Dot) {
 /// As [`dot_avx512`], with at least `M` vectors and `N` being `rows_16`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 #[inline]
-unsafe fn block_avx512<const N: usize, const M: usize>(d: &Dot) {
+unsafe fn block_avx512<const N: usize, const M: usize>(d: &Dot, ahead: &Ahead) {
     let mut acc = [[_mm512_setzero_si512(); N]; M];
     // SAFETY: all reads and writes are within what `Dot` describes.
     unsafe {
@@ -94,10 +115,13 @@ unsafe fn block_avx512<const N: usize, const M: usize>(d: &Dot) {
             }
         }
         for g in 0..d.groups {
-            if M == 1 && d.from_memory {
-                for n in 0..N {
-                    _mm_prefetch::<_MM_HINT_T0>(d.w.wrapping_add(g * d.stride + n * 64 + AHEAD).cast());
-                }
+            let ask = |n: usize| {
+                _mm_prefetch::<_MM_HINT_T0>(d.w.wrapping_add(g * d.stride + n * 64 + ahead.bytes).cast());
+            };
+            match ahead.step {
+                _ if !d.from_memory => {}
+                1 => (0..N).for_each(ask),
+                step => (ahead.first..N).step_by(step).for_each(ask),
             }
             let mut w = [_mm512_setzero_si512(); N];
             for (n, w) in w.iter_mut().enumerate() {
