@@ -421,7 +421,7 @@ impl Executor {
         for (token, row) in tokens.iter().zip(out.chunks_exact_mut(w.cols())) {
             let m = i64::from(w.scales()[*token as usize]);
             let shift = i32::from(w.shift()) - i32::from(frac);
-            w.for_row(*token as usize, |c, w| row[c] = shift_sat(i64::from(w) * m, shift));
+            w.map_row(*token as usize, row, |w| shift_sat(i64::from(w) * m, shift));
         }
         self.put_integers(i, out);
         self.buffers.scales[i] = vec![Scale::power(-i16::from(frac)); tokens.len()];

@@ -111,15 +111,19 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    /// Tells every weight of a row, by its column: asked once how they are stored, not once for each.
+    /// Makes numbers of all weights of a row, in the order of their columns.
     #[inline(always)]
-    pub(crate) fn for_row(&self, row: usize, mut tell: impl FnMut(usize, i8)) {
-        match self.weights {
-            Weights::Plain(bytes) => {
-                (0..self.cols).for_each(|c| tell(c, (bytes[stored_index(self.cols, row, c)] ^ BIAS) as i8));
+    pub(crate) fn map_row(&self, row: usize, out: &mut [i32], make: impl Fn(i8) -> i32) {
+        match self.stored_tile(row / TILE_ROWS) {
+            Weights::Plain(tile) => {
+                let at = row % TILE_ROWS * GROUP;
+                let out = out[..self.cols].chunks_mut(GROUP);
+                for (out, group) in out.zip(tile.chunks_exact(TILE_ROWS * GROUP)) {
+                    out.iter_mut().zip(&group[at..at + GROUP]).for_each(|(o, w)| *o = make((w ^ BIAS) as i8));
+                }
             }
-            Weights::Packed(bytes) => {
-                (0..self.cols).for_each(|c| tell(c, packed::weight(bytes, self.cols, row, c)));
+            Weights::Packed(_) => {
+                out[..self.cols].iter_mut().enumerate().for_each(|(c, o)| *o = make(self.weight(row, c)));
             }
         }
     }
